@@ -1,1 +1,29 @@
+//! Holdfast's data plane: WireGuard on one thread, in batches.
 //!
+//! In go [`Command`]s (keys, endpoints, prefixes), out come packets and [`Event`]s. The crate knows packets, not
+//! policies: whom to wake, which path is best and when to give up is decided by whoever started it. One OS thread
+//! owns the TUN interface, the UDP sockets and every session and runs each batch to completion; there is no lock,
+//! channel, clock read, allocation or log line per packet.
+//!
+//! An idle peer is an entry in a table. Its session (about 11 KB) exists from the first handshake, in either
+//! direction, until [`Command::Forget`] or until it expires; an idle peer has no timers and sends nothing.
+//!
+//! The noise protocol's library logs at ERROR and WARN what is ordinary here (an unanswered handshake):
+//! subscribers filter its target, `boringtun=off`.
+
+mod command;
+mod config;
+mod device;
+mod event;
+mod key;
+mod stats;
+mod socket;
+mod tunnel;
+
+pub use command::Command;
+pub use config::{Config, DEFAULT_MTU, MAX_ENDPOINTS, Peer};
+pub use device::{Device, DeviceError};
+pub use event::Event;
+pub use key::{PresharedKey, PrivateKey, PublicKey};
+pub use stats::{Drops, PeerStats};
+pub use tunnel::{StartError, Tunnel, start};

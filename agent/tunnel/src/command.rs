@@ -1,0 +1,46 @@
+//! What the data plane is told to do.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::{Peer, PublicKey};
+
+/// One order to the data plane. Orders about a key that is not configured are ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Adds or replaces a peer. An existing one keeps its session, endpoint and counters, except that another
+    /// preshared key ends the session.
+    Upsert(Peer),
+    Remove(PublicKey),
+    /// Sends one fresh handshake initiation, the same datagram to each endpoint (at most [`crate::MAX_ENDPOINTS`]).
+    /// May be repeated as fast as the caller likes; by itself WireGuard repeats it to the same endpoints after 5 s
+    /// until it gives up after 90 s ([`crate::Event::SessionLost`]). Packets that wait keep waiting.
+    Initiate {
+        peer: PublicKey,
+        endpoints: Vec<SocketAddr>,
+    },
+    /// The peer is idle: its session, timers and waiting packets go. Its endpoint, counters and the timestamp that
+    /// guards against replayed handshakes stay.
+    Forget {
+        peer: PublicKey,
+    },
+    /// While there is a session, sends a keepalive when nothing was sent for `interval`, and renews the session.
+    SetKeepalive {
+        peer: PublicKey,
+        interval: Option<Duration>,
+    },
+    /// Sends from now on to `endpoint` (a better path was proven).
+    SetEndpoint {
+        peer: PublicKey,
+        endpoint: SocketAddr,
+    },
+    /// Sends `payload` as a UDP datagram inside the tunnel to the message port of the peer's own address. Needs a
+    /// session, else it is dropped and counted. `via` tries another path without leaving the current one.
+    SendMessage {
+        peer: PublicKey,
+        payload: Vec<u8>,
+        via: Option<SocketAddr>,
+    },
+    /// The network changed: new sockets, on the same port where possible.
+    Rebind,
+    Shutdown,
+}

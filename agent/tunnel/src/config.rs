@@ -1,0 +1,41 @@
+//! What a tunnel is started with, and what it is told about a peer.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::{Device, PresharedKey, PrivateKey, PublicKey};
+
+/// Ethernet's 1500 bytes less 80: IPv6 40, UDP 8, WireGuard 32.
+pub const DEFAULT_MTU: u16 = 1420;
+
+/// One initiation goes to at most this many endpoints; the rest are ignored.
+pub const MAX_ENDPOINTS: usize = 8;
+
+/// What [`crate::start`] needs.
+#[derive(Debug)]
+pub struct Config {
+    pub private_key: PrivateKey,
+    pub device: Device,
+    /// UDP port for both address families; 0 is any. If it is taken another is bound: see
+    /// [`crate::Tunnel::listen_port`].
+    pub listen_port: u16,
+    /// Mark of the sockets' packets (SO_MARK, Linux), so that routes can leave them out of the tunnel.
+    pub fwmark: Option<u32>,
+    /// The node's own overlay addresses. Messages are sent from the first of the peer's family.
+    pub addresses: Vec<IpAddr>,
+    /// The agents' own UDP port inside tunnels. Datagrams to it are never taken from, nor written to, the interface.
+    pub message_port: Option<u16>,
+}
+
+/// A peer as configured. Idle, it costs a few hundred bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    pub key: PublicKey,
+    /// Where its packets go (longest prefix wins; a prefix belongs to the peer that was given it last). The first
+    /// entry is the peer's own address: messages go there and are taken from there only.
+    pub allowed_ips: Vec<IpNet>,
+    /// What it may send from: every packet that leaves its tunnel is checked. Several peers may share a prefix here.
+    pub sources: Vec<IpNet>,
+    pub preshared_key: Option<PresharedKey>,
+}

@@ -1,0 +1,77 @@
+//! The TUN interface. One module per system; what is not supported yet says so when created.
+
+use std::io;
+
+use ipnet::IpNet;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+mod netlink;
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(not(target_os = "linux"))]
+use unsupported as system;
+
+pub(crate) use system::{Reader, Writer};
+
+/// Why an interface could not be made or set up.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("there already is an interface named {0}")]
+    NameInUse(String),
+    #[error("no interface can be named {0:?}: a name has 1 to 15 characters, without slash or space")]
+    BadName(String),
+    #[error("no permission to make the interface {0}: it needs root or CAP_NET_ADMIN")]
+    NoPermission(String),
+    #[error("there is no /dev/net/tun: load the kernel module `tun`, or let the container have the device")]
+    NoTun,
+    #[error("address {address} could not be set on {name}: {source}")]
+    Address { name: String, address: IpNet, source: io::Error },
+    #[error("interfaces are not supported on this system")]
+    Unsupported,
+    #[error("interface {name}: {source}")]
+    Other { name: String, source: io::Error },
+}
+
+/// A TUN interface, up and without addresses until [`Device::set_addresses`]. It is removed with its owner.
+#[derive(Debug)]
+pub struct Device {
+    inner: system::Device,
+    name: String,
+    mtu: u16,
+}
+
+impl Device {
+    /// Makes an interface in the calling thread's network namespace. Other programs' interfaces are never taken over.
+    pub fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
+        let inner = system::Device::create(name, mtu)?;
+        Ok(Self { inner, name: name.to_owned(), mtu })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of the largest packet that enters the tunnel.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// Adds addresses, each with its on-link prefix, without duplicate address detection.
+    pub fn set_addresses(&self, addresses: &[IpNet]) -> Result<(), DeviceError> {
+        addresses.iter().try_for_each(|&address| {
+            self.inner.add_address(address).map_err(|source| DeviceError::Address {
+                name: self.name.clone(),
+                address,
+                source,
+            })
+        })
+    }
+
+    pub(crate) fn inner(&self) -> &system::Device {
+        &self.inner
+    }
+}

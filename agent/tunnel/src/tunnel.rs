@@ -1,0 +1,109 @@
+//! The handle on a running data plane: what its owner holds while the thread works.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+        mpsc::{self, Sender, SyncSender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use crate::{
+    Command, Config, Drops, Event, PeerStats,
+    socket::Sockets,
+    wait::{self, Waker},
+    worker::Worker,
+};
+
+/// Why the data plane did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("no UDP socket could be opened: {0}")]
+    Socket(io::Error),
+    #[error("the sockets' firewall mark could not be set (it needs CAP_NET_ADMIN): {0}")]
+    Mark(io::Error),
+    #[error("the data plane's thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+/// What the thread is asked: an order, or a copy of its counters.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Command(Command),
+    Stats(SyncSender<Vec<PeerStats>>),
+    Drops(SyncSender<Drops>),
+}
+
+/// A running data plane. Dropping it stops the thread, closes the sockets and removes the interface.
+#[derive(Debug)]
+pub struct Tunnel {
+    requests: Sender<Request>,
+    waker: Waker,
+    listen_port: Arc<AtomicU16>,
+    interface: String,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Opens the sockets (in the caller's network namespace) and starts the thread. `events` is called on that thread
+/// and must not block.
+pub fn start(config: Config, events: impl FnMut(Event) + Send + 'static) -> Result<Tunnel, StartError> {
+    let sockets = Sockets::open(config.listen_port, config.fwmark)?;
+    let listen_port = Arc::new(AtomicU16::new(sockets.port()));
+    let (waker, wakeups) = wait::pair().map_err(StartError::Thread)?;
+    let (requests, inbox) = mpsc::channel();
+    let interface = config.device.name().to_owned();
+    let mut worker = Worker::new(config, sockets, listen_port.clone(), Box::new(events));
+    let thread = thread::Builder::new()
+        .name("tunnel".into())
+        .spawn(move || worker.run(&inbox, &wakeups))
+        .map_err(StartError::Thread)?;
+    Ok(Tunnel { requests, waker, listen_port, interface, thread: Some(thread) })
+}
+
+impl Tunnel {
+    /// Hands over a command; they are carried out in order. After a [`Event::Fault`] they have no effect.
+    pub fn command(&self, command: Command) {
+        self.request(Request::Command(command));
+    }
+
+    /// The UDP port in use, which [`Command::Rebind`] may change.
+    pub fn listen_port(&self) -> u16 {
+        self.listen_port.load(Ordering::Relaxed)
+    }
+
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Every peer's state, in no particular order; empty after a fault. Waits for the thread, which answers between
+    /// two batches.
+    pub fn stats(&self) -> Vec<PeerStats> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.request(Request::Stats(reply));
+        answer.recv().unwrap_or_default()
+    }
+
+    pub fn drops(&self) -> Drops {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.request(Request::Drops(reply));
+        answer.recv().unwrap_or_default()
+    }
+
+    fn request(&self, request: Request) {
+        if self.requests.send(request).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.command(Command::Shutdown);
+        if let Some(thread) = self.thread.take() {
+            // A panic on the thread has been reported by the panic hook; there is nothing more to clean up.
+            let _ = thread.join();
+        }
+    }
+}
