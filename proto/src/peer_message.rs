@@ -1,0 +1,96 @@
+//! What agents say to each other inside tunnels, typed. The tunnel vouches for the sender, so nothing here is signed but what the root signed.
+
+use crate::{Invalid, endpoints, map::MAX_ENDPOINTS, wire};
+use prost::Message;
+use std::net::SocketAddr;
+
+/// The largest datagram taken, bytes.
+pub const MAX_LEN: usize = 1200;
+
+/// A datagram from a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerMessage {
+    /// The sender's start number: a new one means that it restarted.
+    pub boot: u64,
+    pub body: Body,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    Probe(u64),
+    ProbeReply(u64),
+    /// Where the sender may be reached now.
+    Endpoints(Vec<SocketAddr>),
+    /// The sender goes away.
+    Leaving,
+    /// Encoded `Signed` removals.
+    Removed(Vec<Vec<u8>>),
+    /// From a newer program.
+    Unknown,
+}
+
+impl PeerMessage {
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::peer_message::Kind;
+        let kind = match &self.body {
+            Body::Probe(id) => Some(Kind::Probe(wire::Probe { id: *id })),
+            Body::ProbeReply(id) => Some(Kind::ProbeReply(wire::ProbeReply { id: *id })),
+            Body::Endpoints(endpoints) => {
+                let endpoints = endpoints.iter().map(ToString::to_string).collect();
+                Some(Kind::Endpoints(wire::Endpoints { endpoints }))
+            }
+            Body::Leaving => Some(Kind::Leaving(wire::Leaving {})),
+            Body::Removed(removals) => Some(Kind::Removed(wire::Removed { removals: removals.clone() })),
+            Body::Unknown => None,
+        };
+        wire::PeerMessage { boot: self.boot, kind }.encode_to_vec()
+    }
+
+    /// # Errors
+    /// The datagram is too long or no valid message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Invalid> {
+        use wire::peer_message::Kind;
+        if bytes.len() > MAX_LEN {
+            return Err(Invalid::new("peer message", format_args!("{} bytes, at most {MAX_LEN}", bytes.len())));
+        }
+        let wire = wire::PeerMessage::decode(bytes).map_err(|error| Invalid::new("peer message", error))?;
+        let body = match wire.kind {
+            Some(Kind::Probe(probe)) => Body::Probe(probe.id),
+            Some(Kind::ProbeReply(reply)) => Body::ProbeReply(reply.id),
+            Some(Kind::Endpoints(list)) => Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?),
+            Some(Kind::Leaving(_)) => Body::Leaving,
+            Some(Kind::Removed(removed)) => Body::Removed(removed.removals),
+            None => Body::Unknown,
+        };
+        Ok(Self { boot: wire.boot, body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let endpoint = "192.0.2.1:51820".parse().unwrap();
+        for body in [
+            Body::Probe(1),
+            Body::ProbeReply(u64::MAX),
+            Body::Endpoints(vec![endpoint]),
+            Body::Leaving,
+            Body::Removed(vec![vec![1, 2]]),
+            Body::Unknown,
+        ] {
+            let message = PeerMessage { boot: 9, body };
+            assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..1400)) {
+            let _either = PeerMessage::decode(&bytes);
+        }
+    }
+}

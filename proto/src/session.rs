@@ -1,0 +1,605 @@
+//! The messages of a control session, typed. Reading a message whose kind is not known gives `None`: it came from a newer program and is survived.
+
+use crate::{
+    Invalid, PROTOCOL_VERSION, endpoints, fixed,
+    key::PublicKey,
+    map::{Delta, MAX_ENDPOINTS, MapDigest, MapVersion},
+    server_url::ServerUrl,
+    statement::NodeId,
+    wire,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// The longest text taken from the other side in one field, bytes.
+const MAX_TEXT: usize = 1024;
+
+/// The agent's numbering of its sessions: a larger number replaces a smaller one, whichever servers they are with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionNumber {
+    /// Counts the starts of the agent; persisted.
+    pub boot: u64,
+    /// Counts within a start.
+    pub counter: u64,
+}
+
+/// A server's own random id, kept in its data directory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServerId(pub [u8; 16]);
+
+impl fmt::Display for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::hex::encode(&self.0[..4]))
+    }
+}
+
+impl std::str::FromStr for ServerId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        crate::hex::decode(text).map(Self).ok_or_else(|| Invalid::new("server id", "expected 32 hexadecimal digits"))
+    }
+}
+
+impl TryFrom<String> for ServerId {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<ServerId> for String {
+    fn from(id: ServerId) -> Self {
+        id.to_string()
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    pub hostname: String,
+    pub os: String,
+    pub os_version: String,
+    pub agent_version: String,
+}
+
+/// Which map an agent holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MapState {
+    pub version: MapVersion,
+    pub digest: MapDigest,
+}
+
+/// The first message of a session, but for the proof, which belongs to the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub number: SessionNumber,
+    pub facts: Facts,
+    pub endpoints: Vec<SocketAddr>,
+    pub map: MapState,
+    /// Serve at once, without an `Activate`.
+    pub activate: bool,
+    pub heartbeat_interval: Duration,
+}
+
+/// What an agent says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentMessage {
+    Hello(Hello),
+    Heartbeat { sequence: u64, standby: bool },
+    Activate { number: SessionNumber, map: MapState },
+    Deactivate,
+    Signal(Signal),
+    Update { facts: Facts, endpoints: Vec<SocketAddr> },
+    Leave { logout: bool },
+}
+
+/// A peer asks another, through the servers, to open its side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signal {
+    /// The receiver when an agent says it, the sender when a server does.
+    pub peer: PublicKey,
+    /// The same on both sessions of the sender.
+    pub id: u64,
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What a server says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerMessage {
+    Welcome(Welcome),
+    Refused(Refused),
+    Heartbeat(HeartbeatAck),
+    Activated { number: SessionNumber, version: MapVersion },
+    Map(Delta),
+    /// Call FetchMap.
+    Fetch(MapVersion),
+    Presence(Presence),
+    Signal(Signal),
+    Drain { reason: String },
+    /// An encoded `Signed` membership of the node itself.
+    Membership(Vec<u8>),
+    Servers(Vec<ServerUrl>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    pub server: ServerId,
+    pub server_name: String,
+    pub servers: Vec<ServerUrl>,
+    /// The least the server wants between two heartbeats.
+    pub heartbeat_interval: Duration,
+    pub at: MapVersion,
+    pub unix_ms: u64,
+    pub observed_address: Option<IpAddr>,
+    /// An encoded `Signed` membership of the node itself.
+    pub membership: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeartbeatAck {
+    pub sequence: u64,
+    pub server: ServerId,
+    pub at: MapVersion,
+    /// Since the server last knew itself level with the database.
+    pub revision_age: Duration,
+    pub database_ok: bool,
+    /// Failovers are to be spread over this time.
+    pub spread: Duration,
+    pub heartbeat_interval: Duration,
+    pub unix_ms: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Presence {
+    /// `online` is everyone who is online, not a change.
+    pub whole: bool,
+    pub online: Vec<NodeId>,
+    pub offline: Vec<NodeId>,
+}
+
+/// Why an agent is not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub reason: Reason,
+    /// For people: what happened and what to do.
+    pub detail: String,
+    pub retry_after: Option<Duration>,
+    /// An encoded `Signed` removal, with `Reason::Removed`.
+    pub removal: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    UnknownNode,
+    Removed,
+    Expired,
+    SetupKeyUnknown,
+    SetupKeyUsed,
+    SetupKeyExpired,
+    SetupKeyRevoked,
+    BadProof,
+    TlsTerminated,
+    Version,
+    Full,
+    StaleSession,
+    Database,
+    Invalid,
+    Draining,
+    /// Given by a newer server.
+    Other,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl Reason {
+    /// Whether the refusal is about the agent itself, so that a second server is asked before it is believed.
+    pub fn is_about_the_agent(self) -> bool {
+        match self {
+            Self::UnknownNode
+            | Self::Removed
+            | Self::Expired
+            | Self::SetupKeyUnknown
+            | Self::SetupKeyUsed
+            | Self::SetupKeyExpired
+            | Self::SetupKeyRevoked => true,
+            Self::BadProof
+            | Self::TlsTerminated
+            | Self::Version
+            | Self::Full
+            | Self::StaleSession
+            | Self::Database
+            | Self::Invalid
+            | Self::Draining
+            | Self::Other => false,
+        }
+    }
+
+    fn to_wire(self) -> wire::refused::Reason {
+        use wire::refused::Reason as W;
+        match self {
+            Self::UnknownNode => W::UnknownNode,
+            Self::Removed => W::Removed,
+            Self::Expired => W::Expired,
+            Self::SetupKeyUnknown => W::SetupKeyUnknown,
+            Self::SetupKeyUsed => W::SetupKeyUsed,
+            Self::SetupKeyExpired => W::SetupKeyExpired,
+            Self::SetupKeyRevoked => W::SetupKeyRevoked,
+            Self::BadProof => W::BadProof,
+            Self::TlsTerminated => W::TlsTerminated,
+            Self::Version => W::Version,
+            Self::Full => W::Full,
+            Self::StaleSession => W::StaleSession,
+            Self::Database => W::Database,
+            Self::Invalid => W::Invalid,
+            Self::Draining => W::Draining,
+            Self::Other => W::Unspecified,
+        }
+    }
+
+    fn from_wire(reason: i32) -> Self {
+        use wire::refused::Reason as W;
+        match W::try_from(reason) {
+            Ok(W::UnknownNode) => Self::UnknownNode,
+            Ok(W::Removed) => Self::Removed,
+            Ok(W::Expired) => Self::Expired,
+            Ok(W::SetupKeyUnknown) => Self::SetupKeyUnknown,
+            Ok(W::SetupKeyUsed) => Self::SetupKeyUsed,
+            Ok(W::SetupKeyExpired) => Self::SetupKeyExpired,
+            Ok(W::SetupKeyRevoked) => Self::SetupKeyRevoked,
+            Ok(W::BadProof) => Self::BadProof,
+            Ok(W::TlsTerminated) => Self::TlsTerminated,
+            Ok(W::Version) => Self::Version,
+            Ok(W::Full) => Self::Full,
+            Ok(W::StaleSession) => Self::StaleSession,
+            Ok(W::Database) => Self::Database,
+            Ok(W::Invalid) => Self::Invalid,
+            Ok(W::Draining) => Self::Draining,
+            Ok(W::Unspecified) | Err(_) => Self::Other,
+        }
+    }
+}
+
+/// The version message of this program.
+pub fn own_version(software: &str) -> wire::Version {
+    wire::Version { protocol: PROTOCOL_VERSION, software: software.to_owned(), capabilities: Vec::new() }
+}
+
+impl AgentMessage {
+    /// # Errors
+    /// A field holds what it cannot.
+    pub fn from_wire(wire: wire::AgentMessage) -> Result<Option<Self>, Invalid> {
+        use wire::agent_message::Kind;
+        Ok(Some(match wire.kind {
+            None => return Ok(None),
+            Some(Kind::Hello(hello)) => Self::Hello(hello.try_into()?),
+            Some(Kind::Heartbeat(h)) => Self::Heartbeat { sequence: h.sequence, standby: h.standby },
+            Some(Kind::Activate(activate)) => {
+                Self::Activate { number: activate.number.into(), map: activate.map.try_into()? }
+            }
+            Some(Kind::Deactivate(_)) => Self::Deactivate,
+            Some(Kind::Signal(signal)) => Self::Signal(signal.try_into()?),
+            Some(Kind::Update(update)) => Self::Update {
+                facts: update.facts.try_into()?,
+                endpoints: endpoints("endpoint", &update.endpoints, MAX_ENDPOINTS)?,
+            },
+            Some(Kind::Leave(leave)) => Self::Leave { logout: leave.logout },
+        }))
+    }
+
+    /// `proof` goes into a Hello.
+    pub fn into_wire(self, proof: Option<wire::Proof>, software: &str) -> wire::AgentMessage {
+        use wire::agent_message::Kind;
+        let kind = match self {
+            Self::Hello(hello) => Kind::Hello(wire::Hello {
+                version: Some(own_version(software)),
+                proof,
+                number: Some(hello.number.into()),
+                facts: Some(hello.facts.into()),
+                endpoints: texts(&hello.endpoints),
+                map: Some(hello.map.into()),
+                activate: hello.activate,
+                heartbeat_interval_ms: millis(hello.heartbeat_interval),
+            }),
+            Self::Heartbeat { sequence, standby } => Kind::Heartbeat(wire::Heartbeat { sequence, standby }),
+            Self::Activate { number, map } => {
+                Kind::Activate(wire::Activate { number: Some(number.into()), map: Some(map.into()) })
+            }
+            Self::Deactivate => Kind::Deactivate(wire::Deactivate {}),
+            Self::Signal(signal) => Kind::Signal(signal.into()),
+            Self::Update { facts, endpoints } => {
+                Kind::Update(wire::NodeUpdate { facts: Some(facts.into()), endpoints: texts(&endpoints) })
+            }
+            Self::Leave { logout } => Kind::Leave(wire::Leave { logout }),
+        };
+        wire::AgentMessage { kind: Some(kind) }
+    }
+}
+
+impl ServerMessage {
+    /// # Errors
+    /// A field holds what it cannot.
+    pub fn from_wire(wire: wire::ServerMessage) -> Result<Option<Self>, Invalid> {
+        use wire::server_message::Kind;
+        Ok(Some(match wire.kind {
+            None => return Ok(None),
+            Some(Kind::Welcome(welcome)) => Self::Welcome(welcome.try_into()?),
+            Some(Kind::Refused(refused)) => Self::Refused(refused.into()),
+            Some(Kind::Heartbeat(heartbeat)) => Self::Heartbeat(heartbeat.try_into()?),
+            Some(Kind::Activated(activated)) => Self::Activated {
+                number: activated.number.into(),
+                version: MapVersion { epoch: activated.epoch, revision: activated.revision },
+            },
+            Some(Kind::Map(delta)) => Self::Map(delta.try_into()?),
+            Some(Kind::Fetch(fetch)) => {
+                Self::Fetch(MapVersion { epoch: fetch.epoch, revision: fetch.revision })
+            }
+            Some(Kind::Presence(presence)) => Self::Presence(Presence {
+                whole: presence.whole,
+                online: presence.online.into_iter().map(NodeId).collect(),
+                offline: presence.offline.into_iter().map(NodeId).collect(),
+            }),
+            Some(Kind::Signal(signal)) => Self::Signal(signal.try_into()?),
+            Some(Kind::Drain(drain)) => Self::Drain { reason: clipped(drain.reason) },
+            Some(Kind::Membership(membership)) => Self::Membership(membership.signed),
+            Some(Kind::Servers(list)) => Self::Servers(servers(list)),
+        }))
+    }
+
+    pub fn into_wire(self, software: &str) -> wire::ServerMessage {
+        use wire::server_message::Kind;
+        let kind = match self {
+            Self::Welcome(welcome) => Kind::Welcome(welcome.into_wire(software)),
+            Self::Refused(refused) => Kind::Refused(refused.into()),
+            Self::Heartbeat(heartbeat) => Kind::Heartbeat(heartbeat.into()),
+            Self::Activated { number, version } => Kind::Activated(wire::Activated {
+                number: Some(number.into()),
+                epoch: version.epoch,
+                revision: version.revision,
+            }),
+            Self::Map(delta) => Kind::Map(delta.into()),
+            Self::Fetch(version) => {
+                Kind::Fetch(wire::FetchHint { epoch: version.epoch, revision: version.revision })
+            }
+            Self::Presence(presence) => Kind::Presence(wire::Presence {
+                whole: presence.whole,
+                online: presence.online.into_iter().map(|id| id.0).collect(),
+                offline: presence.offline.into_iter().map(|id| id.0).collect(),
+            }),
+            Self::Signal(signal) => Kind::Signal(signal.into()),
+            Self::Drain { reason } => Kind::Drain(wire::Drain { reason }),
+            Self::Membership(signed) => Kind::Membership(wire::Membership { signed }),
+            Self::Servers(urls) => Kind::Servers(server_list(&urls)),
+        };
+        wire::ServerMessage { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<wire::Hello> for Hello {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Hello) -> Result<Self, Invalid> {
+        Ok(Self {
+            number: wire.number.into(),
+            facts: wire.facts.try_into()?,
+            endpoints: endpoints("endpoint", &wire.endpoints, MAX_ENDPOINTS)?,
+            map: wire.map.try_into()?,
+            activate: wire.activate,
+            heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
+        })
+    }
+}
+
+impl Welcome {
+    fn into_wire(self, software: &str) -> wire::Welcome {
+        wire::Welcome {
+            version: Some(own_version(software)),
+            server_id: self.server.0.to_vec(),
+            server_name: self.server_name,
+            servers: Some(server_list(&self.servers)),
+            heartbeat_interval_ms: millis(self.heartbeat_interval),
+            at: Some(MapState { version: self.at, digest: MapDigest::default() }.into()),
+            unix_ms: self.unix_ms,
+            observed_address: self.observed_address.map_or_else(String::new, |address| address.to_string()),
+            membership: self.membership,
+        }
+    }
+}
+
+impl TryFrom<wire::Welcome> for Welcome {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Welcome) -> Result<Self, Invalid> {
+        let at = wire.at.unwrap_or_default();
+        Ok(Self {
+            server: ServerId(fixed("server id", &wire.server_id)?),
+            server_name: clipped(wire.server_name),
+            servers: wire.servers.map(servers).unwrap_or_default(),
+            heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
+            at: MapVersion { epoch: at.epoch, revision: at.revision },
+            unix_ms: wire.unix_ms,
+            observed_address: wire.observed_address.parse().ok(),
+            membership: wire.membership,
+        })
+    }
+}
+
+impl TryFrom<wire::HeartbeatAck> for HeartbeatAck {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::HeartbeatAck) -> Result<Self, Invalid> {
+        Ok(Self {
+            sequence: wire.sequence,
+            server: ServerId(fixed("server id", &wire.server_id)?),
+            at: MapVersion { epoch: wire.epoch, revision: wire.revision },
+            revision_age: Duration::from_millis(wire.revision_age_ms),
+            database_ok: wire.database_ok,
+            spread: Duration::from_millis(wire.spread_ms.into()),
+            heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
+            unix_ms: wire.unix_ms,
+        })
+    }
+}
+
+impl From<HeartbeatAck> for wire::HeartbeatAck {
+    fn from(ack: HeartbeatAck) -> Self {
+        Self {
+            sequence: ack.sequence,
+            server_id: ack.server.0.to_vec(),
+            epoch: ack.at.epoch,
+            revision: ack.at.revision,
+            revision_age_ms: u64::try_from(ack.revision_age.as_millis()).unwrap_or(u64::MAX),
+            database_ok: ack.database_ok,
+            spread_ms: millis(ack.spread),
+            heartbeat_interval_ms: millis(ack.heartbeat_interval),
+            unix_ms: ack.unix_ms,
+        }
+    }
+}
+
+impl From<wire::Refused> for Refused {
+    fn from(wire: wire::Refused) -> Self {
+        let retry_after = Duration::from_millis(wire.retry_after_ms.into());
+        Self {
+            reason: Reason::from_wire(wire.reason),
+            detail: clipped(wire.detail),
+            retry_after: (!retry_after.is_zero()).then_some(retry_after),
+            removal: wire.removal,
+        }
+    }
+}
+
+impl From<Refused> for wire::Refused {
+    fn from(refused: Refused) -> Self {
+        Self {
+            reason: refused.reason.to_wire().into(),
+            detail: refused.detail,
+            retry_after_ms: refused.retry_after.map_or(0, millis),
+            removal: refused.removal,
+        }
+    }
+}
+
+impl TryFrom<wire::Signal> for Signal {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Signal) -> Result<Self, Invalid> {
+        Ok(Self {
+            peer: PublicKey(fixed("peer", &wire.peer)?),
+            id: wire.id,
+            endpoints: endpoints("endpoint", &wire.endpoints, MAX_ENDPOINTS)?,
+        })
+    }
+}
+
+impl From<Signal> for wire::Signal {
+    fn from(signal: Signal) -> Self {
+        Self { peer: signal.peer.0.to_vec(), id: signal.id, endpoints: texts(&signal.endpoints) }
+    }
+}
+
+impl TryFrom<Option<wire::Facts>> for Facts {
+    type Error = Invalid;
+
+    fn try_from(wire: Option<wire::Facts>) -> Result<Self, Invalid> {
+        let wire = wire.unwrap_or_default();
+        for text in [&wire.hostname, &wire.os, &wire.os_version, &wire.agent_version] {
+            if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+                return Err(Invalid::new("facts", "a text is too long or has control characters"));
+            }
+        }
+        Ok(Self {
+            hostname: wire.hostname,
+            os: wire.os,
+            os_version: wire.os_version,
+            agent_version: wire.agent_version,
+        })
+    }
+}
+
+impl From<Facts> for wire::Facts {
+    fn from(facts: Facts) -> Self {
+        Self {
+            hostname: facts.hostname,
+            os: facts.os,
+            os_version: facts.os_version,
+            agent_version: facts.agent_version,
+        }
+    }
+}
+
+impl TryFrom<Option<wire::MapState>> for MapState {
+    type Error = Invalid;
+
+    fn try_from(wire: Option<wire::MapState>) -> Result<Self, Invalid> {
+        let wire = wire.unwrap_or_default();
+        Ok(Self {
+            version: MapVersion { epoch: wire.epoch, revision: wire.revision },
+            digest: MapDigest::from_bytes(&wire.digest)?,
+        })
+    }
+}
+
+impl From<MapState> for wire::MapState {
+    fn from(state: MapState) -> Self {
+        Self {
+            epoch: state.version.epoch,
+            revision: state.version.revision,
+            digest: state.digest.to_bytes(),
+        }
+    }
+}
+
+impl From<Option<wire::SessionNumber>> for SessionNumber {
+    fn from(wire: Option<wire::SessionNumber>) -> Self {
+        wire.map_or_else(Self::default, |n| Self { boot: n.boot, counter: n.counter })
+    }
+}
+
+impl From<SessionNumber> for wire::SessionNumber {
+    fn from(number: SessionNumber) -> Self {
+        Self { boot: number.boot, counter: number.counter }
+    }
+}
+
+/// An entry that cannot be read comes from a newer server or a mistaken `--advertise`; the others stay usable.
+fn servers(list: wire::ServerList) -> Vec<ServerUrl> {
+    list.urls.iter().take(64).filter_map(|url| url.parse().ok()).collect()
+}
+
+fn server_list(urls: &[ServerUrl]) -> wire::ServerList {
+    wire::ServerList { urls: urls.iter().map(ToString::to_string).collect() }
+}
+
+fn texts(endpoints: &[SocketAddr]) -> Vec<String> {
+    endpoints.iter().map(ToString::to_string).collect()
+}
+
+fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A text for people: shortened and without control characters, so that it can be printed.
+fn clipped(text: String) -> String {
+    match text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+        true => text,
+        false => text.chars().filter(|c| !c.is_control()).take(MAX_TEXT / 4).collect(),
+    }
+}
