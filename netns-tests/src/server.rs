@@ -1,0 +1,166 @@
+//! A control server on a host of the lab.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::namespace::Namespace;
+use crate::process::Process;
+use crate::topology::{Host, Port};
+use crate::wait::wait_until;
+
+/// Where agents reach a server.
+pub const CONTROL_PORT: u16 = 7443;
+const ADMIN: &str = "127.0.0.1:7480";
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bounds every command of the command line, in seconds.
+const COMMAND_TIMEOUT: &str = "40";
+
+/// What is the same for all servers of a cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub program: PathBuf,
+    pub directory: PathBuf,
+    /// What `--database` takes.
+    pub database: String,
+}
+
+/// One server: running, or not.
+pub struct Server {
+    pub name: String,
+    pub host: Host,
+    pub port: Port,
+    /// What agents are told.
+    pub url: String,
+    cluster: Cluster,
+    arguments: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// A server that listens on `address`, and is not started yet.
+    pub fn new(cluster: &Cluster, host: Host, port: Port, address: Ipv4Addr) -> Self {
+        let name = host.name.clone();
+        let url = format!("{address}:{CONTROL_PORT}");
+        let data = cluster.directory.join(&name).display().to_string();
+        let arguments = [
+            ["--listen", &url],
+            ["--advertise", &url],
+            ["--admin-listen", ADMIN],
+            ["--data-dir", &data],
+            ["--database", &cluster.database],
+            ["--name", &name],
+        ];
+        let arguments = arguments.concat().into_iter().map(str::to_owned).collect();
+        Self { name, host, port, url, cluster: cluster.clone(), arguments, process: None }
+    }
+
+    /// Starts the program without waiting for it; returns the moment just before.
+    pub fn launch(&mut self) -> Result<Instant> {
+        let mut command = self.host.namespace.command(&self.cluster.program);
+        command.arg("run").args(&self.arguments);
+        let at = Instant::now();
+        self.process = Some(Process::start(&self.name, command, &self.log())?);
+        Ok(at)
+    }
+
+    /// Starts the program and waits until it listens; returns that moment.
+    pub fn start(&mut self) -> Result<Instant> {
+        self.launch()?;
+        self.wait_listening()
+    }
+
+    /// When the control port was first seen listening. Asks the kernel and not the server, which notices nothing.
+    pub fn wait_listening(&mut self) -> Result<Instant> {
+        let process = self.process.as_mut().context("the server was not started")?;
+        let what = format!("{} listens", process.name);
+        self.host.namespace.run(|| {
+            wait_until(&what, LISTEN_TIMEOUT, || {
+                if let Some(status) = process.ended()? {
+                    bail!("{} ended ({status}): {}", process.name, process.log_tail(5));
+                }
+                Ok(is_listening(CONTROL_PORT)?.then(Instant::now))
+            })
+        })?
+    }
+
+    /// The running program.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().with_context(|| format!("{} is not running", self.name))
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> Result<Instant> {
+        let at = self.process()?.kill()?;
+        self.process = None;
+        Ok(at)
+    }
+
+    /// SIGTERM, and waits for the end; returns the moment of the signal.
+    pub fn drain(&mut self) -> Result<Instant> {
+        let process = self.process()?;
+        let at = process.terminate()?;
+        let status = process.wait_end(Duration::from_secs(20))?;
+        if !status.success() {
+            bail!("{} drained and ended with {status}: {}", process.name, process.log_tail(5));
+        }
+        self.process = None;
+        Ok(at)
+    }
+
+    /// A `server` command on the cluster's database, run on this server's host.
+    pub fn command(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = bounded(&self.host.namespace, &self.cluster.program);
+        command.args(arguments).args(["--database", &self.cluster.database]);
+        command.output().context("cannot run the server's command line")
+    }
+
+    /// The JSON a successful `server` command prints.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let output = self.command(&[arguments, &["--json"]].concat())?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            bail!("server {} failed ({}): {said}", arguments.join(" "), output.status);
+        }
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("server {} printed no JSON", arguments.join(" ")))
+    }
+
+    /// A reusable setup key.
+    pub fn setup_key(&self, options: &[&str]) -> Result<String> {
+        let made = self.json(&[&["setup-key", "create"], options].concat())?;
+        Ok(made["key"].as_str().context("setup-key create --json printed no \"key\"")?.to_owned())
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.cluster.directory.join(format!("{}.log", self.name))
+    }
+}
+
+/// A command that is ended after a while, so that one that hangs fails its scenario (status 124).
+pub(crate) fn bounded(namespace: &Namespace, program: &Path) -> Command {
+    let mut command = namespace.command("timeout");
+    command.args(["-k", "1", COMMAND_TIMEOUT]).arg(program).env("NO_COLOR", "1");
+    command
+}
+
+/// Whether a TCP socket listens on `port` in the calling thread's namespace.
+fn is_listening(port: u16) -> Result<bool> {
+    const LISTEN: &str = "0A";
+    let suffix = format!(":{port:04X}");
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+        let mut sockets = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        if sockets.any(|fields| fields.len() > 3 && fields[1].ends_with(&suffix) && fields[3] == LISTEN) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

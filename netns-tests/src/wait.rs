@@ -1,0 +1,39 @@
+//! Waiting for a condition, with a name for what was waited for.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How often a condition is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Polls `condition` until it yields a value; an error of the condition itself ends the wait.
+pub fn wait_until<T>(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(value) = condition()? {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            bail!("waited {timeout:?} in vain: {what}");
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Lets time pass while `check` holds: for "nothing happens for this long".
+pub fn hold_for(span: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + span;
+    loop {
+        check()?;
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}
