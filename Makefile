@@ -1,0 +1,47 @@
+# What people run, and what CI runs. Needs Rust; the rest is installed where it is missing (Debian, as root).
+
+CARGO ?= cargo
+DATABASE ?= sqlite
+
+.PHONY: all build demo test lint docs unit scenarios bench deps clean
+
+all: build
+
+build:
+	$(CARGO) build --release --workspace
+
+# The main job, live: three servers, three agents, and everything that can go wrong. DATABASE=postgres uses a private Postgres.
+demo: deps
+	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
+	$(CARGO) run --release --quiet -p netns-tests --bin demo -- --database $(DATABASE)
+
+# Everything. A test that cannot run here fails and says why.
+test: deps lint docs unit scenarios
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if $(CARGO) tree -q -p agent-core -e normal | grep -wE 'tokio|mio|async-std'; then \
+		echo "agent-core decides without I/O: no runtime may be among its dependencies" >&2; exit 1; fi
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+# Unit tests, simulation, and the store suite on SQLite and Postgres.
+unit:
+	$(CARGO) test --workspace --exclude netns-tests --release --quiet
+	$(CARGO) test -p netns-tests --lib --release --quiet
+
+# Real processes in network namespaces. FILTER=name runs those whose name contains it.
+scenarios:
+	$(CARGO) test -p netns-tests --release --test scenarios -- $(FILTER)
+
+bench: deps
+	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
+	$(CARGO) run --release --quiet -p netns-tests --bin bench
+
+deps:
+	packaging/install-deps.sh
+
+clean:
+	$(CARGO) clean
