@@ -1,0 +1,138 @@
+//! `agent status`: the shape of its JSON is a contract with scripts.
+
+use crate::{cache::Source, config::PeerMode};
+use ipnet::IpNet;
+use proto::{key::PublicKey, session::ServerId};
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
+
+/// The whole status. The driver fills in what only it knows: interface, listen port, traffic counters.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub state: RunState,
+    #[serde(rename = "self")]
+    pub own: Own,
+    pub control: Control,
+    pub peers: Vec<Peer>,
+    pub claims: Vec<Claim>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    Running,
+    Stopped,
+    NeedsEnrolment,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Own {
+    pub name: String,
+    pub public_key: PublicKey,
+    pub addresses: Vec<IpAddr>,
+    pub interface: String,
+    pub listen_port: u16,
+    /// When the membership certificate ends, seconds since 1970; `None`: never, or no certificate.
+    pub certificate_not_after: Option<u64>,
+    pub draining: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Control {
+    pub state: ControlState,
+    pub server: Option<Server>,
+    pub standby: Option<Server>,
+    /// Seconds that the current server has served us.
+    pub connected_since: Option<f64>,
+    pub epoch: u64,
+    pub revision: u64,
+    /// Times that we moved from one server to another.
+    pub failovers: u64,
+    pub map_source: Source,
+    pub map_age_seconds: Option<u64>,
+    pub servers: Vec<Candidate>,
+    /// Why servers refuse us, where they do.
+    pub refused: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ControlState {
+    Connected,
+    Connecting,
+    Offline,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Server {
+    pub id: ServerId,
+    pub url: String,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Candidate {
+    pub url: String,
+    pub id: Option<ServerId>,
+    pub state: ServerState,
+    pub rtt_ms: Option<f64>,
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerState {
+    Active,
+    Standby,
+    Up,
+    Down,
+    Unknown,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Peer {
+    pub name: String,
+    pub public_key: PublicKey,
+    pub addresses: Vec<IpAddr>,
+    pub os: String,
+    pub online: bool,
+    pub expired: bool,
+    pub mode: PeerMode,
+    pub tunnel: TunnelState,
+    pub path: Path,
+    pub last_handshake_seconds: Option<u64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub claims: Vec<IpNet>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelState {
+    Idle,
+    Connecting,
+    Connected,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Path {
+    pub kind: PathKind,
+    pub endpoint: Option<SocketAddr>,
+    pub rtt_ms: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathKind {
+    Direct,
+    Relay,
+    None,
+}
+
+/// A shared prefix and who serves it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Claim {
+    pub prefix: IpNet,
+    pub active: Option<String>,
+    pub candidates: Vec<String>,
+    pub switches: u64,
+}
