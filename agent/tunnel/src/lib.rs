@@ -11,14 +11,26 @@
 //! The noise protocol's library logs at ERROR and WARN what is ordinary here (an unanswered handshake):
 //! subscribers filter its target, `boringtun=off`.
 
+mod batch;
 mod command;
 mod config;
 mod device;
 mod event;
+mod initiation;
 mod key;
-mod stats;
+mod limit;
+mod noise;
+mod outbox;
+mod packet;
+mod peer;
+mod peers;
+mod queue;
+mod routes;
 mod socket;
+mod stats;
 mod tunnel;
+mod wait;
+mod worker;
 
 pub use command::Command;
 pub use config::{Config, DEFAULT_MTU, MAX_ENDPOINTS, Peer};

@@ -15,7 +15,7 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 use unsupported as system;
 
-pub(crate) use system::{Reader, Writer};
+pub(crate) use system::{Device as System, Read, Reader, Writer};
 
 /// Why an interface could not be made or set up.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ impl Device {
         })
     }
 
-    pub(crate) fn inner(&self) -> &system::Device {
+    pub(crate) fn system(&self) -> &System {
         &self.inner
     }
 }

@@ -1,0 +1,212 @@
+//! Linux: tun-rs with the kernel's offloads. One read brings a packet of up to 64 KB with its segments' size (GSO),
+//! which is split here; packets written in one batch are joined again where they follow each other (GRO).
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use ipnet::IpNet;
+use tun_rs::{DeviceBuilder, ExpandBuffer, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
+
+use super::{DeviceError, netlink};
+
+/// Enough for a 64 KB packet of segments down to 256 bytes; TCP's are hardly ever below 536.
+const MAX_SEGMENTS: usize = 256;
+/// In packets. The default of 500 drops under bursts of small ones.
+const TX_QUEUE_LEN: u32 = 1000;
+/// Padding adds up to 15 bytes to a segment.
+const PADDING: usize = 16;
+/// Largest IP packet.
+const MAX_PACKET: usize = 65_535;
+/// What a slot holds: tun-rs joins packets only in buffers with room for the result, else it writes one by one
+/// without a word.
+const SLOT_BYTES: usize = 66_000;
+/// What tun-rs is told a slot holds. It asks for twice the offset, and a larger figure would let it build packets
+/// beyond 65,535 bytes, whose length field wraps.
+const SLOT_CAPACITY: usize = MAX_PACKET + 2 * VIRTIO_NET_HDR_LEN;
+/// A received UDP message carries up to 64 datagrams (the kernel's UDP_GRO limit).
+pub(crate) const SLOTS_PER_MESSAGE: usize = 64;
+
+pub(crate) struct Device(SyncDevice);
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Device")
+    }
+}
+
+impl Device {
+    pub(crate) fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
+        let bad = |c: char| c == '/' || c.is_whitespace() || c == '\0';
+        if name.is_empty() || name.len() > 15 || name.contains(bad) || name == "." || name == ".." {
+            return Err(DeviceError::BadName(name.to_owned()));
+        }
+        // An existing TUN interface that nobody has open would be taken over silently.
+        if netlink::index_of(name).is_some() {
+            return Err(DeviceError::NameInUse(name.to_owned()));
+        }
+        let device = DeviceBuilder::new()
+            .name(name)
+            .mtu(mtu)
+            .enable(true)
+            .offload(true)
+            .tx_queue_len(TX_QUEUE_LEN)
+            .build_sync()
+            .and_then(|device| device.set_nonblocking(true).map(|()| device))
+            .map_err(|error| error_of(name, error))?;
+        Ok(Self(device))
+    }
+
+    pub(crate) fn add_address(&self, address: IpNet) -> io::Result<()> {
+        netlink::add_address(self.0.if_index()?, address)
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn error_of(name: &str, error: io::Error) -> DeviceError {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => DeviceError::NoPermission(name.to_owned()),
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => DeviceError::NoTun,
+        Some(libc::EBUSY | libc::EEXIST) => DeviceError::NameInUse(name.to_owned()),
+        _ => DeviceError::Other { name: name.to_owned(), source: error },
+    }
+}
+
+/// What one read gave.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// So many segments of one packet: they share its addresses.
+    Segments(usize),
+    Empty,
+    /// A packet that cannot be split; it is lost.
+    Malformed,
+    Gone(io::Error),
+}
+
+/// The buffers packets are read into.
+pub(crate) struct Reader {
+    packet: Box<[u8]>,
+    segments: Vec<Box<[u8]>>,
+    sizes: Vec<usize>,
+    mtu: usize,
+}
+
+impl Reader {
+    pub(crate) fn new(_device: &Device, mtu: u16) -> Self {
+        let mtu = usize::from(mtu);
+        let segment = || vec![0; mtu + PADDING].into_boxed_slice();
+        Self {
+            packet: vec![0; VIRTIO_NET_HDR_LEN + MAX_PACKET].into_boxed_slice(),
+            segments: (0..MAX_SEGMENTS).map(|_| segment()).collect(),
+            sizes: vec![0; MAX_SEGMENTS],
+            mtu,
+        }
+    }
+
+    pub(crate) fn read(&mut self, device: &Device) -> Read {
+        match device.0.recv_multiple(&mut self.packet, &mut self.segments, &mut self.sizes, 0) {
+            Ok(count) => Read::Segments(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Empty,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Read::Empty,
+            Err(error) if error.raw_os_error().is_some() => Read::Gone(error),
+            Err(_) => Read::Malformed,
+        }
+    }
+
+    pub(crate) fn segment(&self, index: usize) -> &[u8] {
+        &self.segments[index][..self.sizes[index]]
+    }
+
+    /// The segment with WireGuard's padding: zeros up to a multiple of 16, but not beyond the MTU.
+    pub(crate) fn padded(&mut self, index: usize) -> &[u8] {
+        let size = self.sizes[index];
+        let padded = crate::packet::padded_len(size, self.mtu);
+        let segment = &mut self.segments[index];
+        segment[size..padded].fill(0);
+        &segment[..padded]
+    }
+}
+
+/// The slots packets are collected in before one batch is written.
+pub(crate) struct Writer {
+    slots: Vec<Slot>,
+    used: usize,
+    table: GROTable,
+}
+
+impl Writer {
+    pub(crate) fn new(_device: &Device, messages: usize) -> Self {
+        let slots = (0..messages * SLOTS_PER_MESSAGE).map(|_| Slot::new()).collect();
+        Self { slots, used: 0, table: GROTable::new() }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.used == self.slots.len()
+    }
+
+    /// Room for the next packet. It counts only once [`Writer::keep`] is called. There must be a free slot.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.slots[self.used].bytes[VIRTIO_NET_HDR_LEN..]
+    }
+
+    /// Keeps the first `len` bytes of the room.
+    pub(crate) fn keep(&mut self, len: usize) {
+        self.slots[self.used].len = VIRTIO_NET_HDR_LEN + len;
+        self.used += 1;
+    }
+
+    /// Writes what was kept. `false` if the interface refused at least one packet.
+    pub(crate) fn flush(&mut self, device: &Device) -> bool {
+        let slots = &mut self.slots[..self.used];
+        self.used = 0;
+        slots.is_empty() || device.0.send_multiple(&mut self.table, slots, VIRTIO_NET_HDR_LEN).is_ok()
+    }
+}
+
+/// A buffer of fixed size that tun-rs can extend, allocated once; its pages are touched only when used.
+struct Slot {
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self { bytes: vec![0; SLOT_BYTES].into_boxed_slice(), len: 0 }
+    }
+}
+
+impl AsRef<[u8]> for Slot {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl AsMut<[u8]> for Slot {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.len]
+    }
+}
+
+impl ExpandBuffer for Slot {
+    fn buf_capacity(&self) -> usize {
+        SLOT_CAPACITY
+    }
+
+    fn buf_resize(&mut self, new_len: usize, value: u8) {
+        if new_len > self.len {
+            self.bytes[self.len..new_len].fill(value);
+        }
+        self.len = new_len;
+    }
+
+    fn buf_extend_from_slice(&mut self, src: &[u8]) {
+        self.bytes[self.len..self.len + src.len()].copy_from_slice(src);
+        self.len += src.len();
+    }
+}

@@ -1,0 +1,48 @@
+//! What goes out: sealed packets in batches, and handshake messages one by one, in order.
+
+use std::net::SocketAddr;
+
+use crate::{
+    batch::Batch,
+    noise::{Noise, OVERHEAD},
+    socket::Sockets,
+};
+
+pub(crate) struct Outbox {
+    pub(crate) sockets: Sockets,
+    batch: Batch,
+    /// Datagrams that the sockets refused, or that are too long for one.
+    pub(crate) refused: u64,
+}
+
+impl Outbox {
+    pub(crate) fn new(sockets: Sockets) -> Self {
+        Self { sockets, batch: Batch::new(), refused: 0 }
+    }
+
+    /// Seals a packet into the batch. It is on its way after [`Outbox::flush`].
+    pub(crate) fn seal(&mut self, noise: &mut Noise, packet: &[u8], to: SocketAddr) {
+        let size = packet.len() + OVERHEAD;
+        if !self.batch.takes(to, size) {
+            self.flush();
+        }
+        let sealed = self.batch.takes(to, size).then(|| noise.seal(packet, self.batch.room())).flatten();
+        match sealed {
+            Some(size) => self.batch.keep(to, size),
+            None => self.refused += 1,
+        }
+    }
+
+    /// Sends a finished message, after what was sealed before it.
+    pub(crate) fn send(&mut self, message: &[u8], to: SocketAddr) {
+        self.flush();
+        self.refused += self.sockets.send(to, message, message.len()) as u64;
+    }
+
+    pub(crate) fn flush(&mut self) {
+        if let Some((to, bytes, segment)) = self.batch.contents() {
+            self.refused += self.sockets.send(to, bytes, segment) as u64;
+            self.batch.clear();
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! One peer: what is configured and remembered, and, while it is live, its session.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+
+use crate::{Peer, PeerStats, PresharedKey, PublicKey, initiation::Timestamp, noise::Noise, queue::Queue};
+
+/// A peer's place in the table. Reused after removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PeerId(pub(crate) u32);
+
+/// All that an idle peer costs, besides its routes and its entry in the table of keys.
+pub(crate) struct PeerState {
+    pub(crate) key: PublicKey,
+    pub(crate) allowed_ips: Box<[IpNet]>,
+    pub(crate) sources: Box<[IpNet]>,
+    pub(crate) preshared_key: Option<Box<PresharedKey>>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// Guards against replayed initiations; outlives the session.
+    pub(crate) newest_initiation: Timestamp,
+    pub(crate) last_handshake_at: Option<Instant>,
+    pub(crate) rx_bytes: u64,
+    pub(crate) tx_bytes: u64,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) waiting: Queue,
+    /// That a packet waits has been told.
+    pub(crate) is_announced: bool,
+    /// Is in the next report of active peers.
+    pub(crate) is_active: bool,
+    pub(crate) live: Option<Box<Live>>,
+}
+
+/// A peer with a session, or on the way to one.
+pub(crate) struct Live {
+    pub(crate) noise: Noise,
+    /// The upper 24 bits of its sessions' indices.
+    pub(crate) index: u32,
+    /// There is a session to send with.
+    pub(crate) is_established: bool,
+    /// Whether we began the current session.
+    pub(crate) is_initiator: bool,
+    /// Our initiation is unanswered.
+    pub(crate) is_initiating: bool,
+    /// We answered an initiation with this session, which the other side has not used yet.
+    pub(crate) answered: Option<(u32, Instant)>,
+    /// Where initiations go while they are ours to repeat; empty means to the peer's endpoint.
+    pub(crate) trying: Vec<SocketAddr>,
+    /// The last packet to the endpoint.
+    pub(crate) sent_at: Instant,
+    /// The first data since something came.
+    pub(crate) unanswered_since: Option<Instant>,
+    pub(crate) is_unanswered_told: bool,
+}
+
+impl PeerState {
+    pub(crate) fn new(peer: Peer) -> Self {
+        Self {
+            key: peer.key,
+            allowed_ips: peer.allowed_ips.into(),
+            sources: peer.sources.into(),
+            preshared_key: peer.preshared_key.map(Box::new),
+            endpoint: None,
+            newest_initiation: Timestamp::default(),
+            last_handshake_at: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            keepalive: None,
+            waiting: Queue::default(),
+            is_announced: false,
+            is_active: false,
+            live: None,
+        }
+    }
+
+    /// The peer's own address, which messages go to and come from.
+    pub(crate) fn own_address(&self) -> Option<IpAddr> {
+        self.allowed_ips.first().map(IpNet::addr)
+    }
+
+    pub(crate) fn may_send_from(&self, source: IpAddr) -> bool {
+        self.sources.iter().any(|prefix| prefix.contains(&source))
+    }
+
+    pub(crate) fn established(&mut self) -> Option<&mut Live> {
+        self.live.as_deref_mut().filter(|live| live.is_established)
+    }
+
+    pub(crate) fn stats(&self, now: Instant) -> PeerStats {
+        PeerStats {
+            key: self.key,
+            endpoint: self.endpoint,
+            last_handshake: self.last_handshake_at.map(|at| now.saturating_duration_since(at)),
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
+            live: self.live.as_ref().is_some_and(|live| live.is_established),
+        }
+    }
+}
+
+impl Live {
+    pub(crate) fn new(noise: Noise, index: u32, now: Instant) -> Self {
+        Self {
+            noise,
+            index,
+            is_established: false,
+            is_initiator: false,
+            is_initiating: false,
+            answered: None,
+            trying: Vec::new(),
+            sent_at: now,
+            unanswered_since: None,
+            is_unanswered_told: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(sources: &[&str]) -> PeerState {
+        PeerState::new(Peer {
+            key: PublicKey([1; 32]),
+            allowed_ips: vec!["100.64.0.1/32".parse().unwrap(), "10.0.0.0/8".parse().unwrap()],
+            sources: sources.iter().map(|source| source.parse().unwrap()).collect(),
+            preshared_key: None,
+        })
+    }
+
+    #[test]
+    fn an_idle_peer_is_a_few_hundred_bytes() {
+        assert!(size_of::<PeerState>() <= 320, "{}", size_of::<PeerState>());
+    }
+
+    #[test]
+    fn a_peer_sends_from_its_sources_only_whatever_is_routed_to_it() {
+        let state = peer(&["100.64.0.1/32", "192.168.1.0/24", "fd00::/64"]);
+        for good in ["100.64.0.1", "192.168.1.77", "fd00::5"] {
+            assert!(state.may_send_from(good.parse().unwrap()));
+        }
+        for bad in ["100.64.0.2", "192.168.2.1", "10.0.0.1", "fd00:0:0:1::1"] {
+            assert!(!state.may_send_from(bad.parse().unwrap()));
+        }
+        assert!(!peer(&[]).may_send_from("100.64.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn messages_are_the_first_addresss() {
+        assert_eq!(peer(&[]).own_address(), Some("100.64.0.1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,151 @@
+//! The table of peers, found by place, by key and by session index, with the list of those that are live.
+
+use std::collections::HashMap;
+
+use crate::{
+    PublicKey,
+    peer::{Live, PeerId, PeerState},
+};
+
+/// Session indices: the library adds 8 bits of its own below these.
+const INDEX_BITS: u32 = 24;
+
+#[derive(Default)]
+pub(crate) struct Peers {
+    slots: Vec<Option<PeerState>>,
+    free: Vec<PeerId>,
+    by_key: HashMap<PublicKey, PeerId>,
+    by_index: HashMap<u32, PeerId>,
+    live: Vec<PeerId>,
+    /// The last index looked up: a batch is mostly of one session.
+    last: Option<(u32, PeerId)>,
+}
+
+impl Peers {
+    pub(crate) fn insert(&mut self, state: PeerState) -> PeerId {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            // There cannot be more peers than fit in memory, far below 2^32.
+            PeerId((self.slots.len() - 1) as u32)
+        });
+        self.by_key.insert(state.key, id);
+        self.slots[id.0 as usize] = Some(state);
+        id
+    }
+
+    pub(crate) fn remove(&mut self, id: PeerId) -> Option<PeerState> {
+        self.end(id);
+        let state = self.slots.get_mut(id.0 as usize)?.take()?;
+        self.by_key.remove(&state.key);
+        self.free.push(id);
+        Some(state)
+    }
+
+    pub(crate) fn find(&self, key: &PublicKey) -> Option<PeerId> {
+        self.by_key.get(key).copied()
+    }
+
+    pub(crate) fn get(&mut self, id: PeerId) -> Option<&mut PeerState> {
+        self.slots.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &PeerState> {
+        self.slots.iter().flatten()
+    }
+
+    /// The live peer that a message's session index belongs to.
+    pub(crate) fn find_session(&mut self, session: u32) -> Option<PeerId> {
+        let index = session >> (u32::BITS - INDEX_BITS);
+        match self.last {
+            Some((last, id)) if last == index => Some(id),
+            Some(_) | None => {
+                let id = *self.by_index.get(&index)?;
+                self.last = Some((index, id));
+                Some(id)
+            }
+        }
+    }
+
+    /// An index that no live peer has, unpredictable so that it tells nothing. `None` if the system has no
+    /// randomness.
+    pub(crate) fn free_index(&self) -> Option<u32> {
+        loop {
+            let index = getrandom::u32().ok()? >> (u32::BITS - INDEX_BITS);
+            if !self.by_index.contains_key(&index) {
+                return Some(index);
+            }
+        }
+    }
+
+    /// Makes a peer live.
+    pub(crate) fn begin(&mut self, id: PeerId, live: Live) {
+        let index = live.index;
+        if let Some(state) = self.get(id) {
+            state.live = Some(Box::new(live));
+            self.by_index.insert(index, id);
+            self.live.push(id);
+        }
+    }
+
+    /// Makes a peer idle; whether it was live.
+    pub(crate) fn end(&mut self, id: PeerId) -> bool {
+        let Some(live) = self.get(id).and_then(|state| state.live.take()) else { return false };
+        self.by_index.remove(&live.index);
+        self.live.retain(|&other| other != id);
+        self.last = None;
+        true
+    }
+
+    pub(crate) fn live(&self) -> &[PeerId] {
+        &self.live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{
+        Peer, PrivateKey,
+        noise::{Identity, Noise},
+    };
+
+    fn state(byte: u8) -> PeerState {
+        let key = PublicKey([byte; 32]);
+        PeerState::new(Peer { key, allowed_ips: vec![], sources: vec![], preshared_key: None })
+    }
+
+    fn live(index: u32) -> Live {
+        let identity = Identity::new(&PrivateKey::from([9; 32]));
+        Live::new(Noise::new(&identity, PublicKey([1; 32]), None, index), index, Instant::now())
+    }
+
+    #[test]
+    fn a_session_is_found_by_any_of_its_256_indices_until_it_ends() {
+        let mut peers = Peers::default();
+        let (one, two) = (peers.insert(state(1)), peers.insert(state(2)));
+        peers.begin(one, live(0xabcdef));
+        peers.begin(two, live(7));
+        for low in [0, 1, 255] {
+            assert_eq!(peers.find_session(0xabcdef00 | low), Some(one));
+        }
+        assert_eq!(peers.find_session(0x0700), Some(two));
+        assert!(peers.end(one) && !peers.end(one));
+        assert_eq!(peers.find_session(0xabcdef00), None);
+        assert_eq!(peers.live(), [two]);
+    }
+
+    #[test]
+    fn a_removed_peers_place_is_used_again_without_its_past() {
+        let mut peers = Peers::default();
+        let one = peers.insert(state(1));
+        peers.begin(one, live(7));
+        peers.remove(one);
+        assert_eq!(peers.find(&PublicKey([1; 32])), None);
+        assert_eq!(peers.insert(state(2)), one);
+        assert_eq!(peers.find_session(0x0700), None);
+        assert!(peers.get(one).unwrap().live.is_none());
+        assert_eq!(peers.iter().count(), 1);
+    }
+}

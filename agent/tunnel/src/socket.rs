@@ -1,0 +1,293 @@
+//! The UDP sockets, one per address family on the same port, with the kernel's offloads (quinn-udp).
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+
+use crate::{StartError, wait};
+
+/// Both directions: what arrives while a batch is worked on must fit.
+const BUFFER_BYTES: usize = 7 << 20;
+/// UDP messages per receive call.
+pub(crate) const MESSAGES: usize = 4;
+/// The largest received message: up to 64 datagrams.
+const MESSAGE_BYTES: usize = 65_535;
+/// How many other ports are tried before giving up on having both families on one.
+const PORT_ATTEMPTS: usize = 16;
+
+/// A bound socket and what quinn-udp knows about it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// The two protocols beneath a tunnel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+/// At least one socket; a system may lack either family.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    v4: Option<Socket>,
+    v6: Option<Socket>,
+    port: u16,
+}
+
+impl Sockets {
+    /// Binds `port`, or another if it is taken or 0.
+    pub(crate) fn open(port: u16, fwmark: Option<u32>) -> Result<Self, StartError> {
+        let mut result = Self::bind(port, fwmark);
+        for _ in 0..PORT_ATTEMPTS {
+            match &result {
+                Err(StartError::Socket(error)) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Ok(_) | Err(_) => break,
+            }
+            result = Self::bind(0, fwmark);
+        }
+        result
+    }
+
+    fn bind(port: u16, fwmark: Option<u32>) -> Result<Self, StartError> {
+        let v4 = optional(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into(), fwmark))?;
+        let port = match &v4 {
+            Some(v4) => v4.port().map_err(StartError::Socket)?,
+            None => port,
+        };
+        let v6 = optional(Socket::bind((Ipv6Addr::UNSPECIFIED, port).into(), fwmark))?;
+        let port = match &v6 {
+            Some(v6) => v6.port().map_err(StartError::Socket)?,
+            None => port,
+        };
+        if v4.is_none() && v6.is_none() {
+            return Err(StartError::Socket(io::ErrorKind::AddrNotAvailable.into()));
+        }
+        Ok(Self { v4, v6, port })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn socket(&self, family: Family) -> Option<&Socket> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    /// Nothing can be sent or received from now on.
+    pub(crate) fn close(&mut self) {
+        (self.v4, self.v6) = (None, None);
+    }
+
+    /// Sends datagrams of `segment` bytes each (the last may be shorter). Returns how many were refused.
+    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], segment: usize) -> usize {
+        let count = bytes.len().div_ceil(segment);
+        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
+        let Some(socket) = self.socket(family) else { return count };
+        if count <= 1 {
+            return usize::from(socket.transmit(to, bytes, None).is_err());
+        }
+        if socket.state.max_gso_segments() > 1 {
+            match socket.transmit(to, bytes, Some(segment)) {
+                Ok(()) => return 0,
+                // quinn-udp has switched GSO off by now, but these datagrams are still here.
+                Err(_) if socket.state.max_gso_segments() == 1 => {}
+                Err(_) => return count,
+            }
+        }
+        bytes.chunks(segment).filter(|datagram| socket.transmit(to, datagram, None).is_err()).count()
+    }
+}
+
+/// A family that the system lacks is no error.
+fn optional(result: Result<Socket, StartError>) -> Result<Option<Socket>, StartError> {
+    match result {
+        Ok(socket) => Ok(Some(socket)),
+        Err(StartError::Socket(error)) if is_family_missing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_family_missing(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let missing = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    #[cfg(not(unix))]
+    let missing = error.kind() == io::ErrorKind::Unsupported;
+    missing || error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+impl Socket {
+    fn bind(address: SocketAddr, fwmark: Option<u32>) -> Result<Self, StartError> {
+        let socket = Self::open(address).map_err(StartError::Socket)?;
+        set_mark(&socket, fwmark).map_err(StartError::Mark)?;
+        socket.bind(&address.into()).map_err(StartError::Socket)?;
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new((&socket).into()).map_err(StartError::Socket)?;
+        allow_fragments(&socket, address);
+        Ok(Self { socket, state })
+    }
+
+    fn open(address: SocketAddr) -> io::Result<RawSocket> {
+        let socket = RawSocket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        enlarge_buffers(&socket);
+        Ok(socket)
+    }
+
+    pub(crate) fn udp(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    fn port(&self) -> io::Result<u16> {
+        self.socket.local_addr().map(|address| address.port())
+    }
+
+    fn transmit(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
+        let transmit = Transmit { destination: to, ecn: None, contents, segment_size, src_ip: None };
+        match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {
+            // The buffer is full: the batch waits, as dropping it would cost a retransmission.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait::until_writable(&self.socket)?;
+                self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+            }
+            result => result,
+        }
+    }
+}
+
+/// Buffers beyond the system's limit need CAP_NET_ADMIN; without it the limit must do.
+fn enlarge_buffers(socket: &RawSocket) {
+    let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(BUFFER_BYTES);
+    #[cfg(target_os = "linux")]
+    force_buffers(socket);
+}
+
+#[cfg(target_os = "linux")]
+fn force_buffers(socket: &RawSocket) {
+    use std::os::fd::AsRawFd;
+    let bytes = BUFFER_BYTES as libc::c_int;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        // SAFETY: the value is a c_int that lives through the call, of the size given.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
+            );
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn set_mark(socket: &RawSocket, fwmark: Option<u32>) -> io::Result<()> {
+    fwmark.map_or(Ok(()), |mark| socket.set_mark(mark))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_mark(_socket: &RawSocket, _fwmark: Option<u32>) -> io::Result<()> {
+    Ok(())
+}
+
+/// quinn-udp forbids fragments. A tunnel's packets must pass links narrower than its MTU, if slowly.
+#[cfg(target_os = "linux")]
+fn allow_fragments(socket: &UdpSocket, address: SocketAddr) {
+    use std::os::fd::AsRawFd;
+    let (level, option) = match address {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    };
+    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+    // SAFETY: the value is a c_int that lives through the call, of the size given.
+    unsafe {
+        let len = size_of_val(&value) as libc::socklen_t;
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allow_fragments(_socket: &UdpSocket, _address: SocketAddr) {}
+
+/// The buffers that messages are received into.
+pub(crate) struct Arena {
+    bytes: Box<[u8]>,
+    metas: [RecvMeta; MESSAGES],
+    filled: usize,
+}
+
+impl Arena {
+    pub(crate) fn new() -> Self {
+        let bytes = vec![0; MESSAGES * MESSAGE_BYTES].into_boxed_slice();
+        Self { bytes, metas: [RecvMeta::default(); MESSAGES], filled: 0 }
+    }
+
+    /// Replaces the contents with what has arrived; `false` if nothing has.
+    pub(crate) fn receive(&mut self, socket: &Socket) -> bool {
+        let mut chunks = self.bytes.chunks_mut(MESSAGE_BYTES);
+        let mut buffers: [IoSliceMut<'_>; MESSAGES] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let received = socket.state.recv(UdpSockRef::from(&socket.socket), &mut buffers, &mut self.metas);
+        // Errors tell of earlier sends (an ICMP message); the next call goes on.
+        self.filled = received.unwrap_or(0);
+        self.filled > 0
+    }
+
+    /// Each datagram with its sender.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        let messages = self.metas[..self.filled].iter().zip(self.bytes.chunks(MESSAGE_BYTES));
+        messages.flat_map(|(meta, bytes)| {
+            bytes[..meta.len].chunks(meta.stride.max(1)).map(move |datagram| (meta.addr, datagram))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(sockets: &Sockets) -> impl Iterator<Item = &Socket> {
+        [Family::V4, Family::V6].into_iter().filter_map(|family| sockets.socket(family))
+    }
+
+    #[test]
+    fn a_taken_port_gives_way_to_another_that_both_families_share() {
+        let first = Sockets::open(0, None).unwrap();
+        let second = Sockets::open(first.port(), None).unwrap();
+        assert_ne!(first.port(), second.port());
+        let ports: Vec<_> = both(&second).map(|socket| socket.port().unwrap()).collect();
+        assert!(ports.iter().all(|&port| port == second.port()));
+    }
+
+    #[test]
+    fn a_batch_arrives_as_its_datagrams_with_or_without_gso() {
+        let (from, to) = (Sockets::open(0, None).unwrap(), Sockets::open(0, None).unwrap());
+        let address = SocketAddr::from(([127, 0, 0, 1], to.port()));
+        let bytes: Vec<u8> = (0..1000).map(|i| (i / 100) as u8).collect();
+        let mut arena = Arena::new();
+        for segment in [300, 1000] {
+            assert_eq!(from.send(address, &bytes, segment), 0);
+            let mut got = Vec::new();
+            while got.len() < 1000usize.div_ceil(segment) {
+                both(&to).for_each(|socket| {
+                    if arena.receive(socket) {
+                        got.extend(arena.datagrams().map(|(_, datagram)| datagram.to_vec()));
+                    }
+                });
+            }
+            assert_eq!(got, bytes.chunks(segment).map(<[u8]>::to_vec).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What the owner orders.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        atomic::Ordering,
+        mpsc::{Receiver, TryRecvError},
+    },
+};
+
+use super::{Stop, Worker};
+use crate::{
+    Command, Drops, MAX_ENDPOINTS, Peer, PublicKey,
+    packet::udp_packet,
+    peer::{PeerId, PeerState},
+    socket::Sockets,
+    tunnel::Request,
+};
+
+/// Per turn, so that a long list of peers does not hold up packets.
+const MAX_REQUESTS: usize = 256;
+
+impl Worker {
+    /// Whether there was anything.
+    pub(super) fn handle_requests(&mut self, inbox: &Receiver<Request>) -> Result<bool, Stop> {
+        for handled in 0..MAX_REQUESTS {
+            match inbox.try_recv() {
+                Ok(request) => self.handle_request(request)?,
+                Err(TryRecvError::Empty) => return Ok(handled > 0),
+                Err(TryRecvError::Disconnected) => return Err(Stop::Ordered),
+            }
+        }
+        Ok(true)
+    }
+
+    fn handle_request(&mut self, request: Request) -> Result<(), Stop> {
+        match request {
+            Request::Command(command) => return self.handle_command(command),
+            // Whoever asked may have gone.
+            Request::Stats(reply) => {
+                let _ = reply.send(self.peers.iter().map(|state| state.stats(self.now)).collect());
+            }
+            Request::Drops(reply) => {
+                let _ = reply.send(Drops { send_failed: self.outbox.refused, ..self.drops });
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_command(&mut self, command: Command) -> Result<(), Stop> {
+        match command {
+            Command::Upsert(peer) => self.upsert(peer),
+            Command::Remove(key) => self.with(&key, Self::remove),
+            Command::Initiate { peer, endpoints } => self.with(&peer, |worker, id| {
+                worker.initiate(id, endpoints);
+            }),
+            Command::Forget { peer } => self.with(&peer, |worker, id| {
+                worker.put_to_rest(id);
+            }),
+            Command::SetKeepalive { peer, interval } => self.with(&peer, |worker, id| {
+                if let Some(state) = worker.peers.get(id) {
+                    state.keepalive = interval;
+                }
+            }),
+            Command::SetEndpoint { peer, endpoint } => self.with(&peer, |worker, id| {
+                if let Some(state) = worker.peers.get(id) {
+                    state.endpoint = Some(canonical(endpoint));
+                }
+            }),
+            Command::SendMessage { peer, payload, via } => self.with(&peer, |worker, id| {
+                if worker.send_message(id, &payload, via.map(canonical)).is_none() {
+                    worker.drops.message_unsent += 1;
+                }
+            }),
+            Command::Rebind => return self.rebind(),
+            Command::Shutdown => return Err(Stop::Ordered),
+        }
+        Ok(())
+    }
+
+    fn with(&mut self, key: &PublicKey, action: impl FnOnce(&mut Self, PeerId)) {
+        if let Some(id) = self.peers.find(key) {
+            action(self, id);
+        }
+    }
+
+    fn upsert(&mut self, peer: Peer) {
+        let id = match self.peers.find(&peer.key) {
+            Some(id) => {
+                self.update(id, peer);
+                id
+            }
+            None => self.peers.insert(PeerState::new(peer)),
+        };
+        if let Some(state) = self.peers.get(id) {
+            state.allowed_ips.iter().for_each(|&prefix| self.routes.insert(prefix, id));
+        }
+    }
+
+    fn update(&mut self, id: PeerId, peer: Peer) {
+        let Some(state) = self.peers.get(id) else { return };
+        for &prefix in state.allowed_ips.iter().filter(|prefix| !peer.allowed_ips.contains(prefix)) {
+            self.routes.remove(prefix, id);
+        }
+        state.allowed_ips = peer.allowed_ips.into();
+        state.sources = peer.sources.into();
+        if state.preshared_key.as_deref() != peer.preshared_key.as_ref() {
+            state.preshared_key = peer.preshared_key.map(Box::new);
+            if state.live.is_some() {
+                self.lose(id);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: PeerId) {
+        self.put_to_rest(id);
+        if let Some(state) = self.peers.remove(id) {
+            state.allowed_ips.iter().for_each(|&prefix| self.routes.remove(prefix, id));
+        }
+    }
+
+    fn initiate(&mut self, id: PeerId, mut endpoints: Vec<SocketAddr>) {
+        endpoints.truncate(MAX_ENDPOINTS);
+        endpoints.iter_mut().for_each(|endpoint| *endpoint = canonical(*endpoint));
+        let Some(live) = self.wake(id) else { return };
+        live.trying = endpoints;
+        if let Some(state) = self.peers.get(id) {
+            state.is_announced = false;
+        }
+        self.send_initiation(id);
+    }
+
+    /// Sends a fresh initiation to where they go at present.
+    pub(super) fn send_initiation(&mut self, id: PeerId) {
+        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        if let Some(len) = live.noise.initiate(&mut self.scratch) {
+            self.spread_initiation(id, len);
+        }
+    }
+
+    /// Sends the initiation in the scratch buffer.
+    pub(super) fn spread_initiation(&mut self, id: PeerId, len: usize) {
+        let Some(state) = self.peers.get(id) else { return };
+        let Some(live) = state.live.as_deref_mut() else { return };
+        live.is_initiating = true;
+        let message = &self.scratch[..len];
+        if live.trying.is_empty() {
+            state.endpoint.iter().for_each(|&to| self.outbox.send(message, to));
+        } else {
+            live.trying.iter().for_each(|&to| self.outbox.send(message, to));
+        }
+    }
+
+    fn send_message(&mut self, id: PeerId, payload: &[u8], via: Option<SocketAddr>) -> Option<()> {
+        let port = self.message_port?;
+        let state = self.peers.get(id)?;
+        let to = state.own_address()?;
+        let path = via.or(state.endpoint)?;
+        let is_endpoint = state.endpoint == Some(path);
+        let live = state.established()?;
+        if is_endpoint {
+            live.sent_at = self.now;
+        }
+        let from = self.addresses.iter().find(|own| own.is_ipv4() == to.is_ipv4())?;
+        let packet = udp_packet((*from, port).into(), (to, port).into(), payload)?;
+        self.seal_copy(id, packet, path);
+        Some(())
+    }
+
+    fn rebind(&mut self) -> Result<(), Stop> {
+        self.outbox.flush();
+        let port = self.outbox.sockets.port();
+        // The port is free only once the old sockets are closed.
+        self.outbox.sockets.close();
+        self.outbox.sockets =
+            Sockets::open(port, self.fwmark).map_err(|error| Stop::Fault(error.to_string()))?;
+        self.listen_port.store(self.outbox.sockets.port(), Ordering::Relaxed);
+        // After a sleep, sessions may have ended without a tick.
+        self.next_tick_at = self.now;
+        Ok(())
+    }
+}
+
+/// IPv4 in IPv6's clothes is IPv4: its packets go through the IPv4 socket.
+fn canonical(endpoint: SocketAddr) -> SocketAddr {
+    match endpoint.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => (ip, endpoint.port()).into(),
+        IpAddr::V6(_) => endpoint,
+    }
+}

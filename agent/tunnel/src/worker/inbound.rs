@@ -1,0 +1,253 @@
+//! Network to interface, and the handshakes in between.
+
+use std::net::SocketAddr;
+
+use super::Worker;
+use crate::{
+    Event, initiation,
+    noise::{Admission, Kind, Opened},
+    packet,
+    peer::PeerId,
+    socket::{Arena, Family},
+};
+
+/// What an opened packet is.
+enum Verdict {
+    Deliver,
+    Message,
+    /// To the agents' port, but not from the peer's own address.
+    ForgedMessage,
+    BadSource,
+}
+
+impl Worker {
+    /// Handles what has arrived; whether anything had.
+    pub(super) fn receive(&mut self, arena: &mut Arena) -> bool {
+        let mut received = false;
+        for family in [Family::V4, Family::V6] {
+            if self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
+                received = true;
+                arena.datagrams().for_each(|(from, datagram)| self.handle_datagram(from, datagram));
+            }
+        }
+        self.write();
+        received
+    }
+
+    fn write(&mut self) {
+        if !self.writer.flush(self.device.system()) {
+            self.drops.write_failed += 1;
+        }
+    }
+
+    fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+        match Kind::of(datagram) {
+            Some(Kind::Data(session)) => self.handle_data(from, session, datagram),
+            Some(Kind::Initiation) => self.handle_initiation(from, datagram),
+            Some(kind @ Kind::Response(session)) => {
+                if self.admit(from, datagram) {
+                    self.handle_response(from, kind, session, datagram);
+                }
+            }
+            Some(kind @ Kind::Cookie(session)) => self.handle_cookie(kind, session, datagram),
+            None => self.drops.not_wireguard += 1,
+        }
+    }
+
+    fn handle_data(&mut self, from: SocketAddr, session: u32, datagram: &[u8]) {
+        let Some(id) = self.peers.find_session(session) else {
+            self.drops.unknown_index += 1;
+            if self.strangers.admit(from, self.now) {
+                self.emit(Event::UnknownIndex { from });
+            }
+            return;
+        };
+        if self.writer.is_full() {
+            self.write();
+        }
+        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        match live.noise.open(Kind::Data(session), datagram, self.writer.room()) {
+            Opened::Packet(len) => self.handle_packet(id, from, session, len),
+            Opened::Keepalive => self.on_heard(id, from, session, true),
+            Opened::Answer { .. } | Opened::Established(_) | Opened::Cookie | Opened::Refused => {
+                self.drops.not_authentic += 1;
+            }
+        }
+    }
+
+    /// An authentic packet lies in the writer's room.
+    fn handle_packet(&mut self, id: PeerId, from: SocketAddr, session: u32, len: usize) {
+        let verdict = self.judge(id, len);
+        match verdict {
+            Verdict::Deliver => {
+                self.on_heard(id, from, session, true);
+                self.writer.keep(len);
+                if let Some(state) = self.peers.get(id) {
+                    state.rx_bytes += len as u64;
+                }
+                self.mark_active(id);
+            }
+            Verdict::Message => {
+                self.on_heard(id, from, session, false);
+                self.deliver_message(id, from, len);
+            }
+            Verdict::ForgedMessage => self.drops.message_port += 1,
+            Verdict::BadSource => self.drops.bad_source += 1,
+        }
+    }
+
+    fn judge(&mut self, id: PeerId, len: usize) -> Verdict {
+        let packet = &self.writer.room()[..len];
+        let source = packet::source(packet);
+        let is_message = self.message_port.is_some_and(|port| packet::is_to_udp_port(packet, port));
+        let Some((state, source)) = self.peers.get(id).zip(source) else { return Verdict::BadSource };
+        if is_message {
+            return if state.own_address() == Some(source) {
+                Verdict::Message
+            } else {
+                Verdict::ForgedMessage
+            };
+        }
+        if state.may_send_from(source) { Verdict::Deliver } else { Verdict::BadSource }
+    }
+
+    fn deliver_message(&mut self, id: PeerId, from: SocketAddr, len: usize) {
+        let payload = packet::udp_payload(&self.writer.room()[..len]).map(<[u8]>::to_vec);
+        match (payload, self.peers.get(id)) {
+            (Some(payload), Some(state)) => {
+                let peer = state.key;
+                self.emit(Event::Message { peer, payload, from });
+            }
+            (None, _) | (_, None) => self.drops.message_port += 1,
+        }
+    }
+
+    /// Something authentic came. A first packet proves a session that we answered; data and keepalives (not
+    /// messages, which may try a path) move the endpoint.
+    fn on_heard(&mut self, id: PeerId, from: SocketAddr, session: u32, moves: bool) {
+        let Some(state) = self.peers.get(id) else { return };
+        let Some(live) = state.live.as_deref_mut() else { return };
+        live.unanswered_since = None;
+        live.is_unanswered_told = false;
+        let proves = live.answered.is_some_and(|(answered, _)| answered == session);
+        if proves || !live.is_established {
+            self.establish(id, from, false);
+        } else if moves && state.endpoint != Some(from) {
+            state.endpoint = Some(from);
+            let peer = state.key;
+            self.emit(Event::EndpointChanged { peer, endpoint: from });
+        }
+    }
+
+    fn establish(&mut self, id: PeerId, endpoint: SocketAddr, initiator: bool) {
+        let now = self.now;
+        let Some(state) = self.peers.get(id) else { return };
+        let Some(live) = state.live.as_deref_mut() else { return };
+        live.is_established = true;
+        live.is_initiator = initiator;
+        live.is_initiating = false;
+        live.trying.clear();
+        live.unanswered_since = None;
+        live.is_unanswered_told = false;
+        if !initiator {
+            live.answered = None;
+        }
+        state.endpoint = Some(endpoint);
+        state.last_handshake_at = Some(now);
+        let peer = state.key;
+        self.send_waiting(id);
+        self.emit(Event::HandshakeDone { peer, endpoint, initiator });
+    }
+
+    /// The MAC and the load; what fails is answered or counted here.
+    fn admit(&mut self, from: SocketAddr, datagram: &[u8]) -> bool {
+        match self.identity.admit(from.ip(), datagram, &mut self.scratch) {
+            Admission::Granted => return true,
+            Admission::Cookie(len) => {
+                self.drops.under_load += 1;
+                self.outbox.send(&self.scratch[..len], from);
+            }
+            Admission::BadMac => self.drops.bad_mac += 1,
+        }
+        false
+    }
+
+    fn handle_initiation(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
+        if !self.admit(from, datagram) {
+            return;
+        }
+        let Some(sender) = self.opener.sender(initiation) else {
+            self.drops.not_authentic += 1;
+            return;
+        };
+        let Some(id) = self.peers.find(&sender.key) else {
+            self.drops.unknown_key += 1;
+            return;
+        };
+        let Some(timestamp) = self.opener.timestamp(&sender, initiation) else {
+            self.drops.not_authentic += 1;
+            return;
+        };
+        if self.peers.get(id).is_none_or(|state| timestamp <= state.newest_initiation) {
+            self.drops.replayed_handshake += 1;
+            return;
+        }
+        self.answer(id, from, datagram);
+        if let Some(state) = self.peers.get(id) {
+            state.newest_initiation = timestamp;
+        }
+    }
+
+    /// The answer goes back where the initiation came from; the endpoint moves when the session is proven.
+    fn answer(&mut self, id: PeerId, from: SocketAddr, datagram: &[u8]) {
+        let mut answer = self.scratch;
+        let now = self.now;
+        let Some(live) = self.wake(id) else { return };
+        match live.noise.open(Kind::Initiation, datagram, &mut answer) {
+            Opened::Answer { len, index } => {
+                live.answered = Some((index, now));
+                live.is_initiating = false;
+                self.outbox.send(&answer[..len], from);
+            }
+            Opened::Packet(_)
+            | Opened::Keepalive
+            | Opened::Established(_)
+            | Opened::Cookie
+            | Opened::Refused => self.drops.not_authentic += 1,
+        }
+    }
+
+    fn handle_response(&mut self, from: SocketAddr, kind: Kind, session: u32, datagram: &[u8]) {
+        let Some(id) = self.peers.find_session(session) else {
+            self.drops.unknown_index += 1;
+            return;
+        };
+        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        match live.noise.open(kind, datagram, &mut self.scratch) {
+            Opened::Established(len) => {
+                live.sent_at = self.now;
+                self.outbox.send(&self.scratch[..len], from);
+                self.establish(id, from, true);
+            }
+            Opened::Packet(_)
+            | Opened::Keepalive
+            | Opened::Answer { .. }
+            | Opened::Cookie
+            | Opened::Refused => self.drops.not_authentic += 1,
+        }
+    }
+
+    /// A cookie makes the next initiation pass where there are too many. It proves nothing about the peer.
+    fn handle_cookie(&mut self, kind: Kind, session: u32, datagram: &[u8]) {
+        let live = self.peers.find_session(session).and_then(|id| self.peers.get(id)?.live.as_deref_mut());
+        match live {
+            Some(live) => {
+                if live.noise.open(kind, datagram, &mut self.scratch) != Opened::Cookie {
+                    self.drops.not_authentic += 1;
+                }
+            }
+            None => self.drops.unknown_index += 1,
+        }
+    }
+}

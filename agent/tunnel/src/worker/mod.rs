@@ -1,0 +1,188 @@
+//! The thread: one loop that carries out commands, moves packets and lets time pass, each batch to completion.
+//!
+//! A turn takes what has arrived from the network, then up to a few large packets (or some dozens of small ones)
+//! from the interface, and waits only when there was nothing of either. The clock is read once per turn.
+//!
+//! - `commands`: what the owner orders
+//! - `inbound`: network to interface, and handshakes
+//! - `outbound`: interface to network, and packets that wait
+//! - `timers`: sessions' time, keepalives, reports
+
+mod commands;
+mod inbound;
+mod outbound;
+mod timers;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, atomic::AtomicU16, mpsc::Receiver},
+    time::Instant,
+};
+
+use crate::{
+    Config, Device, Drops, Event,
+    device::{Reader, Writer},
+    initiation::Opener,
+    limit::{Activity, Strangers},
+    noise::{HANDSHAKE_ROOM, Identity, Noise},
+    outbox::Outbox,
+    packet::padded_len,
+    peer::{Live, PeerId},
+    peers::Peers,
+    queue::Budget,
+    routes::Routes,
+    socket::{Arena, MESSAGES, Sockets},
+    tunnel::Request,
+    wait::{self, Wakeups},
+};
+
+type Events = Box<dyn FnMut(Event) + Send>;
+
+/// Why the loop ends.
+enum Stop {
+    Ordered,
+    Fault(String),
+}
+
+pub(crate) struct Worker {
+    identity: Identity,
+    opener: Opener,
+    device: Device,
+    addresses: Vec<IpAddr>,
+    message_port: Option<u16>,
+    fwmark: Option<u32>,
+    listen_port: Arc<AtomicU16>,
+    outbox: Outbox,
+    writer: Writer,
+    peers: Peers,
+    routes: Routes,
+    budget: Budget,
+    drops: Drops,
+    events: Events,
+    activity: Activity,
+    strangers: Strangers,
+    now: Instant,
+    next_tick_at: Instant,
+    /// Where single messages are built.
+    scratch: [u8; HANDSHAKE_ROOM],
+}
+
+impl Worker {
+    pub(crate) fn new(config: Config, sockets: Sockets, listen_port: Arc<AtomicU16>, events: Events) -> Self {
+        let now = Instant::now();
+        Self {
+            identity: Identity::new(&config.private_key),
+            opener: Opener::new(config.private_key.0),
+            writer: Writer::new(config.device.system(), MESSAGES),
+            device: config.device,
+            addresses: config.addresses,
+            message_port: config.message_port,
+            fwmark: config.fwmark,
+            listen_port,
+            outbox: Outbox::new(sockets),
+            peers: Peers::default(),
+            routes: Routes::default(),
+            budget: Budget::default(),
+            drops: Drops::default(),
+            events,
+            activity: Activity::new(now),
+            strangers: Strangers::new(now),
+            now,
+            next_tick_at: now,
+            scratch: [0; HANDSHAKE_ROOM],
+        }
+    }
+
+    /// Works until shut down, or until the interface or the sockets are gone.
+    pub(crate) fn run(&mut self, inbox: &Receiver<Request>, wakeups: &Wakeups) {
+        let mut reader = Reader::new(self.device.system(), self.device.mtu());
+        let mut arena = Arena::new();
+        let stop = loop {
+            if let Err(stop) = self.turn(inbox, wakeups, &mut reader, &mut arena) {
+                break stop;
+            }
+        };
+        match stop {
+            Stop::Ordered => {}
+            Stop::Fault(what) => {
+                tracing::error!(interface = self.device.name(), what, "the data plane has stopped");
+                self.emit(Event::Fault { what });
+            }
+        }
+    }
+
+    fn turn(
+        &mut self,
+        inbox: &Receiver<Request>,
+        wakeups: &Wakeups,
+        reader: &mut Reader,
+        arena: &mut Arena,
+    ) -> Result<(), Stop> {
+        self.now = Instant::now();
+        let ordered = self.handle_requests(inbox)?;
+        let received = self.receive(arena);
+        let sent = self.send(reader)?;
+        self.handle_timers();
+        self.outbox.flush();
+        if !(ordered || received || sent) {
+            self.wait(wakeups).map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, wakeups: &Wakeups) -> io::Result<()> {
+        // The turn's own time counts: what is due by now must not wait.
+        let timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        wait::wait(self.device.system(), &self.outbox.sockets, wakeups, timeout)
+    }
+
+    fn emit(&mut self, event: Event) {
+        (self.events)(event);
+    }
+
+    /// Makes a peer live, if it is not. `None` if that is impossible.
+    fn wake(&mut self, id: PeerId) -> Option<&mut Live> {
+        if self.peers.get(id)?.live.is_none() {
+            let index = self.peers.free_index()?;
+            let state = self.peers.get(id)?;
+            let noise = Noise::new(&self.identity, state.key, state.preshared_key.as_deref(), index);
+            self.peers.begin(id, Live::new(noise, index, self.now));
+        }
+        self.peers.get(id)?.live.as_deref_mut()
+    }
+
+    /// Makes a peer idle, and its waiting packets go. Whether it was live.
+    fn put_to_rest(&mut self, id: PeerId) -> bool {
+        if let Some(state) = self.peers.get(id) {
+            state.waiting.clear(&mut self.budget);
+            state.is_announced = false;
+        }
+        self.peers.end(id)
+    }
+
+    /// The session is gone and nobody is making another.
+    fn lose(&mut self, id: PeerId) {
+        self.put_to_rest(id);
+        if let Some(peer) = self.peers.get(id).map(|state| state.key) {
+            self.emit(Event::SessionLost { peer });
+        }
+    }
+
+    /// Pads and seals a packet that is not in the reader's buffers.
+    fn seal_copy(&mut self, id: PeerId, mut packet: Vec<u8>, to: SocketAddr) {
+        packet.resize(padded_len(packet.len(), usize::from(self.device.mtu())), 0);
+        if let Some(live) = self.peers.get(id).and_then(|state| state.established()) {
+            self.outbox.seal(&mut live.noise, &packet, to);
+        }
+    }
+
+    fn mark_active(&mut self, id: PeerId) {
+        if let Some(state) = self.peers.get(id)
+            && !state.is_active
+        {
+            state.is_active = true;
+            self.activity.add(id);
+        }
+    }
+}

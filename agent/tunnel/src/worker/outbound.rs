@@ -1,0 +1,114 @@
+//! Interface to network.
+
+use super::{Stop, Worker};
+use crate::{
+    Event,
+    device::{Read, Reader},
+    packet,
+    peer::PeerId,
+};
+
+/// Per turn: four large packets of 45 segments, or that many small ones.
+const MAX_SEGMENTS: usize = 180;
+const MAX_READS: usize = 64;
+
+impl Worker {
+    /// Sends what the system wants sent; whether there was anything.
+    pub(super) fn send(&mut self, reader: &mut Reader) -> Result<bool, Stop> {
+        let mut segments = 0;
+        for reads in 0..MAX_READS {
+            match reader.read(self.device.system()) {
+                Read::Segments(count) => {
+                    self.send_segments(reader, count);
+                    segments += count;
+                }
+                Read::Malformed => self.drops.malformed += 1,
+                Read::Empty => return Ok(reads > 0),
+                Read::Gone(error) => {
+                    return Err(Stop::Fault(format!("interface {}: {error}", self.device.name())));
+                }
+            }
+            if segments >= MAX_SEGMENTS {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// All segments of a packet have its destination: one look-up serves them.
+    fn send_segments(&mut self, reader: &mut Reader, count: usize) {
+        let Some(destination) = packet::destination(reader.segment(0)) else {
+            self.drops.malformed += count as u64;
+            return;
+        };
+        if self.message_port.is_some_and(|port| packet::is_to_udp_port(reader.segment(0), port)) {
+            self.drops.message_port += count as u64;
+            return;
+        }
+        let Some(id) = self.routes.lookup(destination) else {
+            self.drops.no_route += count as u64;
+            return;
+        };
+        if self.seal_segments(id, reader, count).is_none() {
+            self.keep_segments(id, reader, count);
+        }
+    }
+
+    /// `None` if there is no session to send with.
+    fn seal_segments(&mut self, id: PeerId, reader: &mut Reader, count: usize) -> Option<()> {
+        let state = self.peers.get(id)?;
+        let to = state.endpoint?;
+        let live = state.live.as_deref_mut().filter(|live| live.is_established)?;
+        for index in 0..count {
+            state.tx_bytes += reader.segment(index).len() as u64;
+            self.outbox.seal(&mut live.noise, reader.padded(index), to);
+        }
+        live.sent_at = self.now;
+        live.unanswered_since.get_or_insert(self.now);
+        if !state.is_active {
+            state.is_active = true;
+            self.activity.add(id);
+        }
+        Some(())
+    }
+
+    /// Puts packets by until there is a session.
+    fn keep_segments(&mut self, id: PeerId, reader: &Reader, count: usize) {
+        let Some(state) = self.peers.get(id) else { return };
+        for index in 0..count {
+            if !state.waiting.push(reader.segment(index), &mut self.budget) {
+                self.drops.queue_full += 1;
+            }
+        }
+        if !state.is_announced {
+            state.is_announced = true;
+            let peer = state.key;
+            self.emit(Event::PacketWaiting { peer });
+        }
+    }
+
+    /// Sends what waited for the session that is now there.
+    pub(super) fn send_waiting(&mut self, id: PeerId) {
+        let Some(state) = self.peers.get(id) else { return };
+        state.is_announced = false;
+        let Some(to) = state.endpoint else { return };
+        let packets = state.waiting.take(&mut self.budget);
+        let mut sent_bytes = 0;
+        for packet in packets {
+            sent_bytes += packet.len() as u64;
+            self.seal_copy(id, packet.into(), to);
+        }
+        if sent_bytes == 0 {
+            return;
+        }
+        self.mark_active(id);
+        let now = self.now;
+        if let Some(state) = self.peers.get(id) {
+            state.tx_bytes += sent_bytes;
+            if let Some(live) = state.established() {
+                live.sent_at = now;
+                live.unanswered_since.get_or_insert(now);
+            }
+        }
+    }
+}

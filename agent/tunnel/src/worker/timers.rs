@@ -1,0 +1,120 @@
+//! Time: sessions age, keepalives and reports fall due. Without live peers there are no deadlines.
+
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use crate::{Event, noise::Tick, peer::PeerId};
+
+/// WireGuard's timers are in seconds; a quarter is early enough.
+const TICK_INTERVAL: Duration = Duration::from_millis(250);
+/// WireGuard's keepalive and rekey timeouts together: the time in which anything alive has answered.
+const UNANSWERED_AFTER: Duration = Duration::from_secs(15);
+/// How long an answered initiation may stay without the packet that proves it.
+const UNPROVEN_FOR: Duration = Duration::from_secs(30);
+/// When a session kept up by keepalives is renewed: by its initiator as WireGuard does (REKEY_AFTER_TIME), by the
+/// other side before it would end (REJECT_AFTER_TIME less the two timeouts).
+const RENEW_AFTER: Duration = Duration::from_secs(120);
+const RENEW_PASSIVE_AFTER: Duration = Duration::from_secs(165);
+
+impl Worker {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let tick = (!self.peers.live().is_empty()).then_some(self.next_tick_at);
+        [tick, self.activity.deadline()].into_iter().flatten().min()
+    }
+
+    pub(super) fn handle_timers(&mut self) {
+        if !self.peers.live().is_empty() && self.next_tick_at <= self.now {
+            self.next_tick_at = self.now + TICK_INTERVAL;
+            let live = self.peers.live().to_vec();
+            live.into_iter().for_each(|id| self.tick(id));
+        }
+        self.report();
+    }
+
+    fn report(&mut self) {
+        let ids = self.activity.take(self.now);
+        if ids.is_empty() {
+            return;
+        }
+        let keys: Vec<_> = ids.into_iter().filter_map(|id| self.end_activity(id)).collect();
+        if !keys.is_empty() {
+            self.emit(Event::Active(keys));
+        }
+    }
+
+    /// `None` if the peer was removed, or its place is another's by now.
+    fn end_activity(&mut self, id: PeerId) -> Option<crate::PublicKey> {
+        let state = self.peers.get(id)?;
+        std::mem::take(&mut state.is_active).then_some(state.key)
+    }
+
+    fn tick(&mut self, id: PeerId) {
+        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        match live.noise.tick(&mut self.scratch) {
+            Tick::Nothing => {}
+            Tick::Initiation(len) => self.spread_initiation(id, len),
+            Tick::Keepalive(len) => self.send_keepalive(id, len),
+            Tick::GaveUp => return self.lose(id),
+        }
+        if self.age(id) {
+            self.check_answers(id);
+            self.keep_alive(id);
+        }
+    }
+
+    /// Sends the keepalive in the scratch buffer.
+    fn send_keepalive(&mut self, id: PeerId, len: usize) {
+        let Some(state) = self.peers.get(id) else { return };
+        if let (Some(to), Some(live)) = (state.endpoint, state.live.as_deref_mut()) {
+            live.sent_at = self.now;
+            self.outbox.send(&self.scratch[..len], to);
+        }
+    }
+
+    /// Sees whether the session is still there; `false` if the peer is idle now.
+    fn age(&mut self, id: PeerId) -> bool {
+        let now = self.now;
+        let Some(state) = self.peers.get(id) else { return false };
+        let (peer, Some(live)) = (state.key, state.live.as_deref_mut()) else { return false };
+        let has_ended = live.is_established && !live.noise.has_session();
+        live.is_established &= !has_ended;
+        live.answered = live.answered.filter(|(_, at)| now.saturating_duration_since(*at) < UNPROVEN_FOR);
+        let is_wanted = live.is_established || live.is_initiating || live.answered.is_some();
+        if !is_wanted {
+            self.peers.end(id);
+        }
+        if has_ended {
+            self.emit(Event::SessionLost { peer });
+        }
+        is_wanted
+    }
+
+    fn check_answers(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(state) = self.peers.get(id) else { return };
+        let peer = state.key;
+        let Some(live) = state.established() else { return };
+        let is_late =
+            live.unanswered_since.is_some_and(|at| now.saturating_duration_since(at) >= UNANSWERED_AFTER);
+        if is_late && !live.is_unanswered_told {
+            live.is_unanswered_told = true;
+            self.emit(Event::Unanswered { peer });
+        }
+    }
+
+    fn keep_alive(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(state) = self.peers.get(id) else { return };
+        let (Some(interval), Some(to)) = (state.keepalive, state.endpoint) else { return };
+        let age = state.last_handshake_at.map(|at| now.saturating_duration_since(at));
+        let Some(live) = state.established() else { return };
+        if now.saturating_duration_since(live.sent_at) >= interval {
+            live.sent_at = now;
+            self.outbox.seal(&mut live.noise, &[], to);
+        }
+        let renew_after = if live.is_initiator { RENEW_AFTER } else { RENEW_PASSIVE_AFTER };
+        if !live.is_initiating && age.is_some_and(|age| age >= renew_after) {
+            self.send_initiation(id);
+        }
+    }
+}
