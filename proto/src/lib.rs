@@ -6,6 +6,8 @@
 //! so that `agent-core` can use it.
 
 pub mod auth;
+#[cfg(feature = "grpc")]
+pub mod codec;
 mod hex;
 pub mod key;
 pub mod map;
