@@ -145,21 +145,20 @@ impl Verdict {
     pub fn is_ok(&self) -> bool {
         self.failures.is_empty()
     }
+}
 
-    /// The last lines of every log, to see what led to the failure.
-    pub fn log_tails(&self, lines: usize) -> String {
-        let mut tails = String::new();
-        for log in logs_in(&self.directory) {
-            let text = std::fs::read_to_string(&log).unwrap_or_default();
-            let all: Vec<&str> = text.lines().collect();
-            let from = all.len().saturating_sub(lines);
-            let name = log.file_name().unwrap_or_default().to_string_lossy();
-            for line in &all[from..] {
-                tails.push_str(&format!("    {name}: {line}\n"));
-            }
+/// The last lines of every log in `directory`, to see what led to a failure.
+pub fn log_tails(directory: &Path, lines: usize) -> String {
+    let mut tails = String::new();
+    for log in logs_in(directory) {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        let name = log.file_name().unwrap_or_default().to_string_lossy();
+        for line in &all[all.len().saturating_sub(lines)..] {
+            tails.push_str(&format!("    {name}: {line}\n"));
         }
-        tails
     }
+    tails
 }
 
 fn logs_in(directory: &Path) -> Vec<PathBuf> {

@@ -58,6 +58,12 @@ impl Server {
         Self { name, host, port, url, cluster: cluster.clone(), arguments, process: None }
     }
 
+    /// Leaves all arguments to their defaults but these.
+    pub fn only(&mut self, options: &[&str]) {
+        let pairs = self.arguments.chunks(2).filter(|pair| options.contains(&pair[0].as_str()));
+        self.arguments = pairs.flatten().cloned().collect();
+    }
+
     /// Starts the program without waiting for it; returns the moment just before.
     pub fn launch(&mut self) -> Result<Instant> {
         let mut command = self.host.namespace.command(&self.cluster.program);

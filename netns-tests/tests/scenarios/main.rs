@@ -5,7 +5,16 @@
 
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
+mod bad_agent_input;
+mod bad_server_input;
+mod changes;
+mod failover;
+mod idle;
 mod lab;
+mod life;
+mod one_address;
+mod outage;
+mod restarts;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,7 +24,7 @@ use anyhow::{Context, Result};
 use netns_tests::binaries::Binaries;
 use netns_tests::figures::ms;
 use netns_tests::sandbox;
-use netns_tests::scenario::{Scenario, Verdict};
+use netns_tests::scenario::{Scenario, Verdict, log_tails};
 
 /// How a scenario may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +57,61 @@ const CASES: &[Case] = &[
     alone("lab_routes_and_addresses_move", lab::routes_and_addresses_move),
     alone("lab_signals_reach_processes_and_drop_ends_them", lab::signals_reach_processes_and_drop_ends_them),
     alone("lab_postgres_syncs_and_goes", lab::postgres_syncs_and_goes),
+    alone("server_killed", failover::killed),
+    alone("server_drained", failover::drained),
+    alone("server_frozen", failover::frozen),
+    alone("server_cut_off", failover::cut_off),
+    alone("server_hears_nothing", failover::deaf),
+    alone("server_is_not_heard", failover::mute),
+    alone("server_unplugged", failover::unplugged),
+    alone("anycast_route_moves", one_address::anycast),
+    alone("shared_ip_moves", one_address::shared_ip),
+    alone("rolling_restart_loses_nothing", restarts::rolling_restart_loses_nothing),
+    alone(
+        "no_server_a_never_used_peer_answers_its_first_ping",
+        outage::a_never_used_peer_answers_its_first_ping,
+    ),
+    alone("no_server_restarted_agents_carry_traffic", outage::agents_restarted_without_servers_carry_traffic),
+    alone("changes_reach_the_other_server_on_sqlite", changes::reach_the_other_server_on_sqlite),
+    alone("changes_reach_the_other_server_on_postgres", changes::reach_the_other_server_on_postgres),
+    alone(
+        "second_server_needs_the_database_url_alone",
+        changes::a_second_server_needs_the_database_url_alone,
+    ),
+    alone("life_commands_keep_their_contract", life::commands_keep_their_contract),
+    alone("life_an_agent_without_enrolment_says_so", life::an_agent_without_enrolment_says_so),
+    alone("life_sigterm_leaves_nothing_behind", life::sigterm_leaves_nothing_behind),
+    alone("life_the_start_after_kill_9_cleans_up", life::the_start_after_kill_9_cleans_up),
+    alone("life_logout_ends_the_membership", life::logout_ends_the_membership),
+    alone("bad_input_server_lists", bad_agent_input::server_lists),
+    alone(
+        "bad_input_a_good_server_among_bad_ones_serves",
+        bad_agent_input::a_good_server_among_bad_ones_serves,
+    ),
+    alone("bad_input_strangers_at_the_port", bad_agent_input::strangers_at_the_port),
+    alone("bad_input_setup_keys", bad_agent_input::setup_keys),
+    alone("bad_input_timers", bad_agent_input::timers),
+    alone("bad_input_a_host_that_refuses", bad_agent_input::a_host_that_refuses),
+    alone("bad_input_a_corrupt_key_file", bad_agent_input::a_corrupt_key_file),
+    alone("bad_input_a_damaged_map_cache", bad_agent_input::a_damaged_map_cache),
+    alone("bad_input_a_taken_wireguard_port", bad_agent_input::a_taken_wireguard_port),
+    alone("bad_input_database_urls", bad_server_input::database_urls),
+    alone("bad_input_a_newer_schema", bad_server_input::a_newer_schema),
+    alone("bad_input_a_taken_server_port", bad_server_input::a_taken_port),
+    quiet("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
+    quiet("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
+    quiet("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
+    quiet(
+        "no_server_open_tunnels_lose_nothing_in_60_s",
+        outage::open_tunnels_lose_nothing_in_60_s_without_servers,
+    ),
+    quiet("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
+    quiet("idle_tunnel_is_silent_and_wakes", idle::an_idle_tunnel_is_silent_and_wakes_with_its_next_packet),
+    quiet(
+        "idle_always_connects_and_lazy_stays",
+        idle::a_peer_made_always_connects_and_one_made_lazy_stays_until_its_timeout,
+    ),
+    quiet("idle_an_expired_peer_is_never_dialled", idle::an_expired_peer_is_never_dialled),
 ];
 
 /// What cargo and people pass.
@@ -144,7 +208,7 @@ impl Run {
         verdict.notes.iter().for_each(|note| println!("    {note}"));
         verdict.failures.iter().for_each(|failure| println!("  ! {failure}"));
         if !verdict.is_ok() {
-            println!("  logs in {}:\n{}", verdict.directory.display(), verdict.log_tails(12));
+            println!("  logs in {}:\n{}", verdict.directory.display(), log_tails(&verdict.directory, 12));
         }
     }
 
