@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
@@ -18,6 +19,9 @@ pub(crate) const MESSAGES: usize = 4;
 const MESSAGE_BYTES: usize = 65_535;
 /// How many other ports are tried before giving up on having both families on one.
 const PORT_ATTEMPTS: usize = 16;
+/// How often, and how far apart, the old port is asked for when the sockets are renewed.
+const REBIND_ATTEMPTS: usize = 10;
+const REBIND_PAUSE: Duration = Duration::from_millis(2);
 
 /// A bound socket and what quinn-udp knows about it.
 #[derive(Debug)]
@@ -55,6 +59,25 @@ impl Sockets {
         result
     }
 
+    /// Closes the sockets and opens new ones, on the same port where possible.
+    pub(crate) fn renew(&mut self, fwmark: Option<u32>) -> Result<(), StartError> {
+        // The port is free only once the old sockets are closed, and not before a program that was being started
+        // in that moment has closed the copies it was born with.
+        (self.v4, self.v6) = (None, None);
+        for _ in 0..REBIND_ATTEMPTS {
+            match Self::bind(self.port, fwmark) {
+                Err(StartError::Socket(error)) if error.kind() == io::ErrorKind::AddrInUse => {}
+                result => {
+                    *self = result?;
+                    return Ok(());
+                }
+            }
+            std::thread::sleep(REBIND_PAUSE);
+        }
+        *self = Self::open(0, fwmark)?;
+        Ok(())
+    }
+
     fn bind(port: u16, fwmark: Option<u32>) -> Result<Self, StartError> {
         let v4 = optional(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into(), fwmark))?;
         let port = match &v4 {
@@ -81,11 +104,6 @@ impl Sockets {
             Family::V4 => self.v4.as_ref(),
             Family::V6 => self.v6.as_ref(),
         }
-    }
-
-    /// Nothing can be sent or received from now on.
-    pub(crate) fn close(&mut self) {
-        (self.v4, self.v6) = (None, None);
     }
 
     /// Sends datagrams of `segment` bytes each (the last may be shorter). Returns how many were refused.

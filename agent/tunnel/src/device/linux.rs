@@ -49,11 +49,15 @@ impl Device {
         let device = DeviceBuilder::new()
             .name(name)
             .mtu(mtu)
-            .enable(true)
+            .enable(false)
             .offload(true)
             .tx_queue_len(TX_QUEUE_LEN)
             .build_sync()
-            .and_then(|device| device.set_nonblocking(true).map(|()| device))
+            .map_err(|error| error_of(name, error))?;
+        hush(name);
+        device
+            .set_nonblocking(true)
+            .and_then(|()| device.enabled(true))
             .map_err(|error| error_of(name, error))?;
         Ok(Self(device))
     }
@@ -67,6 +71,12 @@ impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// No link-local address, as WireGuard's own interfaces have none: with one, the kernel would solicit routers over
+/// the tunnel. A system that does not let us say so (or has no IPv6) just talks to itself a little.
+fn hush(name: &str) {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
 }
 
 fn error_of(name: &str, error: io::Error) -> DeviceError {

@@ -13,7 +13,6 @@ use crate::{
     Command, Drops, MAX_ENDPOINTS, Peer, PublicKey,
     packet::udp_packet,
     peer::{PeerId, PeerState},
-    socket::Sockets,
     tunnel::Request,
 };
 
@@ -169,11 +168,7 @@ impl Worker {
 
     fn rebind(&mut self) -> Result<(), Stop> {
         self.outbox.flush();
-        let port = self.outbox.sockets.port();
-        // The port is free only once the old sockets are closed.
-        self.outbox.sockets.close();
-        self.outbox.sockets =
-            Sockets::open(port, self.fwmark).map_err(|error| Stop::Fault(error.to_string()))?;
+        self.outbox.sockets.renew(self.fwmark).map_err(|error| Stop::Fault(error.to_string()))?;
         self.listen_port.store(self.outbox.sockets.port(), Ordering::Relaxed);
         // After a sleep, sessions may have ended without a tick.
         self.next_tick_at = self.now;

@@ -1,0 +1,62 @@
+//! Interfaces and sockets come, collide and go.
+
+mod support;
+
+use agent_tunnel::{Device, DeviceError, Event};
+use support::{Netns, Node};
+
+#[test]
+fn dropping_a_tunnel_removes_its_interface_and_frees_its_port() {
+    let netns = Netns::new();
+    for _ in 0..2 {
+        let node = Node::start(&netns, 1, 1001);
+        assert_eq!((node.tunnel.interface(), node.tunnel.listen_port()), ("hf0", 1001));
+        assert!(netns.shell("ip -o address show dev hf0").contains("100.64.0.1/10"));
+        drop(node);
+        assert!(!netns.output("ip link show dev hf0").status.success());
+    }
+}
+
+#[test]
+fn a_name_in_use_is_refused_whatever_kind_of_interface_has_it() {
+    let netns = Netns::new();
+    netns.shell("ip link add taken type veth peer name other");
+    netns.shell("ip tuntap add dev left mode tun");
+    for name in ["taken", "left", "lo"] {
+        let error = netns.run(move || Device::create(name, 1420).map(drop)).unwrap_err();
+        assert!(matches!(&error, DeviceError::NameInUse(n) if n == name), "{error}");
+    }
+    for name in ["", "sixteen-letters-", "a/b", "a b"] {
+        let error = netns.run(move || Device::create(name, 1420).map(drop)).unwrap_err();
+        assert!(matches!(error, DeviceError::BadName(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_replaced_and_told() {
+    let netns = Netns::new();
+    let _other = netns.run(|| std::net::UdpSocket::bind("[::]:1001").unwrap());
+    let node = Node::start(&netns, 1, 1001);
+    assert_ne!(node.tunnel.listen_port(), 1001);
+}
+
+#[test]
+fn a_system_without_ipv6_works_with_ipv4() {
+    let netns = Netns::new();
+    for interface in ["all", "default", "lo"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+        netns.run(move || std::fs::write(path, "1")).unwrap();
+    }
+    let node = Node::start(&netns, 1, 1001);
+    assert_eq!(node.tunnel.listen_port(), 1001);
+}
+
+#[test]
+fn a_deleted_interface_is_a_fault_and_the_handle_survives_it() {
+    let netns = Netns::new();
+    let node = Node::start(&netns, 1, 0);
+    netns.shell("ip link delete hf0");
+    node.wait_for("Fault", |event| matches!(event, Event::Fault { .. }).then_some(()));
+    drop(node.tunnel.stats());
+    assert!(netns.run(|| Device::create("hf0", 1420)).is_ok());
+}

@@ -1,0 +1,173 @@
+//! Two tunnels in two namespaces (see `support`): sessions come up, carry packets, rest and recover.
+
+#![allow(clippy::wildcard_enum_match_arm)]
+
+mod support;
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use agent_tunnel::{Command, Event};
+use support::{MESSAGE_PORT, Node, Pair, RIGHT, Wire, overlay, peer, wait_until};
+
+#[test]
+fn the_first_packet_is_kept_until_the_handshake_and_delivered() {
+    let pair = Pair::new();
+    // One packet only: if it were lost, ping would fail.
+    let ping = pair.wire.left.spawn("ping -q -c 1 -W 15 100.64.0.2");
+    assert_eq!(pair.left.wait_for_packet_waiting(), pair.right.key);
+    pair.connect();
+    let output = ping.wait_with_output().unwrap();
+    assert!(output.status.success(), "{:?}", pair.left.tunnel.drops());
+    let [stats] = &pair.left.tunnel.stats()[..] else { panic!("one peer") };
+    assert!(stats.live && stats.rx_bytes == 84 && stats.tx_bytes == 84, "{stats:?}");
+}
+
+#[test]
+fn pings_of_all_sizes_cross_and_none_is_lost() {
+    let pair = Pair::connected();
+    for size in [0, 1, 56, 1391, 1392, 1393, 5000, 20_000] {
+        let report = pair.wire.left.shell(&format!("ping -q -c 50 -i 0.002 -s {size} 100.64.0.2"));
+        assert!(report.contains(" 0% packet loss"), "{size} bytes: {report}");
+    }
+    assert_eq!(pair.right.tunnel.drops().bad_source, 0);
+}
+
+#[test]
+fn ipv6_crosses_inside_and_outside() {
+    let wire = Wire::new();
+    for (netns, number) in [(&wire.left, 1), (&wire.right, 2)] {
+        netns.shell(&format!("ip address add fd09::{number}/64 dev wire nodad"));
+    }
+    let (left, right) = (Node::start(&wire.left, 1, 0), Node::start(&wire.right, 2, 0));
+    for (node, other) in [(&left, 2), (&right, 1)] {
+        let mut peer = peer(other);
+        let inner = format!("fd64::{other}/128").parse().unwrap();
+        peer.allowed_ips.push(inner);
+        peer.sources.push(inner);
+        node.tunnel.command(Command::Upsert(peer));
+    }
+    for (netns, number) in [(&wire.left, 1), (&wire.right, 2)] {
+        netns.shell(&format!("ip address add fd64::{number}/64 dev hf0 nodad"));
+    }
+    let endpoint = format!("[fd09::2]:{}", right.tunnel.listen_port()).parse().unwrap();
+    left.tunnel.command(Command::Initiate { peer: right.key, endpoints: vec![endpoint] });
+    assert_eq!(left.wait_for_handshake(), (right.key, endpoint, true));
+    let report = wire.left.shell("ping -q -c 20 -i 0.002 fd64::2");
+    assert!(report.contains(" 0% packet loss"), "{report}");
+}
+
+#[test]
+fn one_of_several_endpoints_answers_and_carries() {
+    let pair = Pair::new();
+    let dead = |port| ([10, 9, 0, 77], port).into();
+    let endpoints = vec![dead(1), RIGHT.into(), dead(2)];
+    pair.left.tunnel.command(Command::Initiate { peer: pair.right.key, endpoints });
+    assert_eq!(pair.left.wait_for_handshake().1, RIGHT.into());
+}
+
+#[test]
+fn a_restarted_side_notices_data_for_its_old_session() {
+    let Pair { left, right, wire } = Pair::connected();
+    drop(right);
+    let right = Node::start(&wire.right, 2, 1002);
+    right.tunnel.command(Command::Upsert(peer(1)));
+    let mut ping = wire.left.spawn("ping -q -c 400 -i 0.05 100.64.0.2");
+    let from = right.wait_for("UnknownIndex", |event| match event {
+        Event::UnknownIndex { from } => Some(*from),
+        _ => None,
+    });
+    assert_eq!(from, ([10, 9, 0, 1], 1001).into());
+    right.tunnel.command(Command::Initiate { peer: left.key, endpoints: vec![from] });
+    right.wait_for_handshake();
+    wait_until("packets arrive again", || right.tunnel.stats()[0].rx_bytes > 84);
+    ping.kill().unwrap();
+    ping.wait().unwrap();
+}
+
+#[test]
+fn an_endpoint_follows_its_peer_and_a_rebind_keeps_the_port() {
+    let pair = Pair::connected();
+    pair.wire.right.shell("ip address add 10.9.0.3/24 dev wire");
+    pair.wire.right.shell("ip address delete 10.9.0.2/24 dev wire");
+    pair.wire.right.shell("ip address add 10.9.0.3/24 dev wire");
+    pair.right.tunnel.command(Command::Rebind);
+    pair.wire.right.spawn("ping -q -c 1 -W 15 100.64.0.1").wait().unwrap();
+    let endpoint = pair.left.wait_for("EndpointChanged", |event| match event {
+        Event::EndpointChanged { endpoint, .. } => Some(*endpoint),
+        _ => None,
+    });
+    assert_eq!(endpoint, ([10, 9, 0, 3], 1002).into());
+    assert_eq!(pair.right.tunnel.listen_port(), 1002);
+}
+
+#[test]
+fn keepalives_go_out_at_the_interval_that_was_set() {
+    let pair = Pair::connected();
+    let before = pair.wire.left.packets("wire");
+    let interval = Some(Duration::from_secs(1));
+    let start = Instant::now();
+    pair.left.tunnel.command(Command::SetKeepalive { peer: pair.right.key, interval });
+    wait_until("three keepalives", || pair.wire.left.packets("wire") >= before + 3);
+    assert!(start.elapsed() > Duration::from_secs(2));
+    // They are no traffic.
+    assert_eq!(pair.right.tunnel.stats()[0].rx_bytes, 0);
+}
+
+#[test]
+fn messages_pass_between_agents_and_no_local_program_can_send_or_get_one() {
+    let pair = Pair::connected();
+    let local = pair.wire.left.run(|| UdpSocket::bind(("100.64.0.1", 0)).unwrap());
+    local.send_to(b"forged", (overlay(2), MESSAGE_PORT)).unwrap();
+    wait_until("the forged one is dropped", || pair.left.tunnel.drops().message_port == 1);
+    let listener = pair.wire.right.run(|| UdpSocket::bind(("100.64.0.2", MESSAGE_PORT)).unwrap());
+    listener.set_nonblocking(true).unwrap();
+    let payload = b"true".to_vec();
+    pair.left.tunnel.command(Command::SendMessage { peer: pair.right.key, payload, via: None });
+    let (peer, payload) = pair.right.wait_for("Message", |event| match event {
+        Event::Message { peer, payload, .. } => Some((*peer, payload.clone())),
+        _ => None,
+    });
+    assert_eq!((peer, &payload[..]), (pair.left.key, &b"true"[..]));
+    assert!(listener.recv(&mut [0; 16]).is_err());
+    assert_eq!(pair.right.tunnel.stats()[0].rx_bytes, 0);
+}
+
+#[test]
+fn a_message_needs_a_session_and_a_peer_may_use_its_own_addresses_only() {
+    let pair = Pair::new();
+    pair.left.tunnel.command(Command::SendMessage { peer: pair.right.key, payload: vec![1], via: None });
+    assert_eq!(pair.left.tunnel.drops().message_unsent, 1);
+    pair.connect();
+    pair.wire.left.shell("ip address add 100.64.0.9/32 dev hf0");
+    let forged = pair.wire.left.output("ping -q -c 1 -W 1 -I 100.64.0.9 100.64.0.2");
+    assert!(!forged.status.success());
+    assert_eq!(pair.right.tunnel.drops().bad_source, 1);
+}
+
+#[test]
+fn active_peers_are_reported_and_idle_ones_are_not() {
+    let pair = Pair::connected();
+    pair.wire.left.shell("ping -q -c 1 100.64.0.2");
+    for (node, other) in [(&pair.left, pair.right.key), (&pair.right, pair.left.key)] {
+        let active = node.wait_for("Active", |event| match event {
+            Event::Active(peers) => Some(peers.clone()),
+            _ => None,
+        });
+        assert_eq!(active, [other]);
+    }
+}
+
+#[test]
+fn a_removed_peer_gets_nothing_and_its_handshakes_are_refused() {
+    let pair = Pair::connected();
+    pair.right.tunnel.command(Command::Remove(pair.left.key));
+    assert!(pair.right.tunnel.stats().is_empty());
+    let endpoints = vec![RIGHT.into()];
+    pair.left.tunnel.command(Command::Initiate { peer: pair.right.key, endpoints });
+    wait_until("it is refused", || pair.right.tunnel.drops().unknown_key == 1);
+    assert!(!pair.wire.right.output("ping -q -c 1 -W 1 100.64.0.1").status.success());
+    assert_eq!(pair.right.tunnel.drops().no_route, 1);
+}

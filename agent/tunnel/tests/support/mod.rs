@@ -1,0 +1,234 @@
+//! A network of two namespaces for tests and the benchmark:
+//!
+//! ```text
+//!   namespace left                          namespace right
+//!   hf0  100.64.0.1/10                      hf0  100.64.0.2/10
+//!   tunnel ── 10.9.0.1/24 wire ── veth ── wire 10.9.0.2/24 ── tunnel
+//! ```
+//!
+//! A namespace is a thread that has its own; everything goes when it is dropped. Needs root (or a user namespace
+//! with TUN); without, it panics and says so.
+
+// Shared by several programs, each of which uses a part; helpers panic as tests do.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    process::{Command, Output, Stdio},
+    sync::mpsc::{self, Receiver, Sender},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use agent_tunnel::{Config, DEFAULT_MTU, Device, Event, Peer, PrivateKey, PublicKey, Tunnel, start};
+
+/// Longer than anything awaited here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const MESSAGE_PORT: u16 = 7444;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace and the thread in it.
+pub struct Netns {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    tid: i32,
+}
+
+impl Netns {
+    pub fn new() -> Self {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (ready, started) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            // SAFETY: both calls take and return plain integers.
+            let result = unsafe {
+                if libc::unshare(libc::CLONE_NEWNET) == 0 {
+                    Ok(libc::gettid())
+                } else {
+                    Err(io::Error::last_os_error())
+                }
+            };
+            ready.send(result).unwrap();
+            inbox.into_iter().for_each(|job| job());
+        });
+        let tid = started.recv().unwrap().expect("a network namespace needs root (CAP_SYS_ADMIN)");
+        let netns = Self { jobs: Some(jobs), thread: Some(thread), tid };
+        netns.shell("ip link set lo up");
+        netns
+    }
+
+    /// Runs something in the namespace and waits for it.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (reply, answer) = mpsc::channel();
+        let job = Box::new(move || {
+            let _ = reply.send(job());
+        });
+        self.jobs.as_ref().unwrap().send(job).unwrap();
+        answer.recv().expect("the job in the namespace panicked")
+    }
+
+    pub fn output(&self, command: &str) -> Output {
+        let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        self.run(move || Command::new(&words[0]).args(&words[1..]).output().unwrap())
+    }
+
+    /// Runs a command that must succeed; its output.
+    pub fn shell(&self, command: &str) -> String {
+        let output = self.output(command);
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn spawn(&self, command: &str) -> std::process::Child {
+        let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        self.run(move || Command::new(&words[0]).args(&words[1..]).stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Packets sent and received so far by an interface.
+    pub fn packets(&self, interface: &str) -> u64 {
+        let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("{interface}:"))).unwrap();
+        let fields: Vec<u64> = line.split_whitespace().map(|field| field.parse().unwrap()).collect();
+        fields[1] + fields[9]
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        self.jobs = None;
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// Two namespaces with a wire between them.
+pub struct Wire {
+    pub left: Netns,
+    pub right: Netns,
+}
+
+impl Wire {
+    pub fn new() -> Self {
+        let (left, right) = (Netns::new(), Netns::new());
+        left.shell(&format!("ip link add wire type veth peer name wire netns {}", right.tid));
+        for (netns, address) in [(&left, "10.9.0.1/24"), (&right, "10.9.0.2/24")] {
+            // Without link-local addresses the kernels say nothing of their own.
+            netns.shell("ip link set wire addrgenmode none");
+            netns.shell(&format!("ip address add {address} dev wire"));
+            netns.shell("ip link set wire up");
+        }
+        Self { left, right }
+    }
+}
+
+/// A running tunnel with its events.
+pub struct Node {
+    pub tunnel: Tunnel,
+    pub events: Receiver<Event>,
+    pub key: PublicKey,
+}
+
+/// What is different about the two sides.
+pub fn key(number: u8) -> PrivateKey {
+    PrivateKey::from([number; 32])
+}
+
+pub fn overlay(number: u8) -> IpAddr {
+    [100, 64, 0, number].into()
+}
+
+pub fn peer(number: u8) -> Peer {
+    let own = overlay(number).into();
+    Peer { key: key(number).public_key(), allowed_ips: vec![own], sources: vec![own], preshared_key: None }
+}
+
+impl Node {
+    pub fn start(netns: &Netns, number: u8, port: u16) -> Self {
+        let (sender, events) = mpsc::channel();
+        let tunnel = netns.run(move || {
+            let device = Device::create("hf0", DEFAULT_MTU).unwrap();
+            device.set_addresses(&[format!("{}/10", overlay(number)).parse().unwrap()]).unwrap();
+            let config = Config {
+                private_key: key(number),
+                device,
+                listen_port: port,
+                fwmark: None,
+                addresses: vec![overlay(number)],
+                message_port: Some(MESSAGE_PORT),
+            };
+            start(config, move |event| drop(sender.send(event))).unwrap()
+        });
+        Self { tunnel, events, key: key(number).public_key() }
+    }
+
+    /// The first event that is looked for; others before it are passed over.
+    pub fn wait_for<T>(&self, what: &str, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        while let Ok(event) = self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if let Some(found) = wanted(&event) {
+                return found;
+            }
+            seen.push(event);
+        }
+        panic!("no {what}; instead {seen:?}, drops {:?}", self.tunnel.drops());
+    }
+
+    pub fn wait_for_packet_waiting(&self) -> PublicKey {
+        self.wait_for("PacketWaiting", |event| match event {
+            Event::PacketWaiting { peer } => Some(*peer),
+            _ => None,
+        })
+    }
+
+    pub fn wait_for_handshake(&self) -> (PublicKey, SocketAddr, bool) {
+        self.wait_for("HandshakeDone", |event| match event {
+            Event::HandshakeDone { peer, endpoint, initiator } => Some((*peer, *endpoint, *initiator)),
+            _ => None,
+        })
+    }
+}
+
+/// Waits until a condition holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::yield_now();
+    }
+}
+
+/// Two tunnels that know each other: number 1 on the left at port 1001, number 2 on the right at 1002.
+pub struct Pair {
+    pub left: Node,
+    pub right: Node,
+    pub wire: Wire,
+}
+
+pub const RIGHT: ([u8; 4], u16) = ([10, 9, 0, 2], 1002);
+
+impl Pair {
+    pub fn new() -> Self {
+        let wire = Wire::new();
+        let left = Node::start(&wire.left, 1, 1001);
+        let right = Node::start(&wire.right, 2, 1002);
+        left.tunnel.command(agent_tunnel::Command::Upsert(peer(2)));
+        right.tunnel.command(agent_tunnel::Command::Upsert(peer(1)));
+        Self { left, right, wire }
+    }
+
+    /// With a session, begun by the left.
+    pub fn connected() -> Self {
+        let pair = Self::new();
+        pair.connect();
+        pair
+    }
+
+    pub fn connect(&self) {
+        let endpoints = vec![RIGHT.into()];
+        self.left.tunnel.command(agent_tunnel::Command::Initiate { peer: self.right.key, endpoints });
+        assert_eq!(self.left.wait_for_handshake(), (self.right.key, RIGHT.into(), true));
+        let (peer, _, initiator) = self.right.wait_for_handshake();
+        assert_eq!((peer, initiator), (self.left.key, false));
+    }
+}
