@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod binaries;
 pub mod capture;
+pub mod crowd;
 pub mod figures;
 pub mod mesh;
 pub mod namespace;

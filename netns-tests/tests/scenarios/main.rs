@@ -8,6 +8,7 @@
 mod bad_agent_input;
 mod bad_server_input;
 mod changes;
+mod crowd;
 mod failover;
 mod idle;
 mod lab;
@@ -78,6 +79,7 @@ const CASES: &[Case] = &[
         "second_server_needs_the_database_url_alone",
         changes::a_second_server_needs_the_database_url_alone,
     ),
+    alone("status_with_10_000_peers_is_quick", crowd::status_with_10_000_peers_is_quick),
     alone("life_commands_keep_their_contract", life::commands_keep_their_contract),
     alone("life_an_agent_without_enrolment_says_so", life::an_agent_without_enrolment_says_so),
     alone("life_sigterm_leaves_nothing_behind", life::sigterm_leaves_nothing_behind),
