@@ -15,13 +15,15 @@ use netns_tests::sandbox;
 use netns_tests::scenario::Scenario;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+type Bench = fn(&Scenario) -> Result<()>;
+
 const CROWD: usize = 10_000;
 
 fn main() -> Result<()> {
     sandbox::enter()?;
     let root = tempfile::Builder::new().prefix("holdfast-bench-").tempdir()?;
     let binaries = Binaries::locate()?;
-    let benches: [(&str, fn(&Scenario) -> Result<()>); 4] =
+    let benches: [(&str, Bench); 4] =
         [("throughput", throughput), ("latency", latency), ("failover", failover), ("status", status)];
     let mut failed = false;
     for (name, bench) in benches {
@@ -34,7 +36,7 @@ fn main() -> Result<()> {
     std::process::exit(i32::from(failed));
 }
 
-fn one(name: &str, bench: fn(&Scenario) -> Result<()>, root: &Path, binaries: &Binaries) -> Result<()> {
+fn one(name: &str, bench: Bench, root: &Path, binaries: &Binaries) -> Result<()> {
     bench(&Scenario::new(name, root, binaries)?)
 }
 
