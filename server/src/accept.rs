@@ -1,0 +1,150 @@
+//! Takes connections in: listens, and does each TLS handshake in a task of its own, with a deadline. Everyone is accepted and let
+//! handshake at once, since a storm that waits in the backlog costs its agents seconds of SYN retries; only above a bound of
+//! connections without a session are new ones closed.
+
+use crate::connection::{Connection, ConnectionState};
+use anyhow::Context;
+use proto::tls::server_binding;
+use rustls::ServerConfig;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+
+const BACKLOG: i32 = 4096;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections without a welcomed session, handshakes included.
+const MAX_NEWCOMERS: usize = 16_384;
+/// Data unacknowledged for so long ends a connection: the peer's machine or link is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// After a failed accept (out of descriptors), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens on `addr`; `[::]` serves both families, and means 0.0.0.0 on a host without IPv6.
+///
+/// # Errors
+/// The address cannot be bound; the error names it.
+pub(crate) fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+    let bound = match bind(addr) {
+        Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() && lacks_ipv6(&error) => {
+            bind(SocketAddr::from(([0, 0, 0, 0], addr.port())))
+        }
+        bound => bound,
+    };
+    bound.with_context(|| match addr.port() {
+        0 => format!("cannot listen on {addr}"),
+        port => format!(
+            "cannot listen on {addr}; see what holds port {port} (ss -ltnp), or choose another address with --listen"
+        ),
+    })
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // On Windows it would mean to take a port that somebody listens on.
+    #[cfg(not(windows))]
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(ADDRESS_FAMILY_UNSUPPORTED)
+}
+
+/// EAFNOSUPPORT, for which `io::ErrorKind` has no stable word.
+#[cfg(target_os = "linux")]
+const ADDRESS_FAMILY_UNSUPPORTED: i32 = 97;
+#[cfg(windows)]
+const ADDRESS_FAMILY_UNSUPPORTED: i32 = 10047;
+#[cfg(not(any(target_os = "linux", windows)))]
+const ADDRESS_FAMILY_UNSUPPORTED: i32 = 47;
+
+/// Accepts until `ready` is closed or the task is aborted; handshakes under way end with it.
+pub(crate) async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, ready: mpsc::Sender<Connection>) {
+    let acceptor = TlsAcceptor::from(tls);
+    let newcomers = Arc::new(Semaphore::new(MAX_NEWCOMERS));
+    let mut handshakes = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    let Ok(permit) = newcomers.clone().try_acquire_owned() else {
+                        metrics::counter!("holdfast_connections_refused_total").increment(1);
+                        continue;
+                    };
+                    let (acceptor, ready) = (acceptor.clone(), ready.clone());
+                    handshakes.spawn(async move {
+                        let Some((stream, binding)) = handshake(&acceptor, stream, peer).await else { return };
+                        let state = Arc::new(ConnectionState::new(binding, peer, permit));
+                        // Closed only when the server ends.
+                        let _ended = ready.send(Connection::new(stream, state)).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    metrics::counter!("holdfast_accept_errors_total").increment(1);
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_done) = handshakes.join_next() => {}
+            () = ready.closed() => return,
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, proto::auth::ChannelBinding)> {
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!(%peer, %error, "a connection ended before it began");
+        return None;
+    }
+    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let binding = server_binding(stream.get_ref().1).ok()?;
+            Some((stream, binding))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+            None
+        }
+        Err(_elapsed) => {
+            tracing::debug!(%peer, "TLS handshake took too long");
+            None
+        }
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_address_is_named_in_the_error() {
+        let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = first.local_addr().unwrap();
+        let error = format!("{:#}", listen(addr).unwrap_err());
+        assert!(error.contains(&addr.to_string()), "{error}");
+    }
+}

@@ -1,0 +1,260 @@
+//! A node as the cluster keeps it, and what may be done to one: told facts, renamed, expired, granted a claim, renewed, removed. Each is a pure
+//! function from the state to the ops that `Cluster::write` appends. Whatever stands in the certificate is signed here.
+
+use crate::cluster::{Entity, EntityId, Op, Removed, SetupKeyId, State, base64_text, name};
+use ipnet::IpNet;
+use proto::{
+    key::PublicKey,
+    session::Facts,
+    statement::{Membership, NodeId, Statement},
+    time::UnixTime,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+/// How long a certificate is good for: also how long a removed node could be believed by one that hears no removal.
+pub const MEMBERSHIP_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+/// A certificate older than this is renewed while its node is served.
+pub const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// At most this many ended removals are cleaned up along with a new one.
+const REMOVALS_PRUNED_AT_ONCE: usize = 100;
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    pub key: PublicKey,
+    pub name: String,
+    pub address_v4: Ipv4Addr,
+    pub address_v6: Ipv6Addr,
+    /// An encoded `Signed` membership.
+    #[serde(with = "base64_text")]
+    pub membership: Vec<u8>,
+    pub issued_at: UnixTime,
+    pub not_after: Option<UnixTime>,
+    /// When its login ends; `None`: never.
+    pub expires_at: Option<UnixTime>,
+    pub created_at: UnixTime,
+    /// When it last said something new of itself.
+    pub updated_at: UnixTime,
+    /// The key it last logged in with.
+    pub setup_key: SetupKeyId,
+    pub ephemeral: bool,
+    pub groups: Vec<String>,
+    /// The prefixes it may claim.
+    pub claims: Vec<IpNet>,
+    pub facts: Facts,
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Why a change to a node is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    #[error("there is no node {0}; `server node list` shows those there are")]
+    Unknown(String),
+    #[error("{0:?} is no name for a node: use 1 to 63 of a-z, 0-9 and -, not at the ends")]
+    InvalidName(String),
+    #[error("the name {name:?} belongs to node {owner}; choose another")]
+    NameTaken { name: String, owner: NodeId },
+    #[error("{0} lies in the overlay network, whose addresses have one owner each; claim another prefix")]
+    ClaimInOverlay(IpNet),
+}
+
+impl Node {
+    /// IPv4 first.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.address_v4.into(), self.address_v6.into()]
+    }
+
+    pub fn is_expired(&self, now: UnixTime) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+
+    /// Signs a certificate for the node as it is now. Never older than a removal of the same key, which it undoes.
+    pub(crate) fn certify(&mut self, state: &State, now: UnixTime) {
+        let removed_at = state.removal(&self.key).map(|removed| removed.removed_at);
+        self.issued_at = removed_at.map_or(now, |at| now.max(at.saturating_add(Duration::from_secs(1))));
+        self.not_after = Some(self.issued_at.saturating_add(MEMBERSHIP_LIFETIME));
+        let membership = Membership {
+            node_id: self.id,
+            node_key: self.key,
+            addresses: self.addresses().to_vec(),
+            claims: self.claims.clone(),
+            issued_at: self.issued_at,
+            not_after: self.not_after,
+        };
+        self.membership = Statement::Membership(membership).sign(state.network_id, &state.root);
+    }
+}
+
+/// What a node says of itself; no op where nothing is new.
+pub fn observe(
+    node: &Node,
+    now: UnixTime,
+    facts: Option<&Facts>,
+    endpoints: Option<&[SocketAddr]>,
+) -> Option<Op> {
+    let facts = facts.unwrap_or(&node.facts);
+    let endpoints = endpoints.unwrap_or(&node.endpoints);
+    if (facts, endpoints) == (&node.facts, &node.endpoints[..]) {
+        return None;
+    }
+    Some(Op::put_node(Node {
+        facts: facts.clone(),
+        endpoints: endpoints.to_vec(),
+        updated_at: now,
+        ..node.clone()
+    }))
+}
+
+/// A fresh certificate, where the node's is a day old.
+pub fn renew(state: &State, node: &Node, now: UnixTime) -> Option<Op> {
+    if now.since(node.issued_at) < RENEW_AFTER || node.is_expired(now) {
+        return None;
+    }
+    let mut node = node.clone();
+    node.certify(state, now);
+    Some(Op::put_node(node))
+}
+
+/// # Errors
+/// The name is not valid, or another node's.
+pub fn rename(state: &State, node: &Node, name: &str) -> Result<Vec<Op>, NodeError> {
+    if !name::is_valid(name) {
+        return Err(NodeError::InvalidName(name.to_owned()));
+    }
+    match state.node_by_name(name) {
+        Some(owner) if owner.id == node.id => Ok(Vec::new()),
+        Some(owner) => Err(NodeError::NameTaken { name: name.to_owned(), owner: owner.id }),
+        None => Ok(vec![Op::put_node(Node { name: name.to_owned(), ..node.clone() })]),
+    }
+}
+
+/// Ends the node's login: it stays known, is not served, and has to log in again.
+pub fn expire(node: &Node, now: UnixTime) -> Vec<Op> {
+    match node.is_expired(now) {
+        true => Vec::new(),
+        false => vec![Op::put_node(Node { expires_at: Some(now), ..node.clone() })],
+    }
+}
+
+/// Grants the node a prefix to claim.
+///
+/// # Errors
+/// The prefix overlaps the overlay.
+pub fn allow_claim(state: &State, node: &Node, prefix: IpNet, now: UnixTime) -> Result<Vec<Op>, NodeError> {
+    let prefix = prefix.trunc();
+    let overlaps = |overlay: &IpNet| overlay.contains(&prefix) || prefix.contains(overlay);
+    let whole = prefix.prefix_len() == 0;
+    if !whole && (overlaps(&state.network.overlay_v4) || overlaps(&state.network.overlay_v6)) {
+        return Err(NodeError::ClaimInOverlay(prefix));
+    }
+    if node.claims.contains(&prefix) {
+        return Ok(Vec::new());
+    }
+    let mut node = node.clone();
+    node.claims.push(prefix);
+    node.certify(state, now);
+    Ok(vec![Op::put_node(node)])
+}
+
+/// Ends the membership: the node goes, a signed removal stays until its certificate would have ended.
+pub fn remove(state: &State, node: &Node, now: UnixTime) -> Vec<Op> {
+    let ended = state.removals().filter(|removed| removed.until.is_some_and(|until| until < now));
+    let mut ops: Vec<Op> = ended
+        .take(REMOVALS_PRUNED_AT_ONCE)
+        .map(|removed| Op::Delete(EntityId::Removal(removed.key)))
+        .collect();
+    ops.push(Op::Delete(EntityId::Node(node.id)));
+    ops.push(Op::Put(Entity::Removal(Box::new(Removed::new(state, node, now)))));
+    ops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing;
+
+    #[test]
+    fn the_certificate_says_what_the_node_is() {
+        let (state, node) = testing::with_node("web");
+        let statement = Statement::verify(&node.membership, state.network_id, &state.root.public());
+        let Ok(Statement::Membership(membership)) = statement else { panic!("{statement:?}") };
+        assert_eq!(membership.node_id, node.id);
+        assert_eq!(membership.node_key, node.key);
+        assert_eq!(membership.addresses, node.addresses());
+        assert_eq!(membership.not_after, Some(testing::NOW.saturating_add(MEMBERSHIP_LIFETIME)));
+    }
+
+    #[test]
+    fn a_claim_is_granted_once_and_stands_in_the_certificate() {
+        let (mut state, node) = testing::with_node("router");
+        let prefix: IpNet = "10.1.2.3/8".parse().unwrap();
+        testing::apply(&mut state, allow_claim(&state, &node, prefix, testing::NOW).unwrap());
+        let node = state.node(node.id).unwrap().clone();
+        let Ok((_, Statement::Membership(membership))) = Statement::trust(&node.membership) else { panic!() };
+        assert_eq!(membership.claims, ["10.0.0.0/8".parse::<IpNet>().unwrap()]);
+        assert_eq!(allow_claim(&state, &node, prefix, testing::NOW), Ok(vec![]));
+        let inside = "100.64.0.0/16".parse().unwrap();
+        assert_eq!(allow_claim(&state, &node, inside, testing::NOW), Err(NodeError::ClaimInOverlay(inside)));
+        assert!(allow_claim(&state, &node, "0.0.0.0/0".parse().unwrap(), testing::NOW).is_ok());
+    }
+
+    #[test]
+    fn a_name_is_taken_by_one_node() {
+        let (mut state, first) = testing::with_node("a");
+        let second = testing::enrol(&mut state, "b");
+        assert_eq!(
+            rename(&state, &second, "a"),
+            Err(NodeError::NameTaken { name: "a".into(), owner: first.id })
+        );
+        assert!(matches!(rename(&state, &second, "-x"), Err(NodeError::InvalidName(_))));
+        assert_eq!(rename(&state, &second, "b"), Ok(vec![]));
+        testing::apply(&mut state, rename(&state, &second, "c").unwrap());
+        assert_eq!(state.node_by_name("c").unwrap().id, second.id);
+        assert!(state.node_by_name("b").is_none());
+    }
+
+    #[test]
+    fn a_removed_node_leaves_a_signed_removal_and_its_address_is_held() {
+        let (mut state, node) = testing::with_node("gone");
+        testing::apply(&mut state, remove(&state, &node, testing::NOW));
+        assert!(state.node(node.id).is_none());
+        let removed = state.removal(&node.key).unwrap();
+        let statement = Statement::verify(&removed.signed, state.network_id, &state.root.public());
+        assert!(matches!(statement, Ok(Statement::Removal(removal)) if removal.node_key == node.key));
+        let next = testing::enrol(&mut state, "next");
+        assert_ne!(next.address_v4, node.address_v4);
+        assert_ne!(next.id, node.id);
+    }
+
+    #[test]
+    fn ended_removals_are_cleaned_up_with_the_next_one() {
+        let (mut state, first) = testing::with_node("first");
+        let second = testing::enrol(&mut state, "second");
+        testing::apply(&mut state, remove(&state, &first, testing::NOW));
+        let later = testing::NOW.saturating_add(MEMBERSHIP_LIFETIME * 2);
+        testing::apply(&mut state, remove(&state, &second, later));
+        assert!(state.removal(&first.key).is_none());
+        assert!(state.removal(&second.key).is_some());
+    }
+
+    #[test]
+    fn facts_that_are_not_new_are_no_change() {
+        let (_, node) = testing::with_node("a");
+        assert_eq!(observe(&node, testing::NOW, Some(&node.facts), Some(&node.endpoints)), None);
+        let moved = ["192.0.2.1:51820".parse().unwrap()];
+        assert!(observe(&node, testing::NOW, None, Some(&moved)).is_some());
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_after_a_day_and_not_before() {
+        let (state, node) = testing::with_node("a");
+        let almost = UnixTime(testing::NOW.0 + RENEW_AFTER.as_secs() - 1);
+        assert_eq!(renew(&state, &node, almost), None);
+        assert!(renew(&state, &node, testing::NOW.saturating_add(RENEW_AFTER)).is_some());
+    }
+}

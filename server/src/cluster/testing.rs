@@ -1,0 +1,74 @@
+//! Small clusters for tests, without a store.
+
+use crate::cluster::{
+    Applicant, Change, ChangeId, Founding, Head, Node, Op, SetupKey, SetupKeyTerms, Snapshot, State,
+    enrol as admit,
+};
+use proto::{
+    key::NodeSecret, map::MapVersion, session::Facts, setup_key::SetupSecret, statement::NodeId,
+    time::UnixTime,
+};
+
+pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
+
+pub(crate) fn state() -> State {
+    let founding = Founding::generate().unwrap();
+    let head = Head { version: MapVersion { epoch: 1, revision: 1 }, id: ChangeId::generate().unwrap() };
+    State::from_snapshot(Snapshot {
+        founding,
+        head,
+        next_node_id: NodeId(1),
+        nodes: vec![],
+        setup_keys: vec![],
+        removals: vec![],
+    })
+}
+
+pub(crate) fn apply(state: &mut State, ops: Vec<Op>) {
+    let MapVersion { epoch, revision } = state.version();
+    let version = MapVersion { epoch, revision: revision + 1 };
+    let head = Head { version, id: ChangeId::generate().unwrap() };
+    state.apply(&Change { head, at: NOW, actor: super::Actor::CommandLine, ops });
+}
+
+pub(crate) fn setup_key(state: &mut State, terms: &SetupKeyTerms) -> SetupSecret {
+    let secret = SetupSecret::generate().unwrap();
+    let (record, _) = SetupKey::new(state, NOW, &secret, terms);
+    apply(state, vec![Op::put_setup_key(record)]);
+    secret
+}
+
+pub(crate) fn applicant(secret: &SetupSecret, hostname: &str) -> Applicant {
+    Applicant {
+        setup_key_hash: secret.hash(),
+        node_key: NodeSecret::generate().unwrap().public(),
+        facts: Facts { hostname: hostname.to_owned(), os: "linux".to_owned(), ..Facts::default() },
+        endpoints: vec!["192.0.2.7:51820".parse().unwrap()],
+    }
+}
+
+pub(crate) fn enrol(state: &mut State, hostname: &str) -> Node {
+    let secret = setup_key(state, &SetupKeyTerms::default());
+    let (ops, node) = admit(state, NOW, &applicant(&secret, hostname)).unwrap();
+    apply(state, ops);
+    node
+}
+
+pub(crate) fn with_node(hostname: &str) -> (State, Node) {
+    let mut state = state();
+    let node = enrol(&mut state, hostname);
+    (state, node)
+}
+
+pub(crate) fn snapshot(state: &State) -> Snapshot {
+    let founding =
+        Founding { network_id: state.network_id, root: state.root.clone(), network: state.network.clone() };
+    Snapshot {
+        founding,
+        head: state.head(),
+        next_node_id: state.next_node_id(),
+        nodes: state.nodes().map(|node| Node::clone(node)).collect(),
+        setup_keys: state.setup_keys().map(|key| SetupKey::clone(key)).collect(),
+        removals: state.removals().map(|removed| super::Removed::clone(removed)).collect(),
+    }
+}

@@ -1,0 +1,302 @@
+//! Keeps a server level with the change log. `Cluster` is the handle that everything uses: readers take the current state, which never touches
+//! the database; a write locks the log, catches up, decides on exactly that state, appends, and applies what it appended. A task follows what other servers
+//! append: hints wake it, polling makes sure.
+//!
+//! A log that no longer has what was seen went back in time: the state is loaded again and a new epoch begun, above every revision seen.
+
+use crate::{
+    cluster::{Actor, Change, ChangeId, Founding, Head, Op, State},
+    store::{Hint, Lost, Store, StoreError, Tail},
+};
+use arc_swap::ArcSwap;
+use proto::{map::MapVersion, time::UnixTime};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{broadcast::error::RecvError, watch};
+
+/// The log is looked at so often, whatever hints come.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// A database that was not heard of for so long counts as away, although no call has failed yet.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// A write gives up when the log was lost under it so often.
+const WRITE_ATTEMPTS: u32 = 3;
+
+/// The cluster, as this process knows it. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    state: ArcSwap<State>,
+    changed: watch::Sender<MapVersion>,
+    database_ok: AtomicBool,
+    level_since: Mutex<Instant>,
+    /// One write of this process at a time: the others would only wait in the database.
+    turn: tokio::sync::Mutex<()>,
+    /// Held while the state is replaced.
+    replacing: Mutex<()>,
+    follower: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+/// How fresh the state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Health {
+    pub database_ok: bool,
+    /// How long ago the state was last known level with the database.
+    pub level_age: Duration,
+}
+
+/// The cluster cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the system has no random source: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A change was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError<E> {
+    /// `decide` refused.
+    #[error(transparent)]
+    Refused(E),
+    #[error("the change was not made: {0}")]
+    Database(StoreError),
+}
+
+impl<E> WriteError<E> {
+    /// Whether the same write may succeed later.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused(_) => false,
+            Self::Database(error) => error.is_retriable(),
+        }
+    }
+}
+
+impl Cluster {
+    /// Loads the state and follows the log. The first to open a database makes the cluster.
+    ///
+    /// # Errors
+    /// The database does not answer, or holds what cannot be read.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self, OpenError> {
+        let snapshot = match store.snapshot().await {
+            Err(StoreError::NoCluster { .. }) => {
+                if store.found(&Founding::generate()?, ChangeId::generate()?).await? {
+                    tracing::info!("made a new cluster");
+                }
+                store.snapshot().await?
+            }
+            found => found?,
+        };
+        let state = State::from_snapshot(snapshot);
+        let cluster = Self(Arc::new(Inner {
+            changed: watch::Sender::new(state.version()),
+            state: ArcSwap::from_pointee(state),
+            database_ok: AtomicBool::new(true),
+            level_since: Mutex::new(Instant::now()),
+            turn: tokio::sync::Mutex::new(()),
+            replacing: Mutex::new(()),
+            follower: Mutex::new(None),
+            store,
+        }));
+        let hints = cluster.0.store.wake();
+        let follower = tokio::spawn(follow(Arc::downgrade(&cluster.0), hints));
+        *cluster.0.follower.lock().unwrap_or_else(PoisonError::into_inner) = Some(follower);
+        Ok(cluster)
+    }
+
+    /// The newest state known here.
+    pub fn state(&self) -> Arc<State> {
+        self.0.state.load_full()
+    }
+
+    /// Tells of every newer state.
+    pub fn changed(&self) -> watch::Receiver<MapVersion> {
+        self.0.changed.subscribe()
+    }
+
+    pub fn health(&self) -> Health {
+        let level_age = self.0.level_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let database_ok = self.0.database_ok.load(Relaxed) && level_age < SILENCE_LIMIT;
+        Health { database_ok, level_age }
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    /// Makes a change. `decide` sees the state that the change will follow upon, and the database's clock; it may be asked more than once. No ops: nothing
+    /// is written. When this returns, `state()` has the change.
+    ///
+    /// # Errors
+    /// `decide` refused; or the database did not take the change, or (where it is away just then) may have.
+    pub async fn write<T, E>(
+        &self,
+        actor: Actor,
+        mut decide: impl FnMut(&State, UnixTime) -> Result<(Vec<Op>, T), E> + Send,
+    ) -> Result<T, WriteError<E>>
+    where
+        T: Send,
+        E: Send,
+    {
+        let _turn = self.0.turn.lock().await;
+        for _ in 0..WRITE_ATTEMPTS {
+            let locked = self.0.store.lock(self.state().head()).await;
+            let locked = locked.map_err(WriteError::Database)?;
+            let Tail::Changes(changes) = locked.tail() else {
+                locked.unlock().await;
+                self.0.catch_up().await.map_err(WriteError::Database)?;
+                continue;
+            };
+            self.0.advance(changes);
+            let (state, now) = (self.state(), locked.now());
+            let (ops, answer) = match decide(&state, now) {
+                Ok((ops, answer)) if !ops.is_empty() => (ops, answer),
+                decided => {
+                    locked.unlock().await;
+                    return decided.map(|(_, answer)| answer).map_err(WriteError::Refused);
+                }
+            };
+            let change = self.0.next_change(now, actor, ops).map_err(WriteError::Database)?;
+            locked.commit(&change).await.map_err(WriteError::Database)?;
+            self.0.advance(&[change]);
+            return Ok(answer);
+        }
+        Err(WriteError::Database(self.0.unavailable("its log is being replaced; try again")))
+    }
+}
+
+impl Inner {
+    fn next_change(&self, at: UnixTime, actor: Actor, ops: Vec<Op>) -> Result<Change, StoreError> {
+        let MapVersion { epoch, revision } = self.state.load().version();
+        let version = MapVersion { epoch, revision: revision + 1 };
+        Ok(Change { head: Head { version, id: self.change_id()? }, at, actor, ops })
+    }
+
+    fn change_id(&self) -> Result<ChangeId, StoreError> {
+        ChangeId::generate().map_err(|error| self.unavailable(error))
+    }
+
+    fn unavailable(&self, reason: impl ToString) -> StoreError {
+        StoreError::unavailable(self.store.location(), reason)
+    }
+
+    /// Applies those changes that are next. Whoever reads the log may be behind whoever just wrote to it.
+    fn advance(&self, changes: &[Change]) {
+        let _guard = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.state.load_full();
+        let MapVersion { epoch, revision } = current.version();
+        let fresh = changes.iter().filter(|change| change.head.version.revision > revision);
+        let mut next: Option<State> = None;
+        for change in fresh {
+            let state = next.get_or_insert_with(|| State::clone(&current));
+            if change.head.version == (MapVersion { epoch, revision: state.version().revision + 1 }) {
+                state.apply(change);
+            }
+        }
+        if let Some(state) = next {
+            self.replace(state);
+        }
+    }
+
+    fn replace(&self, state: State) {
+        let version = state.version();
+        self.state.store(Arc::new(state));
+        self.changed.send_replace(version);
+    }
+
+    /// Makes the state level with the database, and notes whether that worked.
+    async fn catch_up(&self) -> Result<(), StoreError> {
+        let begun_at = Instant::now();
+        let result = self.read_log().await;
+        let is_ok = result.is_ok();
+        if is_ok {
+            *self.level_since.lock().unwrap_or_else(PoisonError::into_inner) = begun_at;
+        }
+        if self.database_ok.swap(is_ok, Relaxed) != is_ok {
+            match &result {
+                Ok(()) => tracing::info!("the database answers again"),
+                Err(error) => tracing::warn!(%error, "serving from memory; changes have to wait"),
+            }
+        }
+        result
+    }
+
+    async fn read_log(&self) -> Result<(), StoreError> {
+        let known = self.state.load().head();
+        match self.store.tail(known).await? {
+            Tail::Changes(changes) => self.advance(&changes),
+            Tail::Lost(Lost::Pruned | Lost::NewEpoch) => self.reload().await?,
+            Tail::Lost(Lost::WentBack { to }) => {
+                tracing::warn!(
+                    seen = known.version.revision,
+                    found = to.version.revision,
+                    "the database went back in time"
+                );
+                self.begin_epoch(known).await?;
+                self.reload().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reload(&self) -> Result<(), StoreError> {
+        let state = State::from_snapshot(self.store.snapshot().await?);
+        let _guard = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.version() > self.state.load().version() {
+            self.replace(state);
+        }
+        Ok(())
+    }
+
+    /// Agents have seen revisions that the log does not have. An epoch of its own puts what comes above them; of several
+    /// servers the first one begins it.
+    async fn begin_epoch(&self, seen: Head) -> Result<(), StoreError> {
+        let locked = self.store.lock(seen).await?;
+        let &Tail::Lost(Lost::WentBack { to }) = locked.tail() else {
+            locked.unlock().await;
+            return Ok(());
+        };
+        let version = MapVersion {
+            epoch: seen.version.epoch.max(to.version.epoch) + 1,
+            revision: seen.version.revision.max(to.version.revision) + 1,
+        };
+        let head = Head { version, id: self.change_id()? };
+        let change = Change { head, at: locked.now(), actor: Actor::Recovery, ops: vec![] };
+        locked.commit(&change).await
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(follower) = self.follower.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            follower.abort();
+        }
+    }
+}
+
+/// Ends with the cluster's last handle.
+async fn follow(cluster: Weak<Inner>, mut hints: tokio::sync::broadcast::Receiver<Hint>) {
+    let mut poll = tokio::time::interval(POLL_INTERVAL);
+    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = poll.tick() => {}
+            hint = hints.recv() => match hint {
+                Ok(Hint::Log | Hint::Anything) | Err(RecvError::Lagged(_)) => {}
+                Ok(Hint::Presence | Hint::Signals(_) | Hint::Leases) => continue,
+                Err(RecvError::Closed) => return,
+            },
+        }
+        let Some(cluster) = cluster.upgrade() else { return };
+        // Told by `health` and logged where it changes; the next round tries again.
+        cluster.catch_up().await.ok();
+    }
+}

@@ -1,0 +1,77 @@
+//! The first message of a session: who it is, whether they may be served, and the welcome.
+
+use crate::{cluster::Node, connection::ConnectionState, serve::Server, session::refusal};
+use proto::{
+    auth,
+    key::PublicKey,
+    session::{AgentMessage, Hello, Refused, Welcome},
+    wire,
+};
+use std::{sync::Arc, time::Duration};
+
+/// Somebody who may come in.
+pub(super) struct Guest {
+    pub(super) node: Arc<Node>,
+    pub(super) hello: Hello,
+}
+
+/// Judges a Hello.
+pub(super) fn greet(
+    server: &Server,
+    connection: &ConnectionState,
+    wire: wire::Hello,
+) -> Result<Guest, Refused> {
+    if server.hub.is_draining() {
+        return Err(refusal::draining());
+    }
+    let key = prove(server, connection, wire.version.as_ref(), wire.proof.as_ref())?;
+    let message = wire::AgentMessage { kind: Some(wire::agent_message::Kind::Hello(wire)) };
+    let hello = match AgentMessage::from_wire(message).map_err(|error| refusal::invalid(&error))? {
+        Some(AgentMessage::Hello(hello)) => hello,
+        Some(_) | None => return Err(refusal::missing("Hello")),
+    };
+    Ok(Guest { node: member(server, &key)?, hello })
+}
+
+/// Checks version and proof; returns the node key that is proved.
+pub(super) fn prove(
+    server: &Server,
+    connection: &ConnectionState,
+    version: Option<&wire::Version>,
+    proof: Option<&wire::Proof>,
+) -> Result<PublicKey, Refused> {
+    // A newer agent knows from the welcome what is spoken here.
+    let protocol = version.map_or(0, |version| version.protocol);
+    if protocol < proto::PROTOCOL_VERSION {
+        return Err(refusal::version(protocol));
+    }
+    let proof = proof.ok_or_else(|| refusal::missing("proof"))?;
+    auth::verify(proof, &server.identity.session_secret, &connection.binding)
+        .map_err(|error| refusal::proof(&error))
+}
+
+/// The node of `key`, if it may be served. Unknown is not removed: only a signed removal is.
+pub(super) fn member(server: &Server, key: &PublicKey) -> Result<Arc<Node>, Refused> {
+    let state = server.cluster.state();
+    match state.node_by_key(key) {
+        Some(node) if node.is_expired(crate::serve::unix_time()) => Err(refusal::expired()),
+        Some(node) => Ok(node.clone()),
+        None => Err(match state.removal(key) {
+            Some(removed) => refusal::removed(&removed.signed),
+            None => refusal::unknown_node(),
+        }),
+    }
+}
+
+pub(super) fn welcome(server: &Server, connection: &ConnectionState, node: &Node) -> Welcome {
+    Welcome {
+        server: server.id,
+        server_name: server.name.clone(),
+        servers: server.servers.urls().to_vec(),
+        heartbeat_interval: Duration::ZERO,
+        at: server.cluster.state().version(),
+        unix_ms: crate::serve::unix_ms(),
+        observed_address: Some(connection.peer.ip()),
+        membership: node.membership.clone(),
+    }
+}

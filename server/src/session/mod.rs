@@ -1,0 +1,26 @@
+//! Control sessions: the gRPC service, and what it is made of. One file per concern:
+//!
+//! `service` the calls; `session` one session from Hello to its end; `greeting` who is let in; `catch_up` what changed since the session
+//! last spoke; `slot` what others reach of a session; `hub` which session serves whom; `fetch` maps in chunks; `enrol` new members;
+//! `signals` between agents, across servers; `reports` what nodes say of themselves, on its way to the database; `refusal` the texts.
+
+mod catch_up;
+mod enrol;
+mod fetch;
+mod greeting;
+mod hub;
+mod refusal;
+mod reports;
+mod service;
+#[expect(clippy::module_inception, reason = "the session itself, beside what surrounds it")]
+mod session;
+mod signals;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use hub::Hub;
+pub(crate) use reports::Reports;
+pub(crate) use service::ControlService;
+pub(crate) use signals::Signals;
+pub(crate) use slot::Slot;

@@ -1,0 +1,321 @@
+//! One session: the stream of what the server says, which polls the stream of what the agent says. There is no task and no channel per
+//! session: whoever has news leaves it in shared state and wakes the stream, which then looks what changed since it last spoke. So bursts
+//! merge, nothing queues, and an agent that reads slowly costs nothing.
+//!
+//!     greeting --Hello, welcomed--> standby <--Activate / Deactivate, demoted--> serving
+//!        |                             |                                            |
+//!        +------ Refused, Leave, end of stream, silence (the connection's deadline) +--> over
+
+use crate::{
+    cluster::{Actor, remove},
+    connection::{ConnectionState, LAST_WORDS_TIMEOUT},
+    follow::WriteError,
+    presence::VANISHED_GRACE,
+    serve::Server,
+    session::{
+        Slot,
+        catch_up::{News, Serving},
+        greeting, refusal,
+        reports::Report,
+    },
+};
+use futures_util::Stream;
+use proto::{
+    session::{AgentMessage, HeartbeatAck, MapState, Refused, ServerMessage, SessionNumber},
+    wire,
+};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tonic::{Status, Streaming};
+
+pub(super) const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
+
+/// A serving session that hears nothing for three announced intervals ends, but never sooner than this.
+const SILENCE_MINIMUM: Duration = Duration::from_secs(10);
+const SILENCE_INTERVALS: u32 = 3;
+/// A standby says something every 10 s.
+const STANDBY_SILENCE: Duration = Duration::from_secs(40);
+/// However long an interval an agent announces.
+const SILENCE_MAXIMUM: Duration = Duration::from_secs(300);
+
+/// A session as tonic polls it.
+pub(crate) struct Session {
+    server: Arc<Server>,
+    connection: Arc<ConnectionState>,
+    inbound: Streaming<wire::AgentMessage>,
+    outbox: VecDeque<ServerMessage>,
+    phase: Phase,
+}
+
+enum Phase {
+    Greeting,
+    Welcomed(Box<Welcomed>),
+    Over,
+}
+
+struct Welcomed {
+    seat: Seat,
+    news: News,
+    heartbeat_interval: Duration,
+    /// Set while the session serves.
+    serving: Option<Serving>,
+    /// What the agent last said of itself; written while this session serves.
+    report: Report,
+}
+
+/// A place in the hub; given up when dropped, however the session ends.
+struct Seat {
+    server: Arc<Server>,
+    slot: Arc<Slot>,
+    /// The agent said that it goes.
+    leaves: bool,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.server.hub.leave(&self.slot) {
+            let grace = if self.leaves { Duration::ZERO } else { VANISHED_GRACE };
+            self.server.presence.left(self.slot.node, self.slot.number(), grace);
+        }
+        self.slot.ends_in(LAST_WORDS_TIMEOUT);
+        tracing::debug!(node = %self.slot.node, key = ?self.slot.key, "session ended");
+    }
+}
+
+impl Session {
+    pub(super) fn new(
+        server: Arc<Server>,
+        connection: Arc<ConnectionState>,
+        inbound: Streaming<wire::AgentMessage>,
+    ) -> Self {
+        Self { server, connection, inbound, outbox: VecDeque::new(), phase: Phase::Greeting }
+    }
+
+    fn handle(&mut self, message: wire::AgentMessage) {
+        match (&self.phase, message.kind) {
+            (Phase::Over, _) | (_, None) => {}
+            (Phase::Greeting, Some(wire::agent_message::Kind::Hello(hello))) => self.handle_hello(hello),
+            (Phase::Greeting, Some(_)) => self.end(Some(refusal::missing("Hello before it"))),
+            (Phase::Welcomed(_), kind) => match AgentMessage::from_wire(wire::AgentMessage { kind }) {
+                Ok(Some(message)) => self.handle_message(message),
+                // From a newer agent.
+                Ok(None) => {}
+                Err(error) => self.end(Some(refusal::invalid(&error))),
+            },
+        }
+    }
+
+    fn handle_hello(&mut self, wire: wire::Hello) {
+        let guest = match greeting::greet(&self.server, &self.connection, wire) {
+            Ok(guest) => guest,
+            Err(refused) => return self.end(Some(refused)),
+        };
+        let (node, hello) = (guest.node, guest.hello);
+        let slot = self.server.hub.enter(node.id, node.key, &self.connection);
+        let seat = Seat { server: self.server.clone(), slot: slot.clone(), leaves: false };
+        if !self.connection.welcome(slot.clone()) {
+            return self.end(Some(refusal::second_session()));
+        }
+        slot.set_number(hello.number);
+        metrics::counter!("holdfast_sessions_started_total").increment(1);
+        tracing::debug!(node = %node.id, name = node.name, peer = %self.connection.peer, "session started");
+        let welcome = greeting::welcome(&self.server, &self.connection, &node);
+        self.outbox.push_back(ServerMessage::Welcome(welcome));
+        self.phase = Phase::Welcomed(Box::new(Welcomed {
+            seat,
+            news: News::since(&self.server, &node),
+            heartbeat_interval: hello.heartbeat_interval,
+            serving: None,
+            report: Report::new(hello.facts, hello.endpoints, self.connection.peer.ip()),
+        }));
+        match hello.activate {
+            true => self.handle_activate(hello.number, hello.map),
+            false => slot.raise_floor(hello.map.version),
+        }
+        self.listen_on();
+    }
+
+    fn handle_message(&mut self, message: AgentMessage) {
+        let Phase::Welcomed(session) = &mut self.phase else { return };
+        match message {
+            AgentMessage::Hello(_) => return self.end(Some(refusal::second_session())),
+            AgentMessage::Heartbeat { sequence, standby: _ } => {
+                self.outbox.push_back(ServerMessage::Heartbeat(ack(&self.server, sequence)));
+            }
+            AgentMessage::Activate { number, map } => self.handle_activate(number, map),
+            AgentMessage::Deactivate => session.step_back(),
+            AgentMessage::Signal(signal) => self.server.signals.forward(&self.server, session.seat.slot.key, signal),
+            AgentMessage::Update { facts, endpoints } => {
+                session.report = Report::new(facts, endpoints, self.connection.peer.ip());
+                session.publish();
+            }
+            AgentMessage::Leave { logout } => return self.handle_leave(logout),
+        }
+        self.listen_on();
+    }
+
+    fn handle_activate(&mut self, number: SessionNumber, map: MapState) {
+        let Phase::Welcomed(session) = &mut self.phase else { return };
+        let slot = &session.seat.slot;
+        if self.server.hub.is_draining() {
+            return self.end(Some(refusal::draining()));
+        }
+        let served_elsewhere = self.server.presence.newer_elsewhere(slot.node, number);
+        if served_elsewhere || self.server.hub.activate(slot, number).is_err() {
+            return self.end(Some(refusal::stale_session()));
+        }
+        slot.raise_floor(map.version);
+        self.server.presence.served(slot.node, number);
+        session.serving = Some(Serving::resuming(map));
+        session.publish();
+        let version = self.server.cluster.state().version();
+        self.outbox.push_back(ServerMessage::Activated { number, version });
+    }
+
+    fn handle_leave(&mut self, logout: bool) {
+        let Phase::Welcomed(session) = &mut self.phase else { return };
+        session.seat.leaves = true;
+        match logout {
+            false => self.end(None),
+            true => {
+                tokio::spawn(log_out(self.server.clone(), session.seat.slot.clone()));
+            }
+        }
+    }
+
+    /// The agent was heard: the connection's deadline moves.
+    fn listen_on(&self) {
+        if let Phase::Welcomed(session) = &self.phase {
+            let announced = session.heartbeat_interval.saturating_mul(SILENCE_INTERVALS);
+            let silence = match session.serving {
+                Some(_) => announced.clamp(SILENCE_MINIMUM, SILENCE_MAXIMUM),
+                None => STANDBY_SILENCE,
+            };
+            self.connection.ends_in(silence);
+        }
+    }
+
+    /// Puts everything that is news to the agent into the outbox.
+    fn catch_up(&mut self) {
+        let Phase::Welcomed(session) = &mut self.phase else { return };
+        let slot = &session.seat.slot;
+        if session.serving.is_some() && !slot.is_serving() {
+            session.serving = None;
+        }
+        let told = session.news.collect(&self.server, slot, &mut self.outbox);
+        if let (Ok(()), Some(serving)) = (&told, &mut session.serving) {
+            serving.collect(&self.server, slot, &mut self.outbox);
+        }
+        if let Err(refused) = told {
+            self.end(Some(refused));
+        }
+    }
+
+    fn end(&mut self, refused: Option<Refused>) {
+        if let Some(refused) = refused {
+            tracing::debug!(peer = %self.connection.peer, reason = ?refused.reason, "session refused");
+            metrics::counter!("holdfast_sessions_refused_total").increment(1);
+            self.outbox.push_back(ServerMessage::Refused(refused));
+        }
+        self.connection.ends_in(LAST_WORDS_TIMEOUT);
+        self.phase = Phase::Over;
+    }
+}
+
+impl Welcomed {
+    /// Serves no more, stays as standby.
+    fn step_back(&mut self) {
+        let Seat { server, slot, leaves: _ } = &self.seat;
+        self.serving = None;
+        if server.hub.deactivate(slot) {
+            server.presence.left(slot.node, slot.number(), VANISHED_GRACE);
+        }
+    }
+
+    /// What a standby says of its node is kept until it serves: two sessions see the node from two sides.
+    fn publish(&self) {
+        if self.serving.is_some() {
+            self.seat.server.reports.add(&self.seat.server, self.seat.slot.node, &self.report);
+        }
+    }
+}
+
+impl Stream for Session {
+    type Item = Result<wire::ServerMessage, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(message) = this.outbox.pop_front() {
+                return Poll::Ready(Some(Ok(message.into_wire(SOFTWARE))));
+            }
+            match &this.phase {
+                Phase::Over => return Poll::Ready(None),
+                Phase::Greeting => {}
+                Phase::Welcomed(session) => {
+                    // Before looking, so that news in between wakes again.
+                    session.seat.slot.register(cx.waker());
+                    this.catch_up();
+                    if !this.outbox.is_empty() {
+                        continue;
+                    }
+                }
+            }
+            match Pin::new(&mut this.inbound).poll_next(cx) {
+                Poll::Ready(Some(Ok(message))) => this.handle(message),
+                Poll::Ready(Some(Err(_)) | None) => this.end(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+fn ack(server: &Server, sequence: u64) -> HeartbeatAck {
+    let health = server.cluster.health();
+    HeartbeatAck {
+        sequence,
+        server: server.id,
+        at: server.cluster.state().version(),
+        revision_age: health.level_age,
+        database_ok: health.database_ok,
+        spread: spread(server.hub.counts().0),
+        heartbeat_interval: Duration::ZERO,
+        unix_ms: crate::serve::unix_ms(),
+    }
+}
+
+/// The time over which so many agents spread a failover: a server takes in 5,000 a second and more, so that 200 ms are enough.
+fn spread(serving: usize) -> Duration {
+    Duration::from_millis((serving / 20).min(200) as u64)
+}
+
+/// Ends the node's membership. The session hears of the removal like everybody else, and ends by it.
+async fn log_out(server: Arc<Server>, slot: Arc<Slot>) {
+    let node = slot.node;
+    let removed = server.cluster.write::<_, Infallible>(Actor::Node(slot.key), |state, now| {
+        Ok((state.node(node).map_or_else(Vec::new, |node| remove(state, node, now)), ()))
+    });
+    match removed.await {
+        Ok(()) => tracing::info!(%node, key = ?slot.key, "node logged out"),
+        Err(WriteError::Refused(never)) => match never {},
+        Err(WriteError::Database(error)) => slot.refuse(refusal::database(error)),
+    }
+}
+
+#[cfg(test)]
+mod spread_tests {
+    use super::*;
+
+    #[test]
+    fn few_agents_fail_over_at_once_and_thousands_within_200_ms() {
+        assert_eq!(spread(10), Duration::ZERO);
+        assert_eq!(spread(1000), Duration::from_millis(50));
+        assert_eq!(spread(100_000), Duration::from_millis(200));
+    }
+}

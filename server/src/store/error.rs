@@ -1,0 +1,47 @@
+//! What can go wrong with a database, told apart by what the caller does about it. No text here ever holds a password.
+
+/// A call to the database failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It does not answer, or not in time. Trying again later may work.
+    #[error("the database {location} is not available: {reason}")]
+    Unavailable { location: String, reason: String },
+    #[error(
+        "the database {location} has schema {found}, newer than the {known} of this program; update this server"
+    )]
+    NewerSchema { location: String, found: u32, known: u32 },
+    #[error(
+        "the database {location} holds no cluster yet; start a server on it (`server run`), or check the URL"
+    )]
+    NoCluster { location: String },
+    /// What is stored cannot be read.
+    #[error("the database {location} holds what cannot be read: {reason}")]
+    Corrupt { location: String, reason: String },
+    #[error("the database {location} refused: {reason}")]
+    Failed { location: String, reason: String },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } => true,
+            Self::NewerSchema { .. }
+            | Self::NoCluster { .. }
+            | Self::Corrupt { .. }
+            | Self::Failed { .. } => false,
+        }
+    }
+
+    pub(crate) fn unavailable(location: &str, reason: impl ToString) -> Self {
+        Self::Unavailable { location: location.to_owned(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn corrupt(location: &str, reason: impl ToString) -> Self {
+        Self::Corrupt { location: location.to_owned(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn failed(location: &str, reason: impl ToString) -> Self {
+        Self::Failed { location: location.to_owned(), reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,190 @@
+//! Where the cluster is kept: one trait, two databases. The log of changes is the truth, and its one order comes from one locked row. Beside it,
+//! with the database's own clock: leases of servers, presence, and a mailbox of signals between servers.
+//!
+//! A store decides nothing about the cluster. Every call has a deadline and can be dropped at any await; what it had begun is then undone.
+
+//mod contract;
+mod error;
+mod log;
+mod postgres;
+mod sqlite;
+mod url;
+
+pub use error::StoreError;
+pub use log::{Lost, Tail};
+//pub use postgres::PostgresStore;
+pub use sqlite::SqliteStore;
+pub use url::{DatabaseUrl, InvalidDatabaseUrl};
+
+use crate::cluster::{Change, ChangeId, Founding, Head, Snapshot};
+use async_trait::async_trait;
+use proto::{
+    server_url::ServerUrl,
+    session::{ServerId, SessionNumber},
+    statement::NodeId,
+    time::UnixTime,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::broadcast;
+
+/// No call takes longer: what has not answered by then counts as away.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Changes of the log that are kept for followers that fell behind.
+pub(crate) const CHANGES_KEPT: u64 = 10_000;
+/// Signals that wait for one server at most; what comes on top is dropped.
+pub(crate) const SIGNALS_KEPT: i64 = 10_000;
+/// A signal that was not taken by then is of no use any more.
+pub(crate) const SIGNAL_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Whether a database without a cluster gets one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Make it: what `server run` does.
+    Create,
+    /// Refuse: a command on a mistyped URL must not make a second cluster.
+    Refuse,
+}
+
+/// Opens the database, bringing its schema up to date.
+///
+/// # Errors
+/// [`StoreError`]: unreachable, of a newer schema, or without a cluster where that is refused.
+pub async fn open(url: &DatabaseUrl, missing: Missing) -> Result<Arc<dyn Store>, StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, missing).await?)),
+        DatabaseUrl::Postgres(target) => Err(StoreError::unavailable(&target.to_string(), "not yet")),
+    }
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// For messages: where it is, without password.
+    fn location(&self) -> &str;
+
+    /// Makes the cluster unless there is one; of two at once one wins. Returns whether it was this one.
+    async fn found(&self, founding: &Founding, first: ChangeId) -> Result<bool, StoreError>;
+
+    /// The whole state, as of one moment.
+    async fn snapshot(&self) -> Result<Snapshot, StoreError>;
+
+    /// What the log has after `known`.
+    async fn tail(&self, known: Head) -> Result<Tail, StoreError>;
+
+    /// Locks the log, so that the next change is the caller's.
+    async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError>;
+
+    /// Says that a server lives, for `ttl` from now by the database's clock.
+    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<(), StoreError>;
+
+    async fn release_lease(&self, server: ServerId) -> Result<(), StoreError>;
+
+    /// The servers that hold a lease, by name.
+    async fn live_servers(&self) -> Result<Vec<LiveServer>, StoreError>;
+
+    /// Writes presence, batched. A row changes only if its number is newer than the stored one, or the same and from the same server.
+    async fn put_sessions(&self, rows: &[SessionRow]) -> Result<(), StoreError>;
+
+    /// The sessions that changed after `sequence` (0: all of them), and the sequence to ask for next. A lease that lapses changes no row:
+    /// compare with [`Store::live_servers`].
+    async fn sessions(&self, after: u64) -> Result<(Vec<SeenSession>, u64), StoreError>;
+
+    /// Leaves payloads for other servers, for ten seconds.
+    async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError>;
+
+    /// Takes what was left for `me`, oldest first.
+    async fn take_signals(&self, me: ServerId) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// Hints that something changed. They may come for nothing, and one may be missed: poll as well. A receiver that lagged looks at everything.
+    fn wake(&self) -> broadcast::Receiver<Hint>;
+
+    async fn status(&self) -> Result<StoreStatus, StoreError>;
+}
+
+/// The log while nobody else can append to it. Dropped, it is unlocked and nothing was changed.
+#[async_trait]
+pub trait LockedLog: Send {
+    /// What the log had after the head that [`Store::lock`] was asked with.
+    fn tail(&self) -> &Tail;
+
+    /// The database's clock.
+    fn now(&self) -> UnixTime;
+
+    /// Appends, durably, and unlocks. After an error it is unknown whether the change is in the log.
+    async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError>;
+
+    /// Unlocks without a change.
+    async fn unlock(self: Box<Self>);
+}
+
+/// What may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    Log,
+    Presence,
+    /// Signals for this server.
+    Signals(ServerId),
+    Leases,
+    Anything,
+}
+
+/// A server, as it tells the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerRow {
+    pub id: ServerId,
+    pub name: String,
+    /// Where agents reach it.
+    pub urls: Vec<ServerUrl>,
+    pub version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveServer {
+    pub server: ServerRow,
+    pub lease_remaining: Duration,
+}
+
+/// Which server serves a node, by which of the agent's sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionRow {
+    pub node: NodeId,
+    pub server: ServerId,
+    pub number: SessionNumber,
+    pub online: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenSession {
+    pub row: SessionRow,
+    pub sequence: u64,
+    /// Whether the row's server held its lease when this was read; else the node counts as offline.
+    pub leased: bool,
+}
+
+impl SeenSession {
+    pub fn is_online(&self) -> bool {
+        self.row.online && self.leased
+    }
+}
+
+/// What `server status` shows of the database. Nothing secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreStatus {
+    /// `sqlite` or `postgres`
+    pub kind: &'static str,
+    /// Of the database program.
+    pub version: String,
+    /// Where it is, without password.
+    pub location: String,
+    pub head: Head,
+    pub schema: u32,
+}
+
+/// Numbers of agents go up to u64::MAX, columns to i64::MAX. The last ones compare as equal; nobody counts as far.
+pub(crate) fn column(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The reverse of [`column`].
+pub(crate) fn number(column: i64) -> u64 {
+    u64::try_from(column).unwrap_or(0)
+}

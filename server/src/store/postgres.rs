@@ -1,0 +1,3 @@
+//! Postgres.
+mod target;
+pub use target::Target;

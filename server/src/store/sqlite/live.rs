@@ -1,0 +1,155 @@
+//! What is beside the log, in SQL for SQLite: leases, presence, signals. The clock is the machine's, which all servers on the file share.
+
+use crate::store::{
+    LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow, SessionRow, column, number,
+    sqlite::SqliteError,
+};
+use proto::{
+    session::{ServerId, SessionNumber},
+    statement::NodeId,
+};
+use rusqlite::{Connection, Row, TransactionBehavior, params};
+use std::time::Duration;
+
+const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+/// Servers that have been away for so long are forgotten.
+const FORGET_SERVERS_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+pub(crate) fn renew_lease(
+    connection: &Connection,
+    server: &ServerRow,
+    ttl: Duration,
+) -> Result<(), SqliteError> {
+    let urls = serde_json::to_string(&server.urls).map_err(SqliteError::unreadable)?;
+    connection.execute(
+        &format!(
+            "INSERT INTO servers (id, name, urls, version, lease_until_ms) VALUES (?1, ?2, ?3, ?4, {NOW_MS} + ?5)
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, urls = excluded.urls, version = excluded.version,
+                 lease_until_ms = excluded.lease_until_ms"
+        ),
+        params![server.id.0, server.name, urls, server.version, millis(ttl)],
+    )?;
+    connection.execute(
+        &format!("DELETE FROM servers WHERE lease_until_ms < {NOW_MS} - ?1"),
+        [millis(FORGET_SERVERS_AFTER)],
+    )?;
+    Ok(())
+}
+
+pub(crate) fn release_lease(connection: &Connection, server: ServerId) -> Result<(), SqliteError> {
+    connection.execute("DELETE FROM servers WHERE id = ?1", [server.0])?;
+    Ok(())
+}
+
+pub(crate) fn live_servers(connection: &Connection) -> Result<Vec<LiveServer>, SqliteError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT id, name, urls, version, lease_until_ms - {NOW_MS} AS remaining FROM servers
+         WHERE remaining > 0 ORDER BY name, id"
+    ))?;
+    let mut rows = statement.query([])?;
+    let mut servers = Vec::new();
+    while let Some(row) = rows.next()? {
+        let urls = serde_json::from_str(&row.get::<_, String>(2)?).map_err(SqliteError::unreadable)?;
+        let server = ServerRow { id: ServerId(row.get(0)?), name: row.get(1)?, urls, version: row.get(3)? };
+        servers.push(LiveServer { server, lease_remaining: Duration::from_millis(number(row.get(4)?)) });
+    }
+    Ok(servers)
+}
+
+pub(crate) fn put_sessions(connection: &mut Connection, rows: &[SessionRow]) -> Result<(), SqliteError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let next = "UPDATE presence SET sequence = sequence + 1 RETURNING sequence";
+    let sequence: i64 = transaction.query_row(next, [], |row| row.get(0))?;
+    {
+        let mut statement = transaction.prepare_cached(
+            "INSERT INTO sessions (node_id, server_id, boot, counter, online, sequence) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (node_id) DO UPDATE SET server_id = excluded.server_id, boot = excluded.boot,
+                 counter = excluded.counter, online = excluded.online, sequence = excluded.sequence
+             WHERE (excluded.boot, excluded.counter) > (boot, counter)
+                 OR ((excluded.boot, excluded.counter) = (boot, counter) AND excluded.server_id = server_id
+                     AND excluded.online <> online)",
+        )?;
+        for row in rows {
+            let SessionNumber { boot, counter } = row.number;
+            statement.execute(params![
+                column(row.node.0),
+                row.server.0,
+                column(boot),
+                column(counter),
+                row.online,
+                sequence
+            ])?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+pub(crate) fn sessions(
+    connection: &mut Connection,
+    after: u64,
+) -> Result<(Vec<SeenSession>, u64), SqliteError> {
+    let transaction = connection.transaction()?;
+    let latest = transaction.query_row("SELECT sequence FROM presence", [], |row| row.get(0).map(number))?;
+    let mut statement = transaction.prepare_cached(&format!(
+        "SELECT node_id, server_id, boot, counter, online, sequence, EXISTS (
+             SELECT 1 FROM servers WHERE servers.id = sessions.server_id AND lease_until_ms > {NOW_MS})
+         FROM sessions WHERE sequence > ?1 ORDER BY sequence, node_id"
+    ))?;
+    let rows = statement.query_map([column(after)], read_session)?;
+    Ok((rows.collect::<Result<_, _>>()?, latest))
+}
+
+fn read_session(row: &Row<'_>) -> rusqlite::Result<SeenSession> {
+    let session = SessionRow {
+        node: NodeId(number(row.get(0)?)),
+        server: ServerId(row.get(1)?),
+        number: SessionNumber { boot: number(row.get(2)?), counter: number(row.get(3)?) },
+        online: row.get(4)?,
+    };
+    Ok(SeenSession { row: session, sequence: number(row.get(5)?), leased: row.get(6)? })
+}
+
+pub(crate) fn send_signals(
+    connection: &mut Connection,
+    signals: &[(ServerId, Vec<u8>)],
+) -> Result<(), SqliteError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let ended = format!("DELETE FROM signals WHERE sent_ms < {NOW_MS} - ?1");
+    transaction.execute(&ended, [millis(SIGNAL_LIFETIME)])?;
+    {
+        let mut statement = transaction.prepare_cached(&format!(
+            "INSERT INTO signals (to_server, payload, sent_ms) SELECT ?1, ?2, {NOW_MS}
+             WHERE (SELECT count(*) FROM signals WHERE to_server = ?1) < ?3"
+        ))?;
+        for (to, payload) in signals {
+            statement.execute(params![to.0, payload, SIGNALS_KEPT])?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+pub(crate) fn take_signals(connection: &mut Connection, me: ServerId) -> Result<Vec<Vec<u8>>, SqliteError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut taken: Vec<(i64, bool, Vec<u8>)> = {
+        let mut statement = transaction.prepare_cached(&format!(
+            "DELETE FROM signals WHERE to_server = ?1 RETURNING id, sent_ms >= {NOW_MS} - ?2, payload"
+        ))?;
+        let rows = statement.query_map(params![me.0, millis(SIGNAL_LIFETIME)], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+        rows.collect::<Result<_, _>>()?
+    };
+    transaction.commit()?;
+    taken.sort_unstable_by_key(|(id, ..)| *id);
+    Ok(taken.into_iter().filter(|(_, is_fresh, _)| *is_fresh).map(|(.., payload)| payload).collect())
+}
+
+/// Whether anything waits for `me`: so that asking often does not write often.
+pub(crate) fn has_signals(connection: &Connection, me: ServerId) -> Result<bool, SqliteError> {
+    let waits = "SELECT EXISTS (SELECT 1 FROM signals WHERE to_server = ?1)";
+    Ok(connection.query_row(waits, [me.0], |row| row.get(0))?)
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}

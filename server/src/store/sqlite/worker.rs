@@ -1,0 +1,95 @@
+//! A thread that owns one connection to the file, so that nothing of SQLite blocks the async runtime. Jobs run one after another; between
+//! them, a worker that was given a chore does it at its interval.
+
+use crate::store::{CALL_TIMEOUT, StoreError, sqlite::SqliteError};
+use rusqlite::Connection;
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// What a worker does beside its jobs.
+pub(crate) struct Chore {
+    pub(crate) interval: Duration,
+    pub(crate) run: Box<dyn FnMut(&Connection) + Send>,
+}
+
+/// Ends its thread when dropped.
+pub(crate) struct Worker {
+    jobs: Sender<Job>,
+    location: Arc<str>,
+}
+
+impl Worker {
+    pub(crate) fn start(
+        name: &str,
+        location: Arc<str>,
+        connection: Connection,
+        chore: Option<Chore>,
+    ) -> Result<Self, StoreError> {
+        let (jobs, queue) = channel();
+        let thread = std::thread::Builder::new().name(format!("sqlite-{name}"));
+        let started = thread.spawn(move || run(connection, &queue, chore));
+        started.map_err(|error| StoreError::unavailable(&location, error))?;
+        Ok(Self { jobs, location })
+    }
+
+    /// Runs `job` on the thread. Whether it ran is unknown after a timeout.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> Result<T, SqliteError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.post(move |connection| {
+            // Nobody waits any more: not worth beginning.
+            if !answer.is_closed() {
+                answer.send(job(connection)).ok();
+            }
+        })?;
+        self.wait(answered).await
+    }
+
+    /// Queues `job`, which says by itself what came of it.
+    pub(crate) fn post(&self, job: impl FnOnce(&mut Connection) + Send + 'static) -> Result<(), StoreError> {
+        let gone = |_| StoreError::unavailable(&self.location, "its thread has ended");
+        self.jobs.send(Box::new(job)).map_err(gone)
+    }
+
+    pub(crate) async fn wait<T>(
+        &self,
+        answered: oneshot::Receiver<Result<T, SqliteError>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(CALL_TIMEOUT, answered).await {
+            Ok(Ok(result)) => result.map_err(|error| error.at(&self.location)),
+            Ok(Err(_)) => Err(StoreError::unavailable(&self.location, "its thread has ended")),
+            Err(_) => Err(StoreError::unavailable(&self.location, "it did not answer in time")),
+        }
+    }
+}
+
+fn run(mut connection: Connection, queue: &Receiver<Job>, mut chore: Option<Chore>) {
+    let mut chore_at = Instant::now();
+    loop {
+        let job = match &mut chore {
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(chore) => {
+                if chore_at <= Instant::now() {
+                    (chore.run)(&connection);
+                    chore_at = Instant::now() + chore.interval;
+                }
+                queue.recv_timeout(chore_at.saturating_duration_since(Instant::now()))
+            }
+        };
+        match job {
+            Ok(job) => job(&mut connection),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
