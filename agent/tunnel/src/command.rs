@@ -28,7 +28,8 @@ pub enum Command {
         peer: PublicKey,
         interval: Option<Duration>,
     },
-    /// Sends from now on to `endpoint` (a better path was proven).
+    /// Sends from now on to `endpoint` (a better path was proven). For a second, packets from elsewhere do not move
+    /// it again.
     SetEndpoint {
         peer: PublicKey,
         endpoint: SocketAddr,

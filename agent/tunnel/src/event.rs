@@ -14,7 +14,7 @@ pub enum Event {
     /// hears it with the answer, the other side with the first packet that proves the new session.
     HandshakeDone { peer: PublicKey, endpoint: SocketAddr, initiator: bool },
     /// The peer's packets come from elsewhere, and ours follow: after an authenticated data or keepalive packet
-    /// only. Messages do not move it, as they may try another path.
+    /// only, and not twice within a second. Messages do not move it, as they may try another path.
     EndpointChanged { peer: PublicKey, endpoint: SocketAddr },
     /// Peers with data in either direction since the last report (keepalives and messages are not data). At most
     /// one report a second.

@@ -131,7 +131,7 @@ fn set_udp_checksum(udp: &mut [u8], from: &[u8], to: &[u8]) {
 }
 
 /// The Internet checksum (RFC 1071). All parts but the last must be of even length.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let words = parts.iter().flat_map(|part| part.chunks(2));
     let sum: u32 = words.map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);

@@ -49,6 +49,8 @@ pub(crate) struct Live {
     pub(crate) answered: Option<(u32, Instant)>,
     /// Where initiations go while they are ours to repeat; empty means to the peer's endpoint.
     pub(crate) trying: Vec<SocketAddr>,
+    /// When the endpoint may follow the peer again.
+    pub(crate) roams_from: Instant,
     /// The last packet to the endpoint.
     pub(crate) sent_at: Instant,
     /// The first data since something came.
@@ -111,6 +113,7 @@ impl Live {
             is_initiating: false,
             answered: None,
             trying: Vec::new(),
+            roams_from: now,
             sent_at: now,
             unanswered_since: None,
             is_unanswered_told: false,

@@ -280,6 +280,20 @@ mod tests {
         [Family::V4, Family::V6].into_iter().filter_map(|family| sockets.socket(family))
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn both_sockets_carry_the_mark_also_after_they_are_renewed() {
+        let mut sockets = Sockets::open(0, Some(51_820)).expect("marks need CAP_NET_ADMIN");
+        let port = sockets.port();
+        for _ in 0..2 {
+            assert!(
+                both(&sockets).all(|socket| socket2::SockRef::from(socket.udp()).mark().unwrap() == 51_820)
+            );
+            sockets.renew(Some(51_820)).unwrap();
+            assert_eq!(sockets.port(), port);
+        }
+    }
+
     #[test]
     fn a_taken_port_gives_way_to_another_that_both_families_share() {
         let first = Sockets::open(0, None).unwrap();

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicU16, Ordering},
@@ -57,7 +58,13 @@ pub fn start(config: Config, events: impl FnMut(Event) + Send + 'static) -> Resu
     let mut worker = Worker::new(config, sockets, listen_port.clone(), Box::new(events));
     let thread = thread::Builder::new()
         .name("tunnel".into())
-        .spawn(move || worker.run(&inbox, &wakeups))
+        .spawn(move || {
+            // Whatever happens, the owner hears of it: an agent without a data plane must not look alive.
+            let run = AssertUnwindSafe(|| worker.run(&inbox, &wakeups));
+            if catch_unwind(run).is_err() {
+                worker.fail("a defect in the data plane".into());
+            }
+        })
         .map_err(StartError::Thread)?;
     Ok(Tunnel { requests, waker, listen_port, interface, thread: Some(thread) })
 }
@@ -78,13 +85,14 @@ impl Tunnel {
     }
 
     /// Every peer's state, in no particular order; empty after a fault. Waits for the thread, which answers between
-    /// two batches.
+    /// two batches: never ask from the event handler, which is that thread.
     pub fn stats(&self) -> Vec<PeerStats> {
         let (reply, answer) = mpsc::sync_channel(1);
         self.request(Request::Stats(reply));
         answer.recv().unwrap_or_default()
     }
 
+    /// What was dropped since the start. Waits as [`Tunnel::stats`] does.
     pub fn drops(&self) -> Drops {
         let (reply, answer) = mpsc::sync_channel(1);
         self.request(Request::Drops(reply));

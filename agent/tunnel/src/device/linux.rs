@@ -220,3 +220,73 @@ impl ExpandBuffer for Slot {
         self.len += src.len();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::checksum;
+
+    /// What a slot takes beyond the packet in it.
+    const SPARE_BYTES: usize = 66_000;
+    const PAYLOAD: usize = 1368;
+
+    /// The `number`th segment of a TCP stream, with the checksums that joining asks for.
+    fn segment(number: usize) -> Vec<u8> {
+        let mut tcp = vec![0; 20 + PAYLOAD];
+        tcp[..4].copy_from_slice(&[0, 1, 0, 2]);
+        tcp[4..8].copy_from_slice(&((number * PAYLOAD) as u32).to_be_bytes());
+        (tcp[12], tcp[13]) = (0x50, 0x10);
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        packet[2..4].copy_from_slice(&(20 + tcp.len() as u16).to_be_bytes());
+        let len = (tcp.len() as u16).to_be_bytes();
+        let sum = checksum(&[&packet[12..20], &[0, 6], &len, &tcp]);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+        let sum = checksum(&[&packet]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        packet.extend(tcp);
+        packet
+    }
+
+    fn slots(count: usize) -> Vec<Slot> {
+        let fill = |number| {
+            let (mut slot, packet) = (Slot::new(), segment(number));
+            slot.buf_resize(VIRTIO_NET_HDR_LEN, 0);
+            slot.buf_extend_from_slice(&packet);
+            slot
+        };
+        (0..count).map(fill).collect()
+    }
+
+    #[test]
+    fn a_slot_has_room_for_the_largest_packet_and_each_message_for_64_datagrams() {
+        assert!(Slot::new().bytes.len() >= SPARE_BYTES);
+        assert!(Slot::new().buf_capacity() >= 2 * VIRTIO_NET_HDR_LEN + MAX_PACKET);
+        assert_eq!(SLOTS_PER_MESSAGE, 64);
+    }
+
+    #[test]
+    fn a_long_run_of_segments_is_joined_into_packets_of_at_most_64_kilobytes() {
+        let mut slots = slots(100);
+        GROTable::new().apply_gro(&mut slots, VIRTIO_NET_HDR_LEN, true).unwrap();
+        let joined = |slot: &Slot| slot.len - VIRTIO_NET_HDR_LEN;
+        let single = 40 + PAYLOAD;
+        let sizes: Vec<usize> = slots.iter().map(joined).filter(|&size| size > single).collect();
+        // 47 payloads and one header are 64,336 bytes; a 48th would not fit.
+        assert_eq!(sizes, [40 + 47 * PAYLOAD, 40 + 47 * PAYLOAD, 40 + 6 * PAYLOAD]);
+        let head = &slots[0].as_ref()[VIRTIO_NET_HDR_LEN..];
+        assert_eq!(usize::from(u16::from_be_bytes([head[2], head[3]])), head.len());
+    }
+
+    #[test]
+    fn padding_is_zeros_even_where_a_longer_packet_was_before() {
+        let mut reader = Reader {
+            packet: Box::default(),
+            segments: vec![vec![0xff; 1436].into_boxed_slice()],
+            sizes: vec![20],
+            mtu: 1420,
+        };
+        assert_eq!(reader.padded(0)[20..], [0; 12]);
+        reader.sizes[0] = 1419;
+        assert_eq!(reader.padded(0).len(), 1420);
+    }
+}

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::{Stop, Worker};
+use super::{Stop, Worker, inbound::ROAMING_HOLD};
 use crate::{
     Command, Drops, MAX_ENDPOINTS, Peer, PublicKey,
     packet::udp_packet,
@@ -62,9 +62,7 @@ impl Worker {
                 }
             }),
             Command::SetEndpoint { peer, endpoint } => self.with(&peer, |worker, id| {
-                if let Some(state) = worker.peers.get(id) {
-                    state.endpoint = Some(canonical(endpoint));
-                }
+                worker.set_endpoint(id, canonical(endpoint));
             }),
             Command::SendMessage { peer, payload, via } => self.with(&peer, |worker, id| {
                 if worker.send_message(id, &payload, via.map(canonical)).is_none() {
@@ -115,6 +113,15 @@ impl Worker {
         self.put_to_rest(id);
         if let Some(state) = self.peers.remove(id) {
             state.allowed_ips.iter().for_each(|&prefix| self.routes.remove(prefix, id));
+        }
+    }
+
+    fn set_endpoint(&mut self, id: PeerId, endpoint: SocketAddr) {
+        let roams_from = self.now + ROAMING_HOLD;
+        let Some(state) = self.peers.get(id) else { return };
+        state.endpoint = Some(endpoint);
+        if let Some(live) = state.live.as_deref_mut() {
+            live.roams_from = roams_from;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Network to interface, and the handshakes in between.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::Worker;
 use crate::{
@@ -11,7 +11,12 @@ use crate::{
     socket::{Arena, Family},
 };
 
+/// For how long an endpoint that was just chosen or followed is kept, whatever comes from elsewhere. Longer than
+/// what is in flight: or two sides on two paths would follow each other to and fro, packet by packet.
+pub(super) const ROAMING_HOLD: Duration = Duration::from_secs(1);
+
 /// What an opened packet is.
+#[derive(Clone, Copy)]
 enum Verdict {
     Deliver,
     Message,
@@ -78,19 +83,20 @@ impl Worker {
     /// An authentic packet lies in the writer's room.
     fn handle_packet(&mut self, id: PeerId, from: SocketAddr, session: u32, len: usize) {
         let verdict = self.judge(id, len);
+        let moves = match verdict {
+            Verdict::Deliver | Verdict::BadSource => true,
+            Verdict::Message | Verdict::ForgedMessage => false,
+        };
+        self.on_heard(id, from, session, moves);
         match verdict {
             Verdict::Deliver => {
-                self.on_heard(id, from, session, true);
                 self.writer.keep(len);
                 if let Some(state) = self.peers.get(id) {
                     state.rx_bytes += len as u64;
                 }
                 self.mark_active(id);
             }
-            Verdict::Message => {
-                self.on_heard(id, from, session, false);
-                self.deliver_message(id, from, len);
-            }
+            Verdict::Message => self.deliver_message(id, from, len),
             Verdict::ForgedMessage => self.drops.message_port += 1,
             Verdict::BadSource => self.drops.bad_source += 1,
         }
@@ -132,8 +138,9 @@ impl Worker {
         let proves = live.answered.is_some_and(|(answered, _)| answered == session);
         if proves || !live.is_established {
             self.establish(id, from, false);
-        } else if moves && state.endpoint != Some(from) {
+        } else if moves && state.endpoint != Some(from) && live.roams_from <= self.now {
             state.endpoint = Some(from);
+            live.roams_from = self.now + ROAMING_HOLD;
             let peer = state.key;
             self.emit(Event::EndpointChanged { peer, endpoint: from });
         }

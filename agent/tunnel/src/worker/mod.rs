@@ -105,11 +105,14 @@ impl Worker {
         };
         match stop {
             Stop::Ordered => {}
-            Stop::Fault(what) => {
-                tracing::error!(interface = self.device.name(), what, "the data plane has stopped");
-                self.emit(Event::Fault { what });
-            }
+            Stop::Fault(what) => self.fail(what),
         }
+    }
+
+    /// The last report.
+    pub(crate) fn fail(&mut self, what: String) {
+        tracing::error!(interface = self.device.name(), what, "the data plane has stopped");
+        self.emit(Event::Fault { what });
     }
 
     fn turn(

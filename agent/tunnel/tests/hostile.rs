@@ -1,0 +1,135 @@
+//! A peer made of the noise library and a plain socket, so that its datagrams can be kept, repeated and bent.
+
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
+mod support;
+
+use std::{net::UdpSocket, time::Duration};
+
+use agent_tunnel::{Command, Event};
+use boringtun::noise::{Tunn, TunnResult};
+use support::{Netns, Node, key, peer, wait_until};
+
+/// Number 7, on loopback beside the node.
+struct Stranger {
+    socket: UdpSocket,
+    noise: Tunn,
+}
+
+impl Stranger {
+    fn new(netns: &Netns, node: &Node) -> Self {
+        let address = ("127.0.0.1", node.tunnel.listen_port());
+        let socket = netns.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.connect(address).unwrap();
+        socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+        // The same secret as the support's key 7, whose bytes are private to the crate.
+        let noise = Tunn::new([7; 32].into(), node.key.0.into(), None, None, 1, None);
+        Self { socket, noise }
+    }
+
+    fn initiation(&mut self) -> Vec<u8> {
+        let mut buffer = [0; 256];
+        match self.noise.format_handshake_initiation(&mut buffer, true) {
+            TunnResult::WriteToNetwork(message) => message.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for a datagram and lets the library answer it.
+    fn turn(&mut self) -> Vec<u8> {
+        let (mut datagram, mut buffer) = ([0; 256], [0; 256]);
+        let len = self.socket.recv(&mut datagram).unwrap();
+        match self.noise.decapsulate(None, &datagram[..len], &mut buffer) {
+            TunnResult::WriteToNetwork(message) => message.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A whole handshake; the initiation that began it.
+    fn connect(&mut self) -> Vec<u8> {
+        let initiation = self.initiation();
+        self.socket.send(&initiation).unwrap();
+        let keepalive = self.turn();
+        self.socket.send(&keepalive).unwrap();
+        initiation
+    }
+
+    fn is_answered(&self) -> bool {
+        self.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        self.socket.recv(&mut [0; 256]).is_ok()
+    }
+}
+
+fn node_and_stranger() -> (Netns, Node, Stranger) {
+    let netns = Netns::new();
+    let node = Node::start(&netns, 1, 0);
+    node.tunnel.command(Command::Upsert(peer(7)));
+    let stranger = Stranger::new(&netns, &node);
+    (netns, node, stranger)
+}
+
+#[test]
+fn a_handshake_from_a_configured_key_is_answered_without_being_asked() {
+    let (_netns, node, mut stranger) = node_and_stranger();
+    stranger.connect();
+    let from = stranger.socket.local_addr().unwrap();
+    assert_eq!(node.wait_for_handshake(), (key(7).public_key(), from, false));
+}
+
+#[test]
+fn an_initiation_is_not_accepted_twice_even_after_the_session_was_forgotten() {
+    let (_netns, node, mut stranger) = node_and_stranger();
+    let old = stranger.connect();
+    node.wait_for_handshake();
+    node.tunnel.command(Command::Forget { peer: key(7).public_key() });
+    stranger.socket.send(&old).unwrap();
+    wait_until("it is refused", || node.tunnel.drops().replayed_handshake == 1);
+    assert!(!stranger.is_answered() && !node.tunnel.stats()[0].live);
+    // A fresh one is welcome.
+    stranger.socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    stranger.connect();
+    node.wait_for_handshake();
+}
+
+#[test]
+fn rubbish_is_counted_and_changes_nothing() {
+    let (_netns, node, mut stranger) = node_and_stranger();
+    stranger.connect();
+    node.wait_for_handshake();
+    let mut bent = stranger.initiation();
+    bent[50] ^= 1;
+    let mut data = vec![4, 0, 0, 0];
+    data.resize(64, 9);
+    for datagram in [&[][..], &[1], &[1; 148], &bent, &data, &[4, 0, 0, 0]] {
+        stranger.socket.send(datagram).unwrap();
+    }
+    wait_until("all is counted", || {
+        let drops = node.tunnel.drops();
+        (drops.not_wireguard, drops.bad_mac, drops.unknown_index) == (3, 1, 1)
+    });
+    let from = node.wait_for("UnknownIndex", |event| match event {
+        Event::UnknownIndex { from } => Some(*from),
+        _ => None,
+    });
+    assert_eq!(from, stranger.socket.local_addr().unwrap());
+    assert!(node.tunnel.stats()[0].live && !stranger.is_answered());
+}
+
+#[test]
+fn an_unanswered_path_is_reported_and_a_forgotten_peer_is_not_tried_again() {
+    let (netns, node, mut stranger) = node_and_stranger();
+    stranger.connect();
+    let (peer, ..) = node.wait_for_handshake();
+    netns.output("ping -q -c 1 -W 1 100.64.0.7");
+    let unanswered = node.wait_for("Unanswered", |event| match event {
+        Event::Unanswered { peer } => Some(*peer),
+        _ => None,
+    });
+    assert_eq!(unanswered, peer);
+    node.tunnel.command(Command::Forget { peer });
+    // The library repeats a handshake after 5 s, and it has begun one by now.
+    let sent = netns.datagrams_sent();
+    let quiet = node.events.recv_timeout(Duration::from_secs(6));
+    assert!(quiet.is_err() || matches!(quiet, Ok(Event::Active(_))), "{quiet:?}");
+    assert_eq!(netns.datagrams_sent(), sent);
+}
