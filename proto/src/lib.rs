@@ -68,3 +68,22 @@ pub(crate) fn endpoints(
     }
     texts.iter().map(|text| text.parse().map_err(|error| Invalid::new(field, error))).collect()
 }
+
+/// The bytes of a message.
+pub fn encode<M: prost::Message>(message: &M) -> Vec<u8> {
+    message.encode_to_vec()
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// The bytes are no such message.
+pub fn decode<M: prost::Message + Default>(bytes: &[u8]) -> Result<M, Invalid> {
+    M::decode(bytes).map_err(|error| Invalid::new("message", error))
+}
+
+/// BLAKE2s-256, for files.
+pub fn checksum(bytes: &[u8]) -> [u8; 32] {
+    use blake2::Digest;
+    blake2::Blake2s256::digest(bytes).into()
+}

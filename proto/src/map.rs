@@ -249,7 +249,9 @@ impl Content {
     pub fn decode(id: &ObjectId, content: &[u8]) -> Result<Self, Invalid> {
         let malformed = |error| Invalid::new("object", error);
         match wire::ObjectKind::try_from(id.kind as i32) {
-            Ok(wire::ObjectKind::Peer) => wire::Peer::decode(content).map_err(malformed)?.try_into().map(Self::Peer),
+            Ok(wire::ObjectKind::Peer) => {
+                wire::Peer::decode(content).map_err(malformed)?.try_into().map(Self::Peer)
+            }
             Ok(wire::ObjectKind::Network) => {
                 wire::Network::decode(content).map_err(malformed)?.try_into().map(Self::Network)
             }
@@ -318,7 +320,11 @@ impl TryFrom<wire::Network> for Network {
 
     fn try_from(wire: wire::Network) -> Result<Self, Invalid> {
         let prefix = |text: &str| text.parse().map_err(|error| Invalid::new("overlay prefix", error));
-        Ok(Self { name: wire.name, overlay_v4: prefix(&wire.overlay_v4)?, overlay_v6: prefix(&wire.overlay_v6)? })
+        Ok(Self {
+            name: wire.name,
+            overlay_v4: prefix(&wire.overlay_v4)?,
+            overlay_v6: prefix(&wire.overlay_v6)?,
+        })
     }
 }
 

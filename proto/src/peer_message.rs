@@ -51,13 +51,18 @@ impl PeerMessage {
     pub fn decode(bytes: &[u8]) -> Result<Self, Invalid> {
         use wire::peer_message::Kind;
         if bytes.len() > MAX_LEN {
-            return Err(Invalid::new("peer message", format_args!("{} bytes, at most {MAX_LEN}", bytes.len())));
+            return Err(Invalid::new(
+                "peer message",
+                format_args!("{} bytes, at most {MAX_LEN}", bytes.len()),
+            ));
         }
         let wire = wire::PeerMessage::decode(bytes).map_err(|error| Invalid::new("peer message", error))?;
         let body = match wire.kind {
             Some(Kind::Probe(probe)) => Body::Probe(probe.id),
             Some(Kind::ProbeReply(reply)) => Body::ProbeReply(reply.id),
-            Some(Kind::Endpoints(list)) => Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?),
+            Some(Kind::Endpoints(list)) => {
+                Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?)
+            }
             Some(Kind::Leaving(_)) => Body::Leaving,
             Some(Kind::Removed(removed)) => Body::Removed(removed.removals),
             None => Body::Unknown,

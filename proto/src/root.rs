@@ -98,7 +98,9 @@ impl FromStr for Fingerprint {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::decode(text).map(Self).ok_or_else(|| Invalid::new("fingerprint", "expected 32 hexadecimal digits"))
+        hex::decode(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("fingerprint", "expected 32 hexadecimal digits"))
     }
 }
 

@@ -141,7 +141,9 @@ mod tests {
 
     #[test]
     fn the_usual_spellings_mean_the_same_server() {
-        for text in ["Vpn.Example.com", "vpn.example.com:7443", "https://vpn.example.com:7443/", " vpn.example.com. "] {
+        for text in
+            ["Vpn.Example.com", "vpn.example.com:7443", "https://vpn.example.com:7443/", " vpn.example.com. "]
+        {
             assert_eq!(text.parse::<ServerUrl>().unwrap().to_string(), "vpn.example.com:7443", "{text}");
         }
         assert_eq!("[2001:DB8::1]:99".parse::<ServerUrl>().unwrap().to_string(), "[2001:db8::1]:99");
@@ -151,7 +153,20 @@ mod tests {
     #[test]
     fn what_is_no_server_is_refused_by_name() {
         for text in [
-            "", " ", "http://a:1", "a:0", "a:70000", "a:b", "a b", "-a", "a..b", "[::1", "[::1]x", "999.1.1.1", "a/b", ":1",
+            "",
+            " ",
+            "http://a:1",
+            "a:0",
+            "a:70000",
+            "a:b",
+            "a b",
+            "-a",
+            "a..b",
+            "[::1",
+            "[::1]x",
+            "999.1.1.1",
+            "a/b",
+            ":1",
         ] {
             assert!(text.parse::<ServerUrl>().is_err(), "{text:?}");
         }

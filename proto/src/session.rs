@@ -48,7 +48,9 @@ impl std::str::FromStr for ServerId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        crate::hex::decode(text).map(Self).ok_or_else(|| Invalid::new("server id", "expected 32 hexadecimal digits"))
+        crate::hex::decode(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("server id", "expected 32 hexadecimal digits"))
     }
 }
 
@@ -122,13 +124,18 @@ pub enum ServerMessage {
     Welcome(Welcome),
     Refused(Refused),
     Heartbeat(HeartbeatAck),
-    Activated { number: SessionNumber, version: MapVersion },
+    Activated {
+        number: SessionNumber,
+        version: MapVersion,
+    },
     Map(Delta),
     /// Call FetchMap.
     Fetch(MapVersion),
     Presence(Presence),
     Signal(Signal),
-    Drain { reason: String },
+    Drain {
+        reason: String,
+    },
     /// An encoded `Signed` membership of the node itself.
     Membership(Vec<u8>),
     Servers(Vec<ServerUrl>),
@@ -559,11 +566,7 @@ impl TryFrom<Option<wire::MapState>> for MapState {
 
 impl From<MapState> for wire::MapState {
     fn from(state: MapState) -> Self {
-        Self {
-            epoch: state.version.epoch,
-            revision: state.version.revision,
-            digest: state.digest.to_bytes(),
-        }
+        Self { epoch: state.version.epoch, revision: state.version.revision, digest: state.digest.to_bytes() }
     }
 }
 

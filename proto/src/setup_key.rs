@@ -41,7 +41,9 @@ impl FromStr for SetupSecret {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::decode(text).map(Self).ok_or_else(|| Invalid::new("setup key", "the secret is not 40 hexadecimal digits"))
+        hex::decode(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("setup key", "the secret is not 40 hexadecimal digits"))
     }
 }
 
@@ -69,7 +71,8 @@ impl FromStr for SetupKey {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let malformed = |reason| Invalid::new("setup key", reason);
-        let rest = text.trim().strip_prefix("hf1_").ok_or_else(|| malformed("it does not start with hf1_"))?;
+        let rest =
+            text.trim().strip_prefix("hf1_").ok_or_else(|| malformed("it does not start with hf1_"))?;
         let (secret, fingerprint) =
             rest.split_once('_').ok_or_else(|| malformed("it is not of the form hf1_SECRET_FINGERPRINT"))?;
         let fingerprint =

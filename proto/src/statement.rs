@@ -19,9 +19,7 @@ const CONTEXT: &[u8] = b"holdfast statement v1\0";
 pub struct NetworkId(pub [u8; 16]);
 
 /// The cluster's number for a node.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub u64);
 
@@ -77,7 +75,8 @@ pub enum StatementError {
 impl Statement {
     /// Signs the statement; returns an encoded `Signed`.
     pub fn sign(&self, network: NetworkId, root: &RootSecret) -> Vec<u8> {
-        let statement = wire::Statement { network_id: network.0.to_vec(), kind: self.to_wire() }.encode_to_vec();
+        let statement =
+            wire::Statement { network_id: network.0.to_vec(), kind: self.to_wire() }.encode_to_vec();
         let signature = root.sign(&[CONTEXT, &statement].concat()).to_vec();
         wire::Signed { statement, signature }.encode_to_vec()
     }

@@ -44,9 +44,13 @@ pub struct ServerFacts {
 /// Why a server is not one of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotOurs {
-    #[error("the server belongs to another cluster (root {0}); check the address, or the fingerprint in the setup key")]
+    #[error(
+        "the server belongs to another cluster (root {0}); check the address, or the fingerprint in the setup key"
+    )]
     OtherCluster(Fingerprint),
-    #[error("its certificate is not a Holdfast server's: something else answers, or a proxy terminates TLS (let it pass TCP through)")]
+    #[error(
+        "its certificate is not a Holdfast server's: something else answers, or a proxy terminates TLS (let it pass TCP through)"
+    )]
     NotHoldfast,
 }
 
@@ -158,7 +162,9 @@ pub fn server_facts(chain: &[CertificateDer<'_>]) -> Result<ServerFacts, NotOurs
     for name in leaf.valid_dns_names() {
         if let Some(text) = name.strip_suffix(ID_SUFFIX) {
             id = text.parse().ok();
-        } else if let Some((front, back)) = name.strip_suffix(KEY_SUFFIX).and_then(|text| text.split_once('.')) {
+        } else if let Some((front, back)) =
+            name.strip_suffix(KEY_SUFFIX).and_then(|text| text.split_once('.'))
+        {
             session_key = hex::decode(&format!("{front}{back}")).map(PublicKey);
         }
     }
@@ -233,7 +239,12 @@ impl ServerCertVerifier for PinnedRoot {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

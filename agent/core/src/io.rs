@@ -109,16 +109,36 @@ pub struct Connected {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TunnelCommand {
     /// Add a peer or change it in place: a session and endpoint are kept.
-    Upsert { peer: PublicKey, allowed_ips: Vec<IpNet> },
-    Remove { peer: PublicKey },
+    Upsert {
+        peer: PublicKey,
+        allowed_ips: Vec<IpNet>,
+    },
+    Remove {
+        peer: PublicKey,
+    },
     /// Send one fresh handshake initiation to all of these.
-    Initiate { peer: PublicKey, endpoints: Vec<SocketAddr> },
+    Initiate {
+        peer: PublicKey,
+        endpoints: Vec<SocketAddr>,
+    },
     /// Drop session, timers and waiting packets.
-    Forget { peer: PublicKey },
-    SetKeepalive { peer: PublicKey, interval: Option<Duration> },
-    SetEndpoint { peer: PublicKey, endpoint: SocketAddr },
+    Forget {
+        peer: PublicKey,
+    },
+    SetKeepalive {
+        peer: PublicKey,
+        interval: Option<Duration>,
+    },
+    SetEndpoint {
+        peer: PublicKey,
+        endpoint: SocketAddr,
+    },
     /// A datagram to the peer's agent, inside the tunnel; by this path if one is given.
-    Message { peer: PublicKey, payload: Vec<u8>, via: Option<SocketAddr> },
+    Message {
+        peer: PublicKey,
+        payload: Vec<u8>,
+        via: Option<SocketAddr>,
+    },
     /// New sockets: the network changed.
     Rebind,
 }

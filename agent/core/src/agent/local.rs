@@ -1,0 +1,264 @@
+//! What a person asks for: settings, pings, draining, leaving, status; and the passing of time for certificates.
+
+use super::Agent;
+use crate::{
+    cache::Source,
+    config::{PeerConfig, PeerMode},
+    io::{Output, TunnelCommand},
+    netmap::Member,
+    peer::Peer,
+    status,
+    time::BootTime,
+};
+use ipnet::IpNet;
+use proto::{
+    key::PublicKey, peer_message::Body, server_url::ServerUrl, session::AgentMessage, time::UnixTime,
+};
+use std::{net::IpAddr, time::Duration};
+
+impl Agent {
+    /// The wall clock's time: told at start and now and then, used where no server told a better one.
+    pub fn handle_wall_clock(&mut self, wall: UnixTime, now: BootTime) {
+        self.advance(now);
+        self.time.on_wall_clock(wall, self.now);
+        self.judge_members();
+    }
+
+    /// The list of servers that a person gave.
+    pub fn set_servers(&mut self, servers: Vec<ServerUrl>, now: BootTime) {
+        self.advance(now);
+        self.control.set_servers(&servers, self.now);
+        self.config.servers = servers;
+        if self.membership.is_some() || self.identity.can_enrol {
+            self.control.start(self.now);
+        }
+        self.save_state_soon();
+        self.drain_control();
+    }
+
+    /// How often servers are asked for life, and when a silent one is dead.
+    pub fn set_timing(&mut self, keepalive: Duration, peer_timeout: Duration, now: BootTime) {
+        self.advance(now);
+        self.config.control.keepalive = keepalive;
+        self.config.control.peer_timeout = peer_timeout;
+        self.control.set_timing(keepalive, peer_timeout);
+    }
+
+    /// A setup key was given to an agent that runs.
+    pub fn set_can_enrol(&mut self, now: BootTime) {
+        self.advance(now);
+        self.identity.can_enrol = true;
+        if self.membership.is_none() {
+            self.control.set_enrol(true);
+            self.control.handle_network_changed(self.now);
+            self.drain_control();
+        }
+    }
+
+    /// Peer modes and the idle timeout.
+    pub fn set_peer_config(&mut self, config: PeerConfig, now: BootTime) {
+        self.advance(now);
+        let keys: Vec<PublicKey> = self.peers.keys().copied().collect();
+        // Deadlines are indexed under the old timeout: they are taken out before it changes.
+        self.peer_deadlines.clear();
+        self.config.peer = config;
+        for key in keys {
+            let (mode, config) = (self.config.peer.mode_of(&key), self.config.peer.clone());
+            self.with_peer(&key, |peer, now| peer.set_mode(mode, &config, now));
+        }
+    }
+
+    /// Asks a peer's agent for an answer, waking the tunnel if need be; reports [`Notice::Pong`](crate::Notice::Pong).
+    pub fn ping(&mut self, peer: &PublicKey, id: u64, now: BootTime) {
+        self.advance(now);
+        self.pings.start(id, *peer, self.now);
+        if self.peers.get(peer).is_some_and(Peer::is_connected) {
+            return self.send_pings(*peer);
+        }
+        self.with_peer(peer, |peer, now| peer.on_packet_waiting(now));
+    }
+
+    /// Tells peers and servers that we go. The driver ends when the outputs are done.
+    pub fn drain(&mut self, now: BootTime) {
+        self.advance(now);
+        self.draining = true;
+        let connected: Vec<PublicKey> =
+            self.peers.iter().filter(|(_, p)| p.is_connected()).map(|(k, _)| *k).collect();
+        for peer in connected {
+            self.send_to_peer(peer, Body::Leaving, None);
+        }
+        self.leave(false);
+    }
+
+    /// Leaves the network: the servers are told, membership and map go.
+    pub fn logout(&mut self, now: BootTime) {
+        self.advance(now);
+        self.leave(true);
+        self.forget_network();
+        self.drain_control();
+    }
+
+    fn leave(&mut self, logout: bool) {
+        let sessions: Vec<_> = self.control.sessions().collect();
+        for conn in sessions {
+            self.outputs.push_back(Output::Send { conn, message: AgentMessage::Leave { logout } });
+        }
+        self.control.stop();
+        self.drain_control();
+    }
+
+    /// We are no member any more: every tunnel goes.
+    pub(super) fn forget_network(&mut self) {
+        let keys: Vec<PublicKey> = self.peers.keys().copied().collect();
+        keys.iter().for_each(|key| self.remove_peer(key));
+        self.membership = None;
+        self.netmap = crate::netmap::NetMap::new(self.identity.key, None);
+        self.online.clear();
+        self.outputs.push_back(Output::Configure { addresses: Vec::new(), overlay: Vec::new() });
+        self.outputs.push_back(Output::SaveState);
+        self.outputs.push_back(Output::SaveMap);
+    }
+
+    /// Looks at every certificate and login: some may have ended, or be good again.
+    pub(super) fn judge_members(&mut self) {
+        let time = self.time.at(self.now);
+        let usable = |member: &Member| member.is_usable(time);
+        let members: Vec<(PublicKey, bool, Vec<IpNet>)> = self
+            .netmap
+            .members()
+            .map(|(key, member)| {
+                let addresses = member.membership.addresses.iter().map(|ip| IpNet::from(*ip));
+                (*key, usable(member), addresses.collect())
+            })
+            .collect();
+        for (key, usable, allowed_ips) in members {
+            if self.peers.get(&key).is_some_and(|peer| peer.is_usable() == usable) {
+                continue;
+            }
+            self.tunnel(match usable {
+                true => TunnelCommand::Upsert { peer: key, allowed_ips },
+                false => TunnelCommand::Remove { peer: key },
+            });
+            self.with_peer(&key, |peer, now| peer.set_usable(usable, now));
+        }
+        self.judge_expiry();
+    }
+
+    /// When the next certificate or login ends.
+    pub(super) fn judge_expiry(&mut self) {
+        let Some(time) = self.time.at(self.now) else { return };
+        let ends = self.netmap.members().filter_map(|(_, member)| member.ends_at()).filter(|end| *end > time);
+        self.expiry_at = ends.min().map(|end| self.now + end.since(time).max(Duration::from_secs(1)));
+    }
+
+    /// A peer by its name, one of its addresses, or its key.
+    pub fn find_peer(&self, text: &str) -> Option<PublicKey> {
+        if let Ok(key) = text.parse::<PublicKey>() {
+            return self.netmap.member(&key).map(|_| key);
+        }
+        let address = text.parse::<IpAddr>().ok();
+        let is_it = |member: &Member| {
+            member.peer.name.eq_ignore_ascii_case(text)
+                || address.is_some_and(|address| member.membership.addresses.contains(&address))
+        };
+        self.netmap.members().find(|(_, member)| is_it(member)).map(|(key, _)| *key)
+    }
+
+    /// A peer's name.
+    pub fn name_of(&self, key: &PublicKey) -> Option<&str> {
+        self.netmap.member(key).map(|member| member.peer.name.as_str())
+    }
+
+    pub fn is_enrolled(&self) -> bool {
+        self.membership.is_some()
+    }
+
+    /// Whether there is a map, live or kept.
+    pub fn has_map(&self) -> bool {
+        !self.netmap.objects().is_empty()
+    }
+
+    /// The whole status; the driver adds what it knows.
+    pub fn status(&self, now: BootTime) -> status::Status {
+        let now = self.now.max(now);
+        status::Status {
+            state: match self.membership {
+                Some(_) => status::RunState::Running,
+                None => status::RunState::NeedsEnrolment,
+            },
+            own: self.own_status(),
+            control: self.control_status(now),
+            peers: self.netmap.members().map(|(key, member)| self.peer_status(key, member, now)).collect(),
+            claims: Vec::new(),
+        }
+    }
+
+    fn own_status(&self) -> status::Own {
+        let membership = self.membership.as_ref().map(|(_, membership)| membership);
+        status::Own {
+            name: self.config.facts.hostname.clone(),
+            public_key: self.identity.key,
+            addresses: membership.map_or_else(Vec::new, |membership| membership.addresses.clone()),
+            interface: String::new(),
+            listen_port: self.listen_port,
+            certificate_not_after: membership.and_then(|m| m.not_after).map(|end| end.0),
+            draining: self.draining,
+        }
+    }
+
+    fn control_status(&self, now: BootTime) -> status::Control {
+        let control = self.control.status(now);
+        let version = self.netmap.state().version;
+        let live = control.server.is_some() && self.fetching.is_none() && self.level_at.is_some();
+        let age = match (self.level_at, self.restored_level, self.time.at(now)) {
+            (Some(at), _, _) => Some(now.since(at).as_secs()),
+            (None, Some(level), Some(time)) => Some(time.since(level).as_secs()),
+            (None, _, _) => None,
+        };
+        status::Control {
+            state: control.state,
+            server: control.server,
+            standby: control.standby,
+            connected_since: control.connected_since.map(|span| span.as_secs_f64()),
+            epoch: version.epoch,
+            revision: version.revision,
+            failovers: self.control.failovers(),
+            map_source: match (live, self.has_map()) {
+                (true, _) => Source::Live,
+                (false, true) => Source::Cache,
+                (false, false) => Source::None,
+            },
+            map_age_seconds: age,
+            servers: control.servers,
+            refused: control.refused.map(|refused| refused.detail),
+        }
+    }
+
+    fn peer_status(&self, key: &PublicKey, member: &Member, now: BootTime) -> status::Peer {
+        let peer = self.peers.get(key);
+        let endpoint = peer.and_then(|peer| peer.paths.current());
+        status::Peer {
+            name: member.peer.name.clone(),
+            public_key: *key,
+            addresses: member.membership.addresses.clone(),
+            os: member.peer.os.clone(),
+            online: self.online.contains(&member.peer.node_id),
+            expired: !member.is_usable(self.time.at(now)),
+            mode: peer.map_or(PeerMode::Lazy, Peer::mode),
+            tunnel: match peer {
+                Some(peer) if peer.is_connected() => status::TunnelState::Connected,
+                Some(peer) if peer.is_waking() => status::TunnelState::Connecting,
+                Some(_) | None => status::TunnelState::Idle,
+            },
+            path: status::Path {
+                kind: if endpoint.is_some() { status::PathKind::Direct } else { status::PathKind::None },
+                endpoint,
+                rtt_ms: peer.and_then(|peer| peer.paths.rtt()).map(|rtt| rtt.as_secs_f64() * 1e3),
+            },
+            last_handshake_seconds: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            claims: member.membership.claims.clone(),
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The agent as a whole: composes the machines, and passes facts between them.
+//!
+//! `session` has what servers say, `tunnels` what the data plane reports, `local` what a person asks for. Peers' deadlines are indexed, so that ten thousand idle peers cost a
+//! step nothing.
+
+mod local;
+mod pings;
+mod saved;
+mod session;
+#[cfg(test)]
+mod tests;
+mod tunnels;
+
+pub use saved::Saved;
+
+use crate::{
+    cache::{self, Cached},
+    config::{Config, PeerConfig},
+    control::{self, Control},
+    io::{ConnId, Notice, Output, TunnelCommand},
+    netmap::NetMap,
+    path::Paths,
+    peer::Peer,
+    time::{BootTime, Cause, Deadline, earliest},
+    trusted_time::TrustedTime,
+};
+use pings::Pings;
+use proto::{
+    key::PublicKey,
+    session::{AgentMessage, Hello},
+    statement::{Membership, NodeId},
+    time::UnixTime,
+};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg32;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// State is written this long after it changed: a burst of changes is one write.
+const SAVE_DELAY: Duration = Duration::from_millis(500);
+/// Signals are told over both sessions of the sender, and taken once: so many ids are remembered.
+const REMEMBERED_SIGNALS: usize = 1024;
+
+/// Who we are.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    pub key: PublicKey,
+    /// Counts our starts; persisted by the driver, so that a later start's sessions replace an earlier one's.
+    pub boot: u64,
+    /// A setup key is at hand.
+    pub can_enrol: bool,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    identity: Identity,
+    now: BootTime,
+    rng: Pcg32,
+    control: Control,
+    netmap: NetMap,
+    time: TrustedTime,
+    /// Our own certificate, as signed.
+    membership: Option<(Vec<u8>, Membership)>,
+    peers: BTreeMap<PublicKey, Peer>,
+    peer_deadlines: BTreeSet<(BootTime, PublicKey)>,
+    own_endpoints: Vec<SocketAddr>,
+    listen_port: u16,
+    /// Our address as servers see it.
+    observed: Option<IpAddr>,
+    online: BTreeSet<NodeId>,
+    /// A FetchMap is under way, and how many before it left us diverged.
+    fetching: Option<(ConnId, u32)>,
+    /// When a server last confirmed the map, and whether it was in this start.
+    level_at: Option<BootTime>,
+    restored_level: Option<UnixTime>,
+    seen_signals: VecDeque<u64>,
+    pings: Pings,
+    next_probe: u64,
+    expiry_at: Option<BootTime>,
+    save_state_at: Option<BootTime>,
+    save_map_at: Option<BootTime>,
+    draining: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Agent {
+    /// An agent with what it kept from earlier. Its tunnels come up from that: no server is waited for.
+    pub fn new(
+        config: Config,
+        identity: Identity,
+        saved: Saved,
+        cached: Option<Cached>,
+        seed: u64,
+        now: BootTime,
+    ) -> Self {
+        let membership = saved.membership();
+        let netmap = NetMap::new(identity.key, saved.trust());
+        let known = saved.known_servers();
+        let control =
+            Control::new(config.control.clone(), &config.servers, &known, (identity.boot, seed), now);
+        let mut agent = Self {
+            config,
+            identity,
+            now,
+            rng: Pcg32::seed_from_u64(seed.rotate_left(32)),
+            control,
+            netmap,
+            time: TrustedTime::default(),
+            membership,
+            peers: BTreeMap::new(),
+            peer_deadlines: BTreeSet::new(),
+            own_endpoints: Vec::new(),
+            listen_port: 0,
+            observed: None,
+            online: BTreeSet::new(),
+            fetching: None,
+            level_at: None,
+            restored_level: saved.level_at(),
+            seen_signals: VecDeque::new(),
+            pings: Pings::default(),
+            next_probe: 0,
+            expiry_at: None,
+            save_state_at: None,
+            save_map_at: None,
+            draining: false,
+            outputs: VecDeque::new(),
+        };
+        agent.control.set_enrol(agent.membership.is_none() && identity.can_enrol);
+        agent.next_probe = agent.rng.random();
+        agent.configure_interface();
+        agent.restore_peers(&saved, cached);
+        if agent.membership.is_some() || identity.can_enrol {
+            agent.control.start(now);
+        }
+        agent.drain_control();
+        agent
+    }
+
+    fn restore_peers(&mut self, saved: &Saved, cached: Option<Cached>) {
+        for peer in saved.peers() {
+            self.peers.insert(peer.key, Peer::new(Paths::restored(&peer.endpoints)));
+        }
+        if let Some(cached) = cached {
+            let changes = self.netmap.restore(cached.version, cached.objects);
+            self.on_map_changes(changes);
+        }
+        self.peers.retain(|key, _| self.netmap.member(key).is_some());
+        for peer in saved.peers().filter(|peer| peer.live) {
+            self.with_peer(&peer.key, |peer, now| peer.greet(now));
+        }
+    }
+
+    /// The next thing to do; drained after every input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), and why.
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        let at = |at: Option<BootTime>, cause| at.map(|at| Deadline { at, cause });
+        let peer = self.peer_deadlines.first().map(|(at, _)| Deadline { at: *at, cause: Cause::Handshake });
+        earliest([
+            self.control.poll_timeout(),
+            peer,
+            at(self.expiry_at, Cause::Expiry),
+            at(self.save_state_at, Cause::Save),
+            at(self.save_map_at, Cause::Save),
+            at(self.pings.deadline(), Cause::Probe),
+        ])
+    }
+
+    pub fn handle_timeout(&mut self, now: BootTime) {
+        self.advance(now);
+        self.control.handle_timeout(self.now);
+        self.drain_control();
+        while let Some((at, key)) = self.peer_deadlines.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.peer_deadlines.remove(&(at, key));
+            let config = self.config.peer.clone();
+            let mut rng = self.rng.clone();
+            self.with_peer(&key, |peer, now| peer.handle_timeout(&config, &mut rng, now));
+            self.rng = rng;
+        }
+        if self.expiry_at.is_some_and(|at| self.now >= at) {
+            self.judge_members();
+        }
+        if self.save_state_at.take_if(|at| *at <= self.now).is_some() {
+            self.outputs.push_back(Output::SaveState);
+        }
+        if self.save_map_at.take_if(|at| *at <= self.now).is_some() {
+            self.outputs.push_back(Output::SaveMap);
+        }
+        self.pings.expire(self.now);
+    }
+
+    /// The map as it is to be written to disk.
+    pub fn map_cache(&self) -> Vec<u8> {
+        cache::encode(self.netmap.state().version, self.netmap.objects())
+    }
+
+    /// How much is held: for the simulation's bound on memory.
+    pub fn load(&self) -> usize {
+        self.control.load()
+            + self.peers.len()
+            + self.peer_deadlines.len()
+            + self.seen_signals.len()
+            + self.outputs.len()
+            + self.pings.len()
+    }
+
+    /// Time never runs backwards inside.
+    fn advance(&mut self, now: BootTime) {
+        self.now = self.now.max(now);
+    }
+
+    fn drain_control(&mut self) {
+        while let Some(output) = self.control.poll_output() {
+            self.on_control(output);
+        }
+    }
+
+    fn on_control(&mut self, output: control::Output) {
+        let output = match output {
+            control::Output::Resolve(url) => Output::Resolve(url),
+            control::Output::Dial(dial) => Output::Dial(dial),
+            control::Output::Hello { conn, number, activate } => {
+                let hello = Hello {
+                    number,
+                    facts: self.config.facts.clone(),
+                    endpoints: self.published_endpoints(),
+                    map: self.netmap.state(),
+                    activate,
+                    heartbeat_interval: self.config.control.keepalive,
+                };
+                Output::Send { conn, message: AgentMessage::Hello(hello) }
+            }
+            control::Output::Heartbeat { conn, sequence, standby } => {
+                Output::Send { conn, message: AgentMessage::Heartbeat { sequence, standby } }
+            }
+            control::Output::Activate { conn, number } => {
+                Output::Send { conn, message: AgentMessage::Activate { number, map: self.netmap.state() } }
+            }
+            control::Output::Deactivate { conn } => Output::Send { conn, message: AgentMessage::Deactivate },
+            control::Output::Close { conn } => {
+                self.fetching = self.fetching.filter(|(fetching, _)| *fetching != conn);
+                Output::Close { conn }
+            }
+            control::Output::Served(served) => {
+                self.save_state_soon();
+                Output::Notice(Notice::Served(served))
+            }
+            control::Output::Unserved => Output::Notice(Notice::Unserved),
+            control::Output::Refused(refused) => {
+                self.on_refused(&refused);
+                Output::Notice(Notice::Refused(refused))
+            }
+        };
+        self.outputs.push_back(output);
+    }
+
+    fn configure_interface(&mut self) {
+        let Some((_, membership)) = &self.membership else { return };
+        let overlay = match self.netmap.network() {
+            Some(network) => vec![network.overlay_v4, network.overlay_v6],
+            None => Vec::new(),
+        };
+        let addresses = membership.addresses.clone();
+        self.outputs.push_back(Output::Configure { addresses, overlay });
+    }
+
+    fn tunnel(&mut self, command: TunnelCommand) {
+        self.outputs.push_back(Output::Tunnel(command));
+    }
+
+    fn peer_config(&self) -> &PeerConfig {
+        &self.config.peer
+    }
+
+    fn save_state_soon(&mut self) {
+        self.save_state_at.get_or_insert(self.now + SAVE_DELAY);
+    }
+
+    fn save_map_soon(&mut self) {
+        self.save_map_at.get_or_insert(self.now + SAVE_DELAY);
+    }
+}

@@ -1,0 +1,117 @@
+//! What an agent keeps on disk beside its key and its map, so that it comes up with every server down.
+
+use super::Agent;
+use proto::{
+    key::PublicKey,
+    root::{Fingerprint, RootKey},
+    server_url::ServerUrl,
+    statement::{Membership, NetworkId, Statement},
+    time::UnixTime,
+};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// Written and read by the driver, opaque to it. Unknown or missing fields are survived.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Saved {
+    network: Option<Network>,
+    servers: Vec<Server>,
+    peers: Vec<SavedPeer>,
+    /// When a server last confirmed the map.
+    level_at: Option<UnixTime>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Network {
+    id: [u8; 16],
+    root: [u8; 32],
+    /// Our own certificate, as signed.
+    membership: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Server {
+    url: ServerUrl,
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedPeer {
+    pub(super) key: PublicKey,
+    pub(super) endpoints: Vec<SocketAddr>,
+    /// It had a tunnel.
+    pub(super) live: bool,
+}
+
+impl Saved {
+    /// The root that our certificate stands under.
+    pub fn root(&self) -> Option<RootKey> {
+        RootKey::from_bytes(&self.network.as_ref()?.root).ok()
+    }
+
+    /// The fingerprint that the cluster's servers must show.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.root().map(|root| root.fingerprint())
+    }
+
+    /// Whether we are a member of a network.
+    pub fn is_enrolled(&self) -> bool {
+        self.membership().is_some()
+    }
+
+    pub(super) fn trust(&self) -> Option<(NetworkId, RootKey)> {
+        let network = self.network.as_ref()?;
+        Some((NetworkId(network.id), self.root()?))
+    }
+
+    pub(super) fn membership(&self) -> Option<(Vec<u8>, Membership)> {
+        let (network, root) = self.trust()?;
+        let signed = &self.network.as_ref()?.membership;
+        match Statement::verify(signed, network, &root) {
+            Ok(Statement::Membership(membership)) => Some((signed.clone(), membership)),
+            Ok(Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown) | Err(_) => None,
+        }
+    }
+
+    pub(super) fn known_servers(&self) -> Vec<(ServerUrl, Vec<SocketAddr>)> {
+        self.servers.iter().map(|server| (server.url.clone(), server.addresses.clone())).collect()
+    }
+
+    pub(super) fn peers(&self) -> impl Iterator<Item = &SavedPeer> {
+        self.peers.iter()
+    }
+
+    pub(super) fn level_at(&self) -> Option<UnixTime> {
+        self.level_at
+    }
+}
+
+impl Agent {
+    /// What is to be written to disk.
+    pub fn saved(&self) -> Saved {
+        let network = self.netmap.trust().zip(self.membership.as_ref());
+        let network = network.map(|((id, root), (signed, _))| Network {
+            id: id.0,
+            root: root.to_bytes(),
+            membership: signed.clone(),
+        });
+        let servers = self.control.known().into_iter();
+        let peers = self.peers.iter().map(|(key, peer)| SavedPeer {
+            key: *key,
+            endpoints: peer.paths.worked().collect(),
+            live: peer.is_connected(),
+        });
+        Saved {
+            network,
+            servers: servers.map(|(url, addresses)| Server { url, addresses }).collect(),
+            peers: peers.filter(|peer| peer.live || !peer.endpoints.is_empty()).collect(),
+            level_at: self.level_unix().or(self.restored_level),
+        }
+    }
+
+    fn level_unix(&self) -> Option<UnixTime> {
+        let (level_at, time) = (self.level_at?, self.time.at(self.now)?);
+        Some(UnixTime(time.0.saturating_sub(self.now.since(level_at).as_secs())))
+    }
+}

@@ -1,0 +1,284 @@
+//! What servers say: maps, presence, signals, certificates.
+
+use super::{Agent, REMEMBERED_SIGNALS};
+use crate::{
+    io::{Closed, ConnId, Connected, Notice, Output},
+    netmap::{Applied, Changes},
+    time::BootTime,
+};
+use proto::{
+    Invalid,
+    map::{Delta, MapVersion},
+    root::RootKey,
+    server_url::ServerUrl,
+    session::{HeartbeatAck, Presence, Reason, Refused, ServerMessage, Signal, Welcome},
+    statement::{Membership, NetworkId, Statement, StatementError},
+    time::UnixTime,
+    wire,
+};
+use std::net::SocketAddr;
+
+/// A server whose maps never add up is left after this many fetches in a row.
+const MAX_DIVERGED: u32 = 3;
+
+impl Agent {
+    /// The addresses of a server's name, or why there are none.
+    pub fn handle_resolved(
+        &mut self,
+        url: &ServerUrl,
+        result: Result<Vec<SocketAddr>, String>,
+        now: BootTime,
+    ) {
+        self.advance(now);
+        self.control.handle_resolved(url, result, self.now);
+        self.drain_control();
+    }
+
+    /// The setup key was accepted. The driver goes on to open the session on the same connection.
+    pub fn handle_enrolled(&mut self, conn: ConnId, enrolled: &wire::Enrolled, now: BootTime) {
+        self.advance(now);
+        if let Err(error) = self.on_enrolled(enrolled) {
+            let why = Closed::Ended(format!("the server's answer to the enrolment is not valid: {error}"));
+            self.control.handle_closed(conn, &why, self.now);
+        }
+        self.drain_control();
+    }
+
+    fn on_enrolled(&mut self, enrolled: &wire::Enrolled) -> Result<(), StatementError> {
+        let root = RootKey::from_bytes(&enrolled.root)?;
+        let (network, _) = Statement::trust(&enrolled.membership)?;
+        let membership = self.own_certificate(&enrolled.membership, network, &root)?;
+        self.netmap.set_trust(network, root);
+        self.membership = Some((enrolled.membership.clone(), membership));
+        self.control.set_enrol(false);
+        self.configure_interface();
+        self.outputs.push_back(Output::SaveState);
+        self.outputs.push_back(Output::Notice(Notice::Enrolled));
+        Ok(())
+    }
+
+    fn own_certificate(
+        &self,
+        signed: &[u8],
+        network: NetworkId,
+        root: &RootKey,
+    ) -> Result<Membership, StatementError> {
+        match Statement::verify(signed, network, root)? {
+            Statement::Membership(membership) if membership.node_key == self.identity.key => Ok(membership),
+            Statement::Membership(_)
+            | Statement::Removal(_)
+            | Statement::NextRoot(_)
+            | Statement::Unknown => {
+                let reason = "not this node's certificate".to_owned();
+                Err(Invalid { field: "membership", reason }.into())
+            }
+        }
+    }
+
+    /// A session's stream is open: we say Hello.
+    pub fn handle_connected(&mut self, conn: ConnId, connected: Connected, now: BootTime) {
+        self.advance(now);
+        self.control.handle_connected(conn, connected.server, self.now);
+        self.drain_control();
+    }
+
+    pub fn handle_closed(&mut self, conn: ConnId, why: &Closed, now: BootTime) {
+        self.advance(now);
+        self.control.handle_closed(conn, why, self.now);
+        self.drain_control();
+    }
+
+    pub fn handle_message(&mut self, conn: ConnId, message: ServerMessage, now: BootTime) {
+        self.advance(now);
+        match message {
+            ServerMessage::Welcome(welcome) => self.on_welcome(conn, &welcome),
+            ServerMessage::Refused(refused) => self.control.handle_refused(conn, &refused, self.now),
+            ServerMessage::Heartbeat(ack) => self.on_heartbeat(conn, &ack),
+            ServerMessage::Activated { version, .. } => {
+                self.control.handle_activated(conn, self.now);
+                self.on_level(conn, version);
+            }
+            ServerMessage::Map(delta) => self.on_map(conn, delta),
+            ServerMessage::Fetch(_) => self.fetch(conn),
+            ServerMessage::Presence(presence) => self.on_presence(conn, &presence),
+            ServerMessage::Signal(signal) => self.on_signal(&signal),
+            ServerMessage::Drain { .. } => self.control.handle_drain(conn, self.now),
+            ServerMessage::Membership(signed) => self.on_own_certificate(&signed),
+            ServerMessage::Servers(servers) => self.control.handle_servers(&servers, self.now),
+        }
+        self.drain_control();
+    }
+
+    fn on_welcome(&mut self, conn: ConnId, welcome: &Welcome) {
+        self.on_time_told(welcome.unix_ms);
+        if !welcome.membership.is_empty() {
+            self.on_own_certificate(&welcome.membership);
+        }
+        self.control.handle_welcome(conn, welcome, self.now);
+        if let Some(observed) = welcome.observed_address
+            && self.observed != Some(observed)
+        {
+            self.observed = Some(observed);
+            self.publish_endpoints();
+        }
+        self.save_state_soon();
+    }
+
+    fn on_heartbeat(&mut self, conn: ConnId, ack: &HeartbeatAck) {
+        self.on_time_told(ack.unix_ms);
+        self.control.handle_heartbeat(conn, ack, self.now);
+        self.on_level(conn, ack.at);
+    }
+
+    fn on_time_told(&mut self, unix_ms: u64) {
+        let first = self.time.at(self.now).is_none();
+        self.time.on_told(UnixTime(unix_ms / 1000), self.now);
+        if first {
+            self.judge_members();
+        }
+    }
+
+    /// The server that serves us is at this version: we have seen it, and nothing older will be taken.
+    fn on_level(&mut self, conn: ConnId, version: MapVersion) {
+        if self.control.serving() == Some(conn) && version >= self.netmap.state().version {
+            self.netmap.on_level(version);
+            self.level_at = Some(self.now);
+        }
+    }
+
+    fn on_map(&mut self, conn: ConnId, delta: Delta) {
+        match self.netmap.apply(delta) {
+            Applied::Stale => {}
+            Applied::Partial(changes) => self.on_map_changes(changes),
+            Applied::Whole(changes) => {
+                self.on_map_changes(changes);
+                self.on_map_level();
+            }
+            Applied::Diverged(changes) => {
+                self.on_map_changes(changes);
+                self.fetch(conn);
+            }
+        }
+    }
+
+    fn fetch(&mut self, conn: ConnId) {
+        if self.fetching.is_some_and(|(fetching, _)| fetching == conn) {
+            return;
+        }
+        self.fetching = Some((conn, 0));
+        self.outputs.push_back(Output::Fetch { conn, have: self.netmap.objects().refs() });
+    }
+
+    /// One part of a fetched map.
+    pub fn handle_fetched(&mut self, conn: ConnId, delta: Delta, now: BootTime) {
+        self.advance(now);
+        let Some((fetching, diverged)) = self.fetching else { return };
+        if fetching != conn {
+            return;
+        }
+        match self.netmap.apply(delta) {
+            Applied::Partial(changes) => self.on_map_changes(changes),
+            Applied::Whole(changes) => {
+                self.fetching = None;
+                self.on_map_changes(changes);
+                self.on_map_level();
+            }
+            // The server moved on behind us and says so in the session.
+            Applied::Stale => self.fetching = None,
+            Applied::Diverged(changes) => {
+                self.on_map_changes(changes);
+                self.on_fetch_diverged(conn, diverged + 1);
+            }
+        }
+        self.drain_control();
+    }
+
+    fn on_fetch_diverged(&mut self, conn: ConnId, diverged: u32) {
+        if diverged < MAX_DIVERGED {
+            self.fetching = Some((conn, diverged));
+            self.outputs.push_back(Output::Fetch { conn, have: self.netmap.objects().refs() });
+            return;
+        }
+        self.fetching = None;
+        let why = Closed::Ended("its maps do not add up to the digest it names".into());
+        self.control.handle_closed(conn, &why, self.now);
+    }
+
+    fn on_map_level(&mut self) {
+        self.level_at = Some(self.now);
+        self.save_map_soon();
+        let revision = self.netmap.state().version.revision;
+        self.outputs.push_back(Output::Notice(Notice::MapChanged { revision }));
+    }
+
+    pub(super) fn on_map_changes(&mut self, changes: Changes) {
+        if changes.network {
+            self.configure_interface();
+        }
+        for (key, reason) in &changes.refused {
+            tracing::warn!(peer = %key.short(), reason, "a peer of the map is not believed");
+        }
+        for key in &changes.removed {
+            self.remove_peer(key);
+        }
+        for key in &changes.upserted {
+            self.configure_peer(key);
+        }
+        if !changes.upserted.is_empty() {
+            self.judge_expiry();
+        }
+    }
+
+    fn on_presence(&mut self, conn: ConnId, presence: &Presence) {
+        if self.control.serving().is_some_and(|serving| serving != conn) {
+            return;
+        }
+        if presence.whole {
+            self.online.clear();
+        }
+        self.online.extend(&presence.online);
+        presence.offline.iter().for_each(|node| {
+            self.online.remove(node);
+        });
+    }
+
+    fn on_signal(&mut self, signal: &Signal) {
+        if self.seen_signals.contains(&signal.id) {
+            return;
+        }
+        if self.seen_signals.len() >= REMEMBERED_SIGNALS {
+            self.seen_signals.pop_front();
+        }
+        self.seen_signals.push_back(signal.id);
+        self.with_peer(&signal.peer, |peer, now| peer.on_signal(&signal.endpoints, now));
+    }
+
+    fn on_own_certificate(&mut self, signed: &[u8]) {
+        let Some((network, root)) = self.netmap.trust() else { return };
+        let Ok(membership) = self.own_certificate(signed, network, &root) else { return };
+        self.time.on_signed(membership.issued_at);
+        let known = self.membership.as_ref().map(|(_, known)| known);
+        if known.is_some_and(|known| known.issued_at > membership.issued_at || *known == membership) {
+            return;
+        }
+        let moved = known.is_none_or(|known| known.addresses != membership.addresses);
+        self.membership = Some((signed.to_vec(), membership));
+        if moved {
+            self.configure_interface();
+        }
+        self.save_state_soon();
+    }
+
+    /// Only a removal that the root signed ends our membership; every other refusal leaves the tunnels alone.
+    pub(super) fn on_refused(&mut self, refused: &Refused) {
+        let Some((network, root)) = self.netmap.trust() else { return };
+        if refused.reason != Reason::Removed {
+            return;
+        }
+        if let Ok(Statement::Removal(removal)) = Statement::verify(&refused.removal, network, &root)
+            && removal.node_key == self.identity.key
+        {
+            self.forget_network();
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What the data plane reports, and what peers' machines want done.
+
+use super::Agent;
+use crate::{
+    config::inside,
+    io::{Notice, Output, TunnelCommand, TunnelEvent},
+    path::Paths,
+    peer::{Action, Peer},
+    time::BootTime,
+};
+use ipnet::IpNet;
+use proto::{
+    key::PublicKey,
+    peer_message::{Body, PeerMessage},
+    session::{AgentMessage, Signal},
+};
+use rand::RngExt;
+use std::net::SocketAddr;
+
+impl Agent {
+    pub fn handle_tunnel(&mut self, event: TunnelEvent, now: BootTime) {
+        self.advance(now);
+        match event {
+            TunnelEvent::PacketWaiting { peer } => {
+                self.with_peer(&peer, |peer, now| peer.on_packet_waiting(now))
+            }
+            TunnelEvent::HandshakeDone { peer, endpoint } => {
+                self.with_peer(&peer, |peer, now| peer.on_handshake(endpoint, now));
+            }
+            TunnelEvent::EndpointChanged { peer, endpoint } => {
+                self.with_peer(&peer, |peer, _| {
+                    peer.on_endpoint_changed(endpoint);
+                    Vec::new()
+                });
+                self.save_state_soon();
+            }
+            TunnelEvent::Active(peers) => {
+                for peer in &peers {
+                    self.with_peer(peer, |peer, now| {
+                        peer.on_active(now);
+                        Vec::new()
+                    });
+                }
+            }
+            TunnelEvent::Unanswered { peer } => self.with_peer(&peer, |peer, now| peer.on_unanswered(now)),
+            TunnelEvent::SessionLost { peer } => self.with_peer(&peer, |peer, now| peer.on_session_lost(now)),
+            TunnelEvent::UnknownIndex { from } => self.on_unknown_index(from),
+            TunnelEvent::Message { peer, payload, from } => self.on_peer_message(peer, &payload, from),
+        }
+    }
+
+    /// Interface addresses (with the listen port) or the listen port changed.
+    pub fn handle_endpoints(&mut self, endpoints: Vec<SocketAddr>, listen_port: u16, now: BootTime) {
+        self.advance(now);
+        if self.own_endpoints != endpoints || self.listen_port != listen_port {
+            self.own_endpoints = endpoints;
+            self.listen_port = listen_port;
+            self.publish_endpoints();
+        }
+    }
+
+    /// The machine has other addresses than before, or slept.
+    pub fn handle_network_changed(&mut self, now: BootTime) {
+        self.advance(now);
+        self.tunnel(TunnelCommand::Rebind);
+        let live: Vec<PublicKey> =
+            self.peers.iter().filter(|(_, p)| p.is_connected() || p.is_waking()).map(|(k, _)| *k).collect();
+        for key in live {
+            self.with_peer(&key, |peer, _| peer.on_network_changed());
+        }
+        self.control.handle_network_changed(self.now);
+        self.drain_control();
+    }
+
+    /// Where others may reach us.
+    pub(super) fn published_endpoints(&self) -> Vec<SocketAddr> {
+        let mut endpoints = self.own_endpoints.clone();
+        if let Some(observed) = self.observed.filter(|_| self.listen_port != 0) {
+            let reflexive = SocketAddr::new(observed, self.listen_port);
+            if !endpoints.contains(&reflexive) && !self.is_overlay(reflexive) {
+                endpoints.push(reflexive);
+            }
+        }
+        endpoints.truncate(proto::map::MAX_ENDPOINTS);
+        endpoints
+    }
+
+    pub(super) fn publish_endpoints(&mut self) {
+        let (facts, endpoints) = (self.config.facts.clone(), self.published_endpoints());
+        if let Some(conn) = self.control.serving() {
+            let message = AgentMessage::Update { facts, endpoints: endpoints.clone() };
+            self.outputs.push_back(Output::Send { conn, message });
+        }
+        let connected: Vec<PublicKey> =
+            self.peers.iter().filter(|(_, p)| p.is_connected()).map(|(k, _)| *k).collect();
+        for peer in connected {
+            self.send_to_peer(peer, Body::Endpoints(endpoints.clone()), None);
+        }
+    }
+
+    fn is_overlay(&self, endpoint: SocketAddr) -> bool {
+        let network = self.netmap.network();
+        network.is_some_and(|network| inside(&[network.overlay_v4, network.overlay_v6], endpoint))
+    }
+
+    fn on_unknown_index(&mut self, from: SocketAddr) {
+        let owner = self.peers.iter().find(|(_, peer)| peer.paths.knows(from)).map(|(key, _)| *key);
+        if let Some(key) = owner {
+            self.with_peer(&key, |peer, now| peer.on_unknown_index(now));
+        }
+    }
+
+    fn on_peer_message(&mut self, key: PublicKey, payload: &[u8], from: SocketAddr) {
+        if !self.peers.contains_key(&key) {
+            return;
+        }
+        let Ok(message) = PeerMessage::decode(payload) else { return };
+        match message.body {
+            // By the path it came on: that is what is measured.
+            Body::Probe(id) => self.send_to_peer(key, Body::ProbeReply(id), Some(from)),
+            Body::ProbeReply(id) => self.on_probe_reply(key, id),
+            Body::Endpoints(endpoints) => {
+                let now = self.now;
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.paths.on_signal(&endpoints, now);
+                }
+            }
+            Body::Removed(removals) => {
+                for signed in removals {
+                    let changes = self.netmap.on_removal(&signed);
+                    self.on_map_changes(changes);
+                }
+            }
+            // Drains matter to shared addresses only.
+            Body::Leaving | Body::Unknown => {}
+        }
+    }
+
+    fn on_probe_reply(&mut self, key: PublicKey, id: u64) {
+        let now = self.now;
+        let endpoint = self.peers.get_mut(&key).and_then(|peer| {
+            peer.paths.on_probe_reply(id, now);
+            peer.paths.current()
+        });
+        if let Some((id, rtt)) = self.pings.answer(&key, id, now) {
+            self.outputs.push_back(Output::Notice(Notice::Pong { id, rtt, endpoint }));
+        }
+    }
+
+    pub(super) fn send_to_peer(&mut self, peer: PublicKey, body: Body, via: Option<SocketAddr>) {
+        let payload = PeerMessage { boot: self.identity.boot, body }.encode();
+        self.tunnel(TunnelCommand::Message { peer, payload, via });
+    }
+
+    /// Sends what waited for this peer's tunnel.
+    pub(super) fn send_pings(&mut self, key: PublicKey) {
+        for probe in self.pings.send(&key, &mut self.next_probe, self.now) {
+            self.send_to_peer(key, Body::Probe(probe), None);
+        }
+    }
+
+    /// Gives the data plane a peer of the map, or takes an unusable one from it.
+    pub(super) fn configure_peer(&mut self, key: &PublicKey) {
+        let Some(member) = self.netmap.member(key) else { return };
+        self.time.on_signed(member.membership.issued_at);
+        let usable = member.is_usable(self.time.at(self.now));
+        let published: Vec<SocketAddr> = member.peer.endpoints.clone();
+        let allowed_ips = member.membership.addresses.iter().map(|ip| IpNet::from(*ip)).collect();
+        let mode = self.peer_config().mode_of(key);
+        let config = self.config.peer.clone();
+        let peer = self.peers.entry(*key).or_insert_with(|| Peer::new(Paths::default()));
+        peer.paths.set_published(&published);
+        let waking = peer.is_waking();
+        self.tunnel(match usable {
+            true => TunnelCommand::Upsert { peer: *key, allowed_ips },
+            false => TunnelCommand::Remove { peer: *key },
+        });
+        self.with_peer(key, |peer, now| {
+            let mut actions = peer.set_usable(usable, now);
+            actions.extend(peer.set_mode(mode, &config, now));
+            // It has new endpoints, and one of them may be the one that works.
+            if waking {
+                actions.push(Action::Initiate);
+            }
+            actions
+        });
+    }
+
+    pub(super) fn remove_peer(&mut self, key: &PublicKey) {
+        let config = self.config.peer.clone();
+        if let Some(peer) = self.peers.remove(key) {
+            if let Some(deadline) = peer.deadline(&config) {
+                self.peer_deadlines.remove(&(deadline.at, *key));
+            }
+            if peer.is_connected() {
+                self.outputs.push_back(Output::Notice(Notice::Peer { key: *key, up: false }));
+            }
+        }
+        self.tunnel(TunnelCommand::Remove { peer: *key });
+    }
+
+    /// Runs a step of a peer's machine, does what it asks, and indexes its deadline.
+    pub(super) fn with_peer(
+        &mut self,
+        key: &PublicKey,
+        step: impl FnOnce(&mut Peer, BootTime) -> Vec<Action>,
+    ) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(key) else { return };
+        let before = peer.deadline(&self.config.peer);
+        let actions = step(peer, now);
+        for action in actions {
+            self.on_action(*key, action);
+        }
+        let after = self.peers.get(key).and_then(|peer| peer.deadline(&self.config.peer));
+        if let Some(before) = before {
+            self.peer_deadlines.remove(&(before.at, *key));
+        }
+        if let Some(after) = after {
+            self.peer_deadlines.insert((after.at, *key));
+        }
+    }
+
+    fn on_action(&mut self, key: PublicKey, action: Action) {
+        match action {
+            Action::Initiate => {
+                let endpoints = self.candidates(&key);
+                if !endpoints.is_empty() {
+                    self.tunnel(TunnelCommand::Initiate { peer: key, endpoints });
+                }
+            }
+            Action::Signal => self.signal(key),
+            Action::Forget => self.tunnel(TunnelCommand::Forget { peer: key }),
+            Action::SetKeepalive(interval) => {
+                self.tunnel(TunnelCommand::SetKeepalive { peer: key, interval })
+            }
+            Action::SetEndpoint(endpoint) => self.tunnel(TunnelCommand::SetEndpoint { peer: key, endpoint }),
+            Action::Probe => self.probe_paths(key),
+            Action::Up(up) => {
+                self.outputs.push_back(Output::Notice(Notice::Peer { key, up }));
+                self.save_state_soon();
+                if up {
+                    self.send_pings(key);
+                }
+            }
+        }
+    }
+
+    fn candidates(&self, key: &PublicKey) -> Vec<SocketAddr> {
+        let usable = |endpoint| !self.is_overlay(endpoint);
+        self.peers.get(key).map_or_else(Vec::new, |peer| peer.paths.candidates(self.now, usable))
+    }
+
+    fn probe_paths(&mut self, key: PublicKey) {
+        let candidates = self.candidates(&key);
+        let (timeout, now, first) =
+            (self.config.peer.probe_timeout, self.now, self.next_probe.wrapping_add(1));
+        self.next_probe = self.next_probe.wrapping_add(candidates.len() as u64);
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        for (id, endpoint) in peer.paths.start_round(&candidates, first, timeout, now) {
+            self.send_to_peer(key, Body::Probe(id), Some(endpoint));
+        }
+    }
+
+    /// Over both sessions: the peer may share a server with either.
+    fn signal(&mut self, peer: PublicKey) {
+        let sessions: Vec<_> = self.control.sessions().collect();
+        if sessions.is_empty() {
+            return;
+        }
+        let signal = Signal { peer, id: self.rng.random(), endpoints: self.published_endpoints() };
+        for conn in sessions {
+            let message = AgentMessage::Signal(signal.clone());
+            self.outputs.push_back(Output::Send { conn, message });
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Whom to dial, and when: everyone by turns while nobody serves us, else one standby with another server.
+
+use super::{Control, Output, State, candidate::Resolution, connection::Connection};
+use crate::{
+    io::{ConnId, Dial},
+    time::{BootTime, Cause, Deadline},
+};
+use proto::server_url::ServerUrl;
+use std::{net::SocketAddr, time::Duration};
+
+/// Where a connection could be made.
+#[derive(Debug, Clone)]
+struct Place {
+    url: ServerUrl,
+    addr: SocketAddr,
+    /// `None`: at once.
+    retry_at: Option<BootTime>,
+    connect_timeout: Duration,
+}
+
+impl Control {
+    pub(super) fn resolve(&mut self, now: BootTime) {
+        // While a server serves us and a standby waits, nothing is dialled, and no name needs to be known.
+        if !self.wants_dial() {
+            return;
+        }
+        for name in &mut self.names {
+            if let Resolution::Wanted { at } = name.resolution
+                && now >= at
+            {
+                name.resolution = Resolution::UnderWay;
+                self.outputs.push_back(Output::Resolve(name.url.clone()));
+            }
+        }
+    }
+
+    pub(super) fn resolve_deadline(&self) -> Option<Deadline> {
+        if !self.wants_dial() {
+            return None;
+        }
+        let wanted = self.names.iter().filter_map(|name| match name.resolution {
+            Resolution::Wanted { at } => Some(at),
+            Resolution::Literal | Resolution::UnderWay => None,
+        });
+        wanted.min().map(|at| Deadline { at, cause: Cause::Resolve })
+    }
+
+    pub(super) fn dial(&mut self, now: BootTime) {
+        if now < self.next_dial_at || !self.wants_dial() {
+            return;
+        }
+        let ready = |place: &Place| place.retry_at.is_none_or(|at| now >= at);
+        let Some(place) = self.dialable().into_iter().find(ready) else { return };
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        let Place { url, addr, connect_timeout, .. } = place;
+        let dial = Dial { conn, url, addr, connect_timeout, enrol: self.enrol };
+        let give_up_at = now + connect_timeout + self.config.greeting_timeout;
+        self.connections.insert(conn, Connection::new(&dial, give_up_at, now));
+        self.next_dial_at = now + self.config.dial_stagger;
+        self.outputs.push_back(Output::Dial(dial));
+    }
+
+    pub(super) fn dial_deadline(&self) -> Option<Deadline> {
+        if !self.wants_dial() {
+            return None;
+        }
+        let at =
+            self.dialable().into_iter().map(|place| place.retry_at.unwrap_or(self.next_dial_at)).min()?;
+        Some(Deadline { at: at.max(self.next_dial_at), cause: Cause::Retry })
+    }
+
+    fn wants_dial(&self) -> bool {
+        let dialling = self.connections.values().filter(|c| !c.has_session()).count();
+        if !self.is_served() {
+            return dialling < self.config.max_dials;
+        }
+        let standby = |c: &Connection| match c.state {
+            State::Standby | State::Activating { .. } | State::Suspect => !c.draining,
+            State::Dialling { .. } | State::Greeting { .. } | State::Serving => false,
+        };
+        dialling == 0 && !self.connections.values().any(standby)
+    }
+
+    /// Candidates that a connection would gain something with, in the person's order, failing ones last.
+    fn dialable(&self) -> Vec<Place> {
+        let mut places: Vec<(bool, Place)> = Vec::new();
+        for name in &self.names {
+            for candidate in &name.candidates {
+                let known = candidate.server.is_some_and(|server| self.has_session_with(server, None));
+                let under_way =
+                    self.connections.values().any(|c| c.addr == candidate.addr && c.is_worth_keeping());
+                let twin = places.iter().any(|(_, place)| place.addr == candidate.addr);
+                if known || under_way || twin {
+                    continue;
+                }
+                let connect_timeout = candidate.connect_timeout();
+                let (url, addr) = (name.url.clone(), candidate.addr);
+                let place = Place { url, addr, retry_at: candidate.retry_at(), connect_timeout };
+                places.push((candidate.is_failing(), place));
+            }
+        }
+        places.sort_by_key(|(failing, _)| *failing);
+        places.into_iter().map(|(_, place)| place).collect()
+    }
+}

@@ -1,0 +1,505 @@
+//! Which server serves us, and when another does.
+//!
+//! ```text
+//!            Dial            connected            Welcome
+//! candidate ------> Dialling ---------> Greeting --------+---------> Standby <-------------+
+//!     ^                |                   |             | (nobody      | elected:         | another serves:
+//!     |  back-off      | refused, timeout  |             |  serves us)  | Activate         | Deactivate
+//!     +----------------+-------------------+             +-------> Activating              |
+//!     |                                                              | Activated           |
+//!     |  closed, dead                                                v        answered     |
+//!     +---------------------------------------------------------- Serving <---------- Suspect
+//!                                                                    |  heartbeat late     ^
+//!                                                                    +---------------------+
+//! ```
+//!
+//! Wanted are one session that serves and one standby with another server. A session that ends, drains or has a late heartbeat makes `elect` activate the
+//! standby at once; a suspect gets its last chance meanwhile, since being served twice for a moment is harmless. Nothing goes back to an earlier server
+//! while the current one is healthy. Nothing here touches a tunnel.
+
+mod candidate;
+mod connection;
+mod dial;
+mod elect;
+mod heartbeat;
+mod news;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use heartbeat::Rtt;
+pub use status::ControlStatus;
+
+use crate::{
+    config::ControlConfig,
+    io::{Closed, ConnId, Dial},
+    time::{BootTime, Cause, Deadline, earliest},
+};
+use candidate::{Candidate, Name, Resolution};
+use connection::{Connection, State};
+use news::BadNews;
+use proto::{
+    server_url::ServerUrl,
+    session::{HeartbeatAck, Refused, ServerId, SessionNumber, Welcome},
+};
+use rand::SeedableRng;
+use rand_pcg::Pcg32;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+/// At most this many servers are kept of what servers tell.
+const MAX_SERVERS: usize = 64;
+
+/// A server began to serve us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    pub server: ServerId,
+    pub url: ServerUrl,
+    /// Since the last moment that a server served us without suspicion; `None` the first time.
+    pub after: Option<Duration>,
+}
+
+/// What the owner of the machine must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    Resolve(ServerUrl),
+    Dial(Dial),
+    Hello {
+        conn: ConnId,
+        number: SessionNumber,
+        activate: bool,
+    },
+    Heartbeat {
+        conn: ConnId,
+        sequence: u64,
+        standby: bool,
+    },
+    Activate {
+        conn: ConnId,
+        number: SessionNumber,
+    },
+    Deactivate {
+        conn: ConnId,
+    },
+    Close {
+        conn: ConnId,
+    },
+    Served(Served),
+    Unserved,
+    /// Believed: a second server said the same, or nobody contradicted in time.
+    Refused(Refused),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Control {
+    config: ControlConfig,
+    rng: Pcg32,
+    boot: u64,
+    counter: u64,
+    next_conn: u64,
+    names: Vec<Name>,
+    connections: BTreeMap<ConnId, Connection>,
+    /// No dial before this, so that dials are staggered.
+    next_dial_at: BootTime,
+    /// A failover waits until then, because servers asked to spread them.
+    elect_at: Option<BootTime>,
+    spread: Duration,
+    served_by: Option<(ServerId, BootTime)>,
+    /// Since when nobody serves us without suspicion.
+    unserved_since: Option<BootTime>,
+    told_unserved: bool,
+    failovers: u64,
+    bad_news: Option<BadNews>,
+    /// Whether a dial enrols first.
+    enrol: bool,
+    stopped: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Control {
+    /// `known` are addresses that worked before, used at once while names are resolved again.
+    pub fn new(
+        config: ControlConfig,
+        servers: &[ServerUrl],
+        known: &[(ServerUrl, Vec<SocketAddr>)],
+        (boot, seed): (u64, u64),
+        now: BootTime,
+    ) -> Self {
+        let mut control = Self {
+            config,
+            rng: Pcg32::seed_from_u64(seed),
+            boot,
+            counter: 0,
+            next_conn: 0,
+            names: Vec::new(),
+            connections: BTreeMap::new(),
+            next_dial_at: now,
+            elect_at: None,
+            spread: Duration::ZERO,
+            served_by: None,
+            unserved_since: None,
+            told_unserved: false,
+            failovers: 0,
+            bad_news: None,
+            enrol: false,
+            stopped: false,
+            outputs: VecDeque::new(),
+        };
+        control.set_servers(servers, now);
+        for (url, addrs) in known {
+            control.add_told(std::slice::from_ref(url), now);
+            if let Some(name) = control.names.iter_mut().find(|name| name.url == *url) {
+                addrs.iter().for_each(|addr| name.add(*addr));
+            }
+        }
+        control
+    }
+
+    /// The list that a person gave, in their order, before what servers told.
+    pub fn set_servers(&mut self, servers: &[ServerUrl], now: BootTime) {
+        let mut old = std::mem::take(&mut self.names);
+        for url in servers {
+            let known = old.iter().position(|name| name.url == *url).map(|at| old.remove(at));
+            let mut name = known.unwrap_or_else(|| Name::new(url.clone(), now));
+            name.configured = true;
+            self.names.push(name);
+        }
+        // Sessions with a server that was taken off the list go on until they end by themselves.
+        old.retain(|name| !name.configured);
+        self.names.append(&mut old);
+    }
+
+    /// The numbers a person may change while the agent runs.
+    pub fn set_timing(&mut self, keepalive: Duration, peer_timeout: Duration) {
+        self.config.keepalive = keepalive;
+        self.config.peer_timeout = peer_timeout;
+    }
+
+    /// Whether dials enrol first: while we are not a member and have a setup key.
+    pub fn set_enrol(&mut self, enrol: bool) {
+        self.enrol = enrol;
+    }
+
+    /// Begins: the first dials and look-ups.
+    pub fn start(&mut self, now: BootTime) {
+        self.run(now);
+    }
+
+    pub fn handle_resolved(
+        &mut self,
+        url: &ServerUrl,
+        result: Result<Vec<SocketAddr>, String>,
+        now: BootTime,
+    ) {
+        let again_at = now + self.config.resolve_interval;
+        let retry_at = now + self.config.backoff_early_cap;
+        let Some(name) = self.names.iter_mut().find(|name| name.url == *url) else { return };
+        if name.resolution == Resolution::Literal {
+            return;
+        }
+        let (at, error) = match result {
+            Ok(addrs) if addrs.is_empty() => (retry_at, Some(format!("{} has no address", url.host()))),
+            Ok(addrs) => {
+                name.set_addresses(&addrs);
+                (again_at, None)
+            }
+            Err(error) => (retry_at, Some(error)),
+        };
+        name.resolution = Resolution::Wanted { at };
+        name.error = error;
+        self.run(now);
+    }
+
+    /// TCP, TLS and the session's stream are there.
+    pub fn handle_connected(&mut self, conn: ConnId, server: ServerId, now: BootTime) {
+        if self.has_session_with(server, Some(conn)) {
+            // Two addresses of one server: a second session with it would be no standby.
+            if let Some(candidate) = self.candidate_of(conn) {
+                candidate.on_success(server);
+            }
+            self.close(conn);
+            return self.run(now);
+        }
+        let activate = !self.is_served_or_activating() && !self.is_greeting_to_activate();
+        let number = self.next_number();
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let give_up_at = now + self.config.greeting_timeout;
+        connection.server = Some(server);
+        connection.number = number;
+        connection.state = State::Greeting { give_up_at, activate };
+        self.outputs.push_back(Output::Hello { conn, number, activate });
+        self.run(now);
+    }
+
+    pub fn handle_welcome(&mut self, conn: ConnId, welcome: &Welcome, now: BootTime) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        let State::Greeting { activate, .. } = connection.state else { return };
+        connection.on_welcome(activate, welcome, &self.config, now);
+        if let Some(candidate) = self.candidate_of(conn) {
+            candidate.on_success(welcome.server);
+        }
+        self.bad_news = None;
+        self.add_told(&welcome.servers, now);
+        self.run(now);
+    }
+
+    /// The servers' list changed while the session is up.
+    pub fn handle_servers(&mut self, servers: &[ServerUrl], now: BootTime) {
+        self.add_told(servers, now);
+        self.run(now);
+    }
+
+    pub fn handle_activated(&mut self, conn: ConnId, now: BootTime) {
+        let Some(connection) = self.connections.get(&conn) else { return };
+        if let State::Activating { .. } = connection.state {
+            self.on_serving(conn, now);
+        }
+        self.run(now);
+    }
+
+    pub fn handle_heartbeat(&mut self, conn: ConnId, ack: &HeartbeatAck, now: BootTime) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        if connection.server != Some(ack.server) {
+            let error = "the server's id changed within a session: a proxy mixes connections".to_owned();
+            return self.fail(conn, error, Duration::ZERO, now);
+        }
+        connection.on_heartbeat(ack, &self.config, now);
+        let rtt = connection.heartbeats.rtt;
+        if let Some(candidate) = self.candidate_of(conn) {
+            candidate.rtt = rtt;
+        }
+        self.spread = ack.spread;
+        self.on_life(conn, now);
+        self.leave_stale(now);
+        self.run(now);
+    }
+
+    /// The server asks to be left.
+    pub fn handle_drain(&mut self, conn: ConnId, now: BootTime) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        connection.draining = true;
+        let serving = matches!(connection.state, State::Serving);
+        let alone = self.names.iter().map(|name| name.candidates.len()).sum::<usize>() <= 1;
+        if serving {
+            self.on_unserved(now);
+        }
+        // Nobody to move to, or nothing to move: the server need not wait for us.
+        if alone || !serving {
+            return self.fail(conn, "the server drains".into(), Duration::ZERO, now);
+        }
+        self.run(now);
+    }
+
+    pub fn handle_closed(&mut self, conn: ConnId, why: &Closed, now: BootTime) {
+        match why {
+            Closed::Refused(refused) => self.handle_refused(conn, refused, now),
+            Closed::Connect(_) | Closed::TimedOut | Closed::NotOurs(_) | Closed::Ended(_) => {
+                self.fail(conn, why.to_string(), Duration::ZERO, now);
+            }
+        }
+    }
+
+    pub fn handle_refused(&mut self, conn: ConnId, refused: &Refused, now: BootTime) {
+        let about_us = refused.reason.is_about_the_agent();
+        let patient = if about_us { self.config.backoff_early_cap } else { Duration::ZERO };
+        let from = self.connections.get(&conn).map(|connection| connection.addr);
+        self.fail(conn, refused.detail.clone(), refused.retry_after.unwrap_or(patient), now);
+        if let (true, Some(from)) = (about_us, from) {
+            self.on_bad_news(refused.clone(), from, now);
+        }
+        self.run(now);
+    }
+
+    /// Addresses changed, or the machine slept: every session is asked for life, and every server may be dialled at once.
+    pub fn handle_network_changed(&mut self, now: BootTime) {
+        for name in &mut self.names {
+            name.candidates.iter_mut().for_each(Candidate::retry_now);
+            if let Resolution::Wanted { at } = &mut name.resolution {
+                *at = now;
+            }
+        }
+        for connection in self.connections.values_mut().filter(|c| c.has_session()) {
+            connection.heartbeats.hasten(now);
+        }
+        self.next_dial_at = now;
+        self.run(now);
+    }
+
+    /// Ends all sessions: the agent goes.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+        let open: Vec<ConnId> = self.connections.keys().copied().collect();
+        open.into_iter().for_each(|conn| self.close(conn));
+    }
+
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        if self.stopped {
+            return None;
+        }
+        let elect = self.elect_at.map(|at| Deadline { at, cause: Cause::Spread });
+        let news = self.bad_news.as_ref().and_then(|news| news.believe_at);
+        let news = news.map(|at| Deadline { at, cause: Cause::BadNews });
+        let connections = self.connections.values().map(|c| c.deadline(&self.config));
+        earliest([elect, news, self.resolve_deadline(), self.dial_deadline()].into_iter().chain(connections))
+    }
+
+    pub fn handle_timeout(&mut self, now: BootTime) {
+        if self.elect_at.is_some_and(|at| now >= at) {
+            self.elect_at = None;
+        }
+        self.run(now);
+    }
+
+    /// The session that serves us, as far as we know.
+    pub fn serving(&self) -> Option<ConnId> {
+        let sure = |c: &Connection| matches!(c.state, State::Serving);
+        let serving = self.connections.iter().filter(|(_, c)| sure(c) || matches!(c.state, State::Suspect));
+        serving.max_by_key(|(_, c)| (sure(c), c.number)).map(|(conn, _)| *conn)
+    }
+
+    /// Every session on which a message may be sent.
+    pub fn sessions(&self) -> impl Iterator<Item = ConnId> {
+        self.connections.iter().filter(|(_, c)| c.has_session()).map(|(conn, _)| *conn)
+    }
+
+    /// Addresses that answered, per URL, to be kept on disk.
+    pub fn known(&self) -> Vec<(ServerUrl, Vec<SocketAddr>)> {
+        let answered =
+            |name: &Name| name.candidates.iter().filter(|c| c.server.is_some()).map(|c| c.addr).collect();
+        self.names.iter().map(|name| (name.url.clone(), answered(name))).collect()
+    }
+
+    /// Times that we moved from one server to another.
+    pub fn failovers(&self) -> u64 {
+        self.failovers
+    }
+
+    /// How much the machine holds: for the simulation's bound on memory.
+    pub fn load(&self) -> usize {
+        let candidates = self.names.iter().map(|name| 1 + name.candidates.len());
+        self.connections.len() + self.outputs.len() + candidates.sum::<usize>()
+    }
+
+    /// Everything that follows from the current state, in order of urgency.
+    fn run(&mut self, now: BootTime) {
+        if self.stopped {
+            return;
+        }
+        self.expire(now);
+        self.elect(now);
+        self.beat(now);
+        self.resolve(now);
+        self.dial(now);
+        self.believe(now);
+        self.tell_unserved();
+    }
+
+    /// Late and dead sessions, dials that take too long.
+    fn expire(&mut self, now: BootTime) {
+        let open: Vec<ConnId> = self.connections.keys().copied().collect();
+        for conn in open {
+            let Some(connection) = self.connections.get_mut(&conn) else { continue };
+            if connection.is_over(&self.config, now) {
+                self.end(conn, "no answer in time".into(), Duration::ZERO, now);
+                continue;
+            }
+            let late = connection.heartbeats.poll_late(now);
+            match connection.state {
+                State::Serving if late => {
+                    connection.state = State::Suspect;
+                    self.on_unserved(now);
+                }
+                State::Activating { late_at } if late || now >= late_at => {
+                    connection.state = State::Suspect;
+                    connection.heartbeats.hasten(now);
+                }
+                State::Dialling { .. }
+                | State::Greeting { .. }
+                | State::Standby
+                | State::Activating { .. }
+                | State::Serving
+                | State::Suspect => {}
+            }
+        }
+    }
+
+    fn beat(&mut self, now: BootTime) {
+        for (conn, connection) in &mut self.connections {
+            if !connection.has_session() {
+                continue;
+            }
+            if let Some(sequence) = connection.heartbeats.poll(&self.config, now) {
+                let standby = matches!(connection.state, State::Standby);
+                self.outputs.push_back(Output::Heartbeat { conn: *conn, sequence, standby });
+            }
+        }
+    }
+
+    /// Said once, and only when there is no session at all that might serve.
+    fn tell_unserved(&mut self) {
+        let hope = self.connections.values().any(Connection::has_session);
+        if self.unserved_since.is_some() && !self.told_unserved && !hope {
+            self.told_unserved = true;
+            self.outputs.push_back(Output::Unserved);
+        }
+    }
+
+    fn next_number(&mut self) -> SessionNumber {
+        self.counter += 1;
+        SessionNumber { boot: self.boot, counter: self.counter }
+    }
+
+    fn add_told(&mut self, servers: &[ServerUrl], now: BootTime) {
+        for url in servers {
+            if self.names.len() < MAX_SERVERS && !self.names.iter().any(|name| name.url == *url) {
+                self.names.push(Name::new(url.clone(), now));
+            }
+        }
+    }
+
+    /// A connection ended against our will.
+    fn fail(&mut self, conn: ConnId, error: String, at_least: Duration, now: BootTime) {
+        self.end(conn, error, at_least, now);
+        self.run(now);
+    }
+
+    fn end(&mut self, conn: ConnId, error: String, at_least: Duration, now: BootTime) {
+        let Some(connection) = self.connections.get(&conn) else { return };
+        let was_serving = matches!(connection.state, State::Serving) && !connection.draining;
+        // A server that drains comes back when it has restarted, not at once.
+        let at_least = if connection.draining { at_least.max(self.config.backoff_base) } else { at_least };
+        let addr = connection.addr;
+        self.close(conn);
+        // Another machine may answer at the same address by now.
+        if !self.connections.values().any(|c| c.addr == addr && c.has_session()) {
+            let (config, rng) = (&self.config, &mut self.rng);
+            for candidate in self.names.iter_mut().flat_map(|n| &mut n.candidates).filter(|c| c.addr == addr)
+            {
+                candidate.on_failure(error.clone(), at_least, config, rng, now);
+            }
+        }
+        if was_serving {
+            self.on_unserved(now);
+        }
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        if self.connections.remove(&conn).is_some() {
+            self.outputs.push_back(Output::Close { conn });
+        }
+    }
+
+    fn candidate_of(&mut self, conn: ConnId) -> Option<&mut Candidate> {
+        let connection = self.connections.get(&conn)?;
+        let name = self.names.iter_mut().find(|name| name.url == connection.url)?;
+        name.candidates.iter_mut().find(|candidate| candidate.addr == connection.addr)
+    }
+}

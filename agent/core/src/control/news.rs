@@ -1,0 +1,42 @@
+//! Bad news about ourselves (unknown, removed, expired, a useless setup key): one server may be behind or wrong, so a second one is asked, and the news is believed when it says
+//! the same or when nobody contradicts in time.
+
+use super::{Control, Output};
+use crate::time::BootTime;
+use proto::session::Refused;
+use std::net::SocketAddr;
+
+/// What a server said against us.
+#[derive(Debug)]
+pub(super) struct BadNews {
+    pub(super) refused: Refused,
+    from: SocketAddr,
+    /// `None` once it is believed.
+    pub(super) believe_at: Option<BootTime>,
+}
+
+impl Control {
+    pub(super) fn on_bad_news(&mut self, refused: Refused, from: SocketAddr, now: BootTime) {
+        let second =
+            self.bad_news.as_ref().is_some_and(|news| news.from != from && news.believe_at.is_some());
+        let only = self.names.iter().map(|name| name.candidates.len()).sum::<usize>() <= 1;
+        match &mut self.bad_news {
+            Some(news) if news.believe_at.is_none() => news.refused = refused,
+            _ if second || only => self.bad_news = Some(BadNews { refused, from, believe_at: Some(now) }),
+            Some(_) => {}
+            None => {
+                let believe_at = Some(now + self.config.bad_news_timeout);
+                self.bad_news = Some(BadNews { refused, from, believe_at });
+            }
+        }
+    }
+
+    pub(super) fn believe(&mut self, now: BootTime) {
+        if let Some(news) = &mut self.bad_news
+            && news.believe_at.is_some_and(|at| now >= at)
+        {
+            news.believe_at = None;
+            self.outputs.push_back(Output::Refused(news.refused.clone()));
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The map that this agent holds: objects from servers, and the peers that they prove to be members.
+//!
+//! A map never goes backwards, and a peer is in it only with a certificate under the root. What is not understood or not proven stays among the
+//! objects (so that the digest is the servers') but has no effect.
+
+use proto::{
+    key::PublicKey,
+    map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
+    root::RootKey,
+    session::MapState,
+    statement::{Membership, NetworkId, Statement, StatementError},
+    time::UnixTime,
+};
+use std::collections::BTreeMap;
+
+/// A peer with its verified certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub peer: Peer,
+    pub membership: Membership,
+}
+
+impl Member {
+    /// Whether it may be talked to at this time. Unknown time judges nobody.
+    pub fn is_usable(&self, time: Option<UnixTime>) -> bool {
+        let ended = |end: Option<UnixTime>| matches!((end, time), (Some(end), Some(time)) if time >= end);
+        !ended(self.membership.not_after) && !ended(self.peer.expires_at)
+    }
+
+    /// When that may change.
+    pub fn ends_at(&self) -> Option<UnixTime> {
+        [self.membership.not_after, self.peer.expires_at].into_iter().flatten().min()
+    }
+}
+
+/// What a step changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Added or changed.
+    pub upserted: Vec<PublicKey>,
+    pub removed: Vec<PublicKey>,
+    pub network: bool,
+    /// Entries that were not believed, and why.
+    pub refused: Vec<(PublicKey, String)>,
+}
+
+/// How a step from a server ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// Older than what we have: nothing was done.
+    Stale,
+    /// More of it follows.
+    Partial(Changes),
+    Whole(Changes),
+    /// The digest is not the server's: the map must be fetched against its objects.
+    Diverged(Changes),
+}
+
+/// The map.
+#[derive(Debug, Clone)]
+pub struct NetMap {
+    own: PublicKey,
+    trust: Option<(NetworkId, RootKey)>,
+    map: Map,
+    version: MapVersion,
+    members: BTreeMap<PublicKey, Member>,
+    network: Option<Network>,
+}
+
+impl NetMap {
+    pub fn new(own: PublicKey, trust: Option<(NetworkId, RootKey)>) -> Self {
+        Self {
+            own,
+            trust,
+            map: Map::default(),
+            version: MapVersion::default(),
+            members: BTreeMap::new(),
+            network: None,
+        }
+    }
+
+    /// From the cache: its certificates were verified before they were written, under a checksum, into a file of our own.
+    pub fn restore(&mut self, version: MapVersion, objects: Vec<Object>) -> Changes {
+        let mut changes = Changes::default();
+        for object in objects {
+            self.put(object, &mut changes, |_, _, signed| {
+                Statement::trust(signed).map(|(_, statement)| statement)
+            });
+        }
+        self.version = version;
+        changes
+    }
+
+    /// We enrolled: from now on certificates can be judged.
+    pub fn set_trust(&mut self, network: NetworkId, root: RootKey) {
+        self.trust = Some((network, root));
+    }
+
+    pub fn trust(&self) -> Option<(NetworkId, RootKey)> {
+        self.trust
+    }
+
+    /// A removal that a peer told: it counts only under the root's signature.
+    pub fn on_removal(&mut self, signed: &[u8]) -> Changes {
+        let mut changes = Changes::default();
+        let Some((network, root)) = self.trust else { return changes };
+        if let Ok(Statement::Removal(removal)) = Statement::verify(signed, network, &root) {
+            self.remove_member(&ObjectId::peer(removal.node_key), &mut changes);
+        }
+        changes
+    }
+
+    pub fn state(&self) -> MapState {
+        MapState { version: self.version, digest: self.map.digest() }
+    }
+
+    pub fn objects(&self) -> &Map {
+        &self.map
+    }
+
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    pub fn member(&self, key: &PublicKey) -> Option<&Member> {
+        self.members.get(key)
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = (&PublicKey, &Member)> {
+        self.members.iter()
+    }
+
+    /// Applies a step, or a part of one.
+    pub fn apply(&mut self, delta: Delta) -> Applied {
+        if delta.version < self.version {
+            return Applied::Stale;
+        }
+        let mut changes = Changes::default();
+        for id in &delta.drop {
+            self.drop(id, &mut changes);
+        }
+        for object in delta.put {
+            self.put(object, &mut changes, |network, root, signed| Statement::verify(signed, network, root));
+        }
+        if !delta.last {
+            return Applied::Partial(changes);
+        }
+        if self.map.digest() != delta.digest {
+            return Applied::Diverged(changes);
+        }
+        self.version = delta.version;
+        Applied::Whole(changes)
+    }
+
+    /// A server says that we are level with it.
+    pub fn on_level(&mut self, version: MapVersion) {
+        self.version = self.version.max(version);
+    }
+
+    fn drop(&mut self, id: &ObjectId, changes: &mut Changes) {
+        let Some(old) = self.map.content(id).map(<[u8]>::to_vec) else { return };
+        self.map.drop(id);
+        match Content::decode(id, &old) {
+            Ok(Content::Peer(_)) => self.remove_member(id, changes),
+            Ok(Content::Network(_) | Content::Removal(_) | Content::Unknown) | Err(_) => {}
+        }
+    }
+
+    fn put(
+        &mut self,
+        object: Object,
+        changes: &mut Changes,
+        verify: impl Fn(NetworkId, &RootKey, &[u8]) -> Result<Statement, StatementError>,
+    ) {
+        let id = object.id.clone();
+        let content = Content::decode(&id, &object.content);
+        if !self.map.put(object) {
+            return;
+        }
+        let Some((network_id, root)) = self.trust else { return };
+        let refuse = |changes: &mut Changes, reason: String| {
+            if let Some(key) = key_of(&id) {
+                changes.refused.push((key, reason));
+            }
+        };
+        match content {
+            Ok(Content::Peer(peer)) => match verify(network_id, &root, &peer.membership) {
+                Ok(Statement::Membership(membership)) if Some(membership.node_key) == key_of(&id) => {
+                    self.put_member(Member { peer, membership }, changes);
+                }
+                Ok(_) => {
+                    self.remove_member(&id, changes);
+                    refuse(changes, "its certificate is for another key".into());
+                }
+                Err(error) => {
+                    self.remove_member(&id, changes);
+                    refuse(changes, error.to_string());
+                }
+            },
+            Ok(Content::Removal(signed)) => {
+                if let Ok(Statement::Removal(removal)) = verify(network_id, &root, &signed) {
+                    self.remove_member(&ObjectId::peer(removal.node_key), changes);
+                }
+            }
+            Ok(Content::Network(network)) => {
+                changes.network |= self.network.as_ref() != Some(&network);
+                self.network = Some(network);
+            }
+            Ok(Content::Unknown) => {}
+            Err(error) => refuse(changes, error.to_string()),
+        }
+    }
+
+    fn put_member(&mut self, member: Member, changes: &mut Changes) {
+        let key = member.membership.node_key;
+        // Removed is removed, whatever an older server says; and we are no peer of ours.
+        if key == self.own || self.map.content(&ObjectId::removal(key)).is_some() {
+            return;
+        }
+        self.members.insert(key, member);
+        changes.removed.retain(|removed| *removed != key);
+        changes.upserted.push(key);
+    }
+
+    fn remove_member(&mut self, id: &ObjectId, changes: &mut Changes) {
+        let Some(key) = key_of(id) else { return };
+        if self.members.remove(&key).is_some() {
+            changes.upserted.retain(|upserted| *upserted != key);
+            changes.removed.push(key);
+        }
+    }
+}
+
+fn key_of(id: &ObjectId) -> Option<PublicKey> {
+    id.id.as_slice().try_into().ok().map(PublicKey)
+}
