@@ -3,6 +3,15 @@
 //! `cluster` decides, without I/O; `store` makes decisions durable in one order; `follow` keeps every server level with that order. `cmd` and
 //! `config` are the command line.
 
+mod accept;
+mod admin;
 pub mod cluster;
+mod connection;
 pub mod follow;
+mod lease;
+mod map;
+mod metrics;
+mod presence;
+mod serve;
+mod session;
 pub mod store;

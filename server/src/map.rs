@@ -165,7 +165,7 @@ impl NodeMap<'_> {
         let mut delta = self.empty_delta(false);
         let mut size = 0;
         let start = after.map_or(Unbounded, Excluded);
-        for (id, encoded) in self.atlas.objects.range((start, Unbounded)) {
+        for (id, encoded) in self.atlas.objects.range::<_, ObjectId>((start, Unbounded)) {
             if *id == self.own || have.get(id) == Some(&encoded.hash) {
                 continue;
             }

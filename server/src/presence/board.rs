@@ -126,8 +126,12 @@ impl Board {
     /// Forgets those whose grace is over.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         let over = |here: &Here| here.ends_at.is_some_and(|end| end <= now);
-        let ended: Vec<_> =
-            self.here.iter().filter(|(_, here)| over(here)).map(|(node, here)| (*node, here.number)).collect();
+        let ended: Vec<_> = self
+            .here
+            .iter()
+            .filter(|(_, here)| over(here))
+            .map(|(node, here)| (*node, here.number))
+            .collect();
         for (node, number) in ended {
             self.here.remove(&node);
             self.unsaved.insert(node, Seat { server: self.me, number, online: false });

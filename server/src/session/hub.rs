@@ -1,12 +1,9 @@
 //! Who is connected to this server, and which session serves whom. A node has at most one serving session here; a newer session number
 //! takes it over, an older one is refused, and the end of a session ends only itself.
 
+use crate::connection::ConnectionState;
 use crate::session::Slot;
-use proto::{
-    key::PublicKey,
-    session::SessionNumber,
-    statement::NodeId,
-};
+use proto::{key::PublicKey, session::SessionNumber, statement::NodeId};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -14,7 +11,6 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
-use crate::connection::ConnectionState;
 use tokio::sync::watch;
 
 /// All welcomed sessions of this server.

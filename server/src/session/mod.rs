@@ -20,7 +20,7 @@ mod slot;
 mod tests;
 
 pub(crate) use hub::Hub;
-pub(crate) use reports::Reports;
+pub(crate) use reports::{Reports, write_reports};
 pub(crate) use service::ControlService;
-pub(crate) use signals::Signals;
+pub(crate) use signals::{Signals, receive_signals, send_signals};
 pub(crate) use slot::Slot;

@@ -53,7 +53,8 @@ pub(crate) fn unknown_node() -> Refused {
 
 /// `signed` proves it.
 pub(crate) fn removed(signed: &[u8]) -> Refused {
-    let detail = "the node was removed from the network; enrol it again with a setup key if that was a mistake";
+    let detail =
+        "the node was removed from the network; enrol it again with a setup key if that was a mistake";
     Refused { removal: signed.to_vec(), ..refused(Reason::Removed, detail) }
 }
 
@@ -62,7 +63,10 @@ pub(crate) fn expired() -> Refused {
 }
 
 pub(crate) fn stale_session() -> Refused {
-    refused(Reason::StaleSession, "a newer session of this node is served; is its state directory used twice?")
+    refused(
+        Reason::StaleSession,
+        "a newer session of this node is served; is its state directory used twice?",
+    )
 }
 
 pub(crate) fn second_session() -> Refused {

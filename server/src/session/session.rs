@@ -150,7 +150,9 @@ impl Session {
             }
             AgentMessage::Activate { number, map } => self.handle_activate(number, map),
             AgentMessage::Deactivate => session.step_back(),
-            AgentMessage::Signal(signal) => self.server.signals.forward(&self.server, session.seat.slot.key, signal),
+            AgentMessage::Signal(signal) => {
+                self.server.signals.forward(&self.server, session.seat.slot.key, signal)
+            }
             AgentMessage::Update { facts, endpoints } => {
                 session.report = Report::new(facts, endpoints, self.connection.peer.ip());
                 session.publish();

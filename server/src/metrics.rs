@@ -1,0 +1,50 @@
+//! What Prometheus reads. Counters are counted where things happen, under the names below; what can be read from the server's state is
+//! read when it is asked for.
+//!
+//!     holdfast_sessions{role}                 serving, standby
+//!     holdfast_sessions_started_total, holdfast_sessions_refused_total
+//!     holdfast_connections_refused_total, holdfast_accept_errors_total
+//!     holdfast_enrolments_total{outcome}      enrolled, or the reason of the refusal
+//!     holdfast_map_deltas_total, holdfast_map_fetches_total
+//!     holdfast_signals_total{route}           local, remote, undeliverable
+//!     holdfast_log_epoch, holdfast_log_revision, holdfast_log_age_seconds
+//!     holdfast_database_ok, holdfast_database_errors_total{call}
+//!     holdfast_nodes, holdfast_nodes_online, holdfast_servers_live
+
+use crate::serve::Server;
+use anyhow::Context;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// Makes this process count.
+///
+/// # Errors
+/// It counts already.
+pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
+    PrometheusBuilder::new().install_recorder().context("cannot set up metrics")
+}
+
+/// A call to the database failed.
+pub(crate) fn database_error(call: &'static str) {
+    metrics::counter!("holdfast_database_errors_total", "call" => call).increment(1);
+}
+
+/// Brings the gauges up to date; to be called before they are read.
+pub(crate) fn observe(server: &Server) {
+    let (serving, standby) = server.hub.counts();
+    let health = server.cluster.health();
+    let state = server.cluster.state();
+    let gauges = [
+        ("holdfast_log_epoch", state.version().epoch as f64),
+        ("holdfast_log_revision", state.version().revision as f64),
+        ("holdfast_log_age_seconds", health.level_age.as_secs_f64()),
+        ("holdfast_database_ok", f64::from(u8::from(health.database_ok))),
+        ("holdfast_nodes", state.node_count() as f64),
+        ("holdfast_nodes_online", server.presence.online().len() as f64),
+        ("holdfast_servers_live", server.servers.current().ids.len() as f64),
+    ];
+    for (name, value) in gauges {
+        metrics::gauge!(name).set(value);
+    }
+    metrics::gauge!("holdfast_sessions", "role" => "serving").set(serving as f64);
+    metrics::gauge!("holdfast_sessions", "role" => "standby").set(standby as f64);
+}

@@ -1,0 +1,216 @@
+//! Presence: who is online, in the whole cluster. `board` has the rules; here they meet the database and the sessions. Seats of this server
+//! are written in batches, those of others are followed, and what comes of both is published at most every 20 ms.
+
+mod board;
+
+pub(crate) use board::VANISHED_GRACE;
+
+use crate::{
+    metrics::database_error,
+    serve::Server,
+    store::{Hint, SeenSession, SessionRow, StoreError},
+};
+use arc_swap::ArcSwap;
+use board::{Board, Seat};
+use imbl::OrdSet;
+use proto::{
+    session::{ServerId, SessionNumber},
+    statement::NodeId,
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Notify, broadcast::error::RecvError},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
+};
+
+/// Changes gather for so long.
+const GATHERING: Duration = Duration::from_millis(20);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Other servers' seats are looked at so often, whatever hints come.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the seats that a restarted server finds under its name stay taken: its agents are on their way back.
+const INHERITED_GRACE: Duration = Duration::from_secs(10);
+const NO_TIMER: Duration = Duration::from_secs(3600);
+
+/// Who is online, and where.
+pub(crate) struct Presence {
+    me: ServerId,
+    board: Mutex<Board>,
+    online: ArcSwap<OrdSet<NodeId>>,
+    changed: Notify,
+    unsaved: Notify,
+}
+
+impl Presence {
+    pub(crate) fn new(me: ServerId) -> Self {
+        Self {
+            me,
+            board: Mutex::new(Board::new(me)),
+            online: ArcSwap::from_pointee(OrdSet::new()),
+            changed: Notify::new(),
+            unsaved: Notify::new(),
+        }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everyone who is online, as last published.
+    pub(crate) fn online(&self) -> Arc<OrdSet<NodeId>> {
+        self.online.load_full()
+    }
+
+    /// A session here serves the node.
+    pub(crate) fn served(&self, node: NodeId, number: SessionNumber) {
+        self.board().handle_served(node, number);
+        self.changed.notify_one();
+    }
+
+    /// It serves no more; the node is offline unless it is back within `grace`.
+    pub(crate) fn left(&self, node: NodeId, number: SessionNumber, grace: Duration) {
+        self.board().handle_left(node, number, Instant::now() + grace);
+        self.changed.notify_one();
+    }
+
+    /// The other server that serves the node.
+    pub(crate) fn served_by(&self, node: NodeId) -> Option<ServerId> {
+        self.board().served_by(node)
+    }
+
+    /// Whether another server serves the node by a newer session.
+    pub(crate) fn newer_elsewhere(&self, node: NodeId, number: SessionNumber) -> bool {
+        self.board().newer_elsewhere(node, number).is_some()
+    }
+
+    pub(crate) fn handle_live(&self, live: BTreeSet<ServerId>) {
+        self.board().handle_live(live);
+        self.changed.notify_one();
+    }
+
+    /// Ends all seats of this server, in the database too.
+    ///
+    /// # Errors
+    /// The database did not take it; the lease ends them then.
+    pub(crate) async fn end(&self, server: &Server) -> Result<(), StoreError> {
+        self.board().handle_drained(Instant::now());
+        self.save(server).await
+    }
+
+    async fn save(&self, server: &Server) -> Result<(), StoreError> {
+        let seats = self.board().take_unsaved();
+        if seats.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = seats.iter().map(|(node, seat)| row(*node, *seat)).collect();
+        let saved = server.cluster.store().put_sessions(&rows).await;
+        if saved.is_err() {
+            self.board().restore_unsaved(seats);
+        }
+        saved
+    }
+}
+
+fn row(node: NodeId, seat: Seat) -> SessionRow {
+    SessionRow { node, server: seat.server, number: seat.number, online: seat.online }
+}
+
+/// Publishes changes to the sessions here and hands new seats on to be saved, for ever.
+pub(crate) async fn publish(server: Arc<Server>) {
+    let presence = &server.presence;
+    loop {
+        let timer = presence.board().poll_timeout().unwrap_or_else(|| Instant::now() + NO_TIMER);
+        tokio::select! {
+            () = presence.changed.notified() => sleep(GATHERING).await,
+            () = sleep_until(timer.into()) => {}
+        }
+        let online = {
+            let mut board = presence.board();
+            board.handle_timeout(Instant::now());
+            board.online().clone()
+        };
+        presence.unsaved.notify_one();
+        // The handles differ after any change, also one that was undone; only a difference is news.
+        if online != *presence.online.load_full() {
+            presence.online.store(Arc::new(online));
+            server.hub.wake_serving();
+        }
+    }
+}
+
+/// Writes the seats of this server, for ever.
+pub(crate) async fn save(server: Arc<Server>) {
+    loop {
+        server.presence.unsaved.notified().await;
+        while let Err(error) = server.presence.save(&server).await {
+            database_error("put-sessions");
+            tracing::debug!(%error, "presence waits for the database");
+            sleep(RETRY_DELAY).await;
+        }
+    }
+}
+
+/// Reads all seats, before this server holds a lease: so its own of before are told from those of long ago. Returns where to follow from.
+pub(crate) async fn load(server: &Server) -> Result<u64, StoreError> {
+    let (rows, next) = server.cluster.store().sessions(0).await?;
+    take_in(server, &rows, Some(Instant::now()));
+    Ok(next)
+}
+
+/// Follows what other servers write, for ever.
+pub(crate) async fn follow(server: Arc<Server>, mut after: u64) {
+    let mut hints = server.cluster.store().wake();
+    let mut poll = interval(POLL_INTERVAL);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = poll.tick() => {}
+            hint = hints.recv() => match hint {
+                Ok(Hint::Presence | Hint::Anything) | Err(RecvError::Lagged(_)) => {}
+                Ok(Hint::Log | Hint::Signals(_) | Hint::Leases) => continue,
+                Err(RecvError::Closed) => return,
+            },
+        }
+        match server.cluster.store().sessions(after).await {
+            Ok((rows, next)) => {
+                take_in(&server, &rows, None);
+                after = next;
+            }
+            Err(error) => {
+                database_error("sessions");
+                tracing::debug!(%error, "the presence of other servers cannot be read");
+            }
+        }
+    }
+}
+
+/// `loaded_at`: the rows are those found at the start, among them the seats that this server had before.
+fn take_in(server: &Server, rows: &[SeenSession], loaded_at: Option<Instant>) {
+    if rows.is_empty() {
+        return;
+    }
+    let presence = &server.presence;
+    let mut replaced = Vec::new();
+    let mut board = presence.board();
+    for SeenSession { row, leased, sequence: _ } in rows {
+        let seat = Seat { server: row.server, number: row.number, online: row.online };
+        match loaded_at {
+            Some(now) if row.server == presence.me => {
+                let grace = if *leased { INHERITED_GRACE } else { Duration::ZERO };
+                board.handle_inherited(row.node, seat, now + grace);
+            }
+            Some(_) | None => {
+                if board.handle_row(row.node, seat) {
+                    replaced.push((row.node, row.number));
+                }
+            }
+        }
+    }
+    drop(board);
+    replaced.into_iter().for_each(|(node, number)| server.hub.demote(node, number));
+    presence.changed.notify_one();
+}

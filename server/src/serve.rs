@@ -1,0 +1,161 @@
+//! One running server: what its parts share, the tasks that keep it up, and how it ends.
+
+use crate::{
+    accept,
+    follow::Cluster,
+    lease::{self, Servers},
+    map::Atlas,
+    presence::{self, Presence},
+    session::{ControlService, Hub, Reports, Signals, receive_signals, send_signals, write_reports},
+    store::ServerRow,
+};
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use proto::{session::ServerId, time::UnixTime, tls::ServerIdentity, wire::control_server::ControlServer};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+
+/// How long agents have to leave a server that drains.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections whose handshake is done and that wait to be served.
+const READY_CONNECTIONS: usize = 256;
+/// What an agent says in one message; its list of objects is the largest, at about 70 bytes each.
+const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+/// Calls of one agent at a time: its session, and a fetch or an enrolment.
+const MAX_CALLS: u32 = 8;
+const MAX_HEADER_BYTES: u32 = 4096;
+
+/// What the parts of a server share.
+pub(crate) struct Server {
+    pub(crate) id: ServerId,
+    pub(crate) name: String,
+    pub(crate) cluster: Cluster,
+    pub(crate) identity: ServerIdentity,
+    pub(crate) hub: Hub,
+    /// The objects of all maps, as of the newest state.
+    pub(crate) atlas: ArcSwap<Atlas>,
+    pub(crate) presence: Presence,
+    pub(crate) servers: Servers,
+    pub(crate) signals: Signals,
+    pub(crate) reports: Reports,
+}
+
+/// A server and its tasks, which end with it.
+pub(crate) struct Running {
+    pub(crate) server: Arc<Server>,
+    accepting: AbortHandle,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// # Errors
+    /// No identity can be made.
+    pub(crate) fn new(row: ServerRow, cluster: Cluster) -> anyhow::Result<Self> {
+        let state = cluster.state();
+        let identity = ServerIdentity::generate(&state.root, row.id).context("cannot make a TLS identity")?;
+        Ok(Self {
+            id: row.id,
+            name: row.name.clone(),
+            identity,
+            hub: Hub::new(),
+            atlas: ArcSwap::from_pointee(Atlas::of(&state)),
+            presence: Presence::new(row.id),
+            servers: Servers::new(row),
+            signals: Signals::new(),
+            reports: Reports::new(),
+            cluster,
+        })
+    }
+}
+
+/// Starts to serve agents that connect to `listener`.
+///
+/// # Errors
+/// The database does not answer.
+pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow::Result<Running> {
+    let seats = presence::load(&server).await?;
+    lease::begin(&server).await;
+    let mut tasks = JoinSet::new();
+    let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
+    let accepting = tasks.spawn(accept::accept(listener, server.identity.tls.clone(), ready));
+    let service =
+        ControlServer::new(ControlService(server.clone())).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let grpc = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_CALLS)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .add_service(service);
+    let connections = ReceiverStream::new(connections).map(Ok::<_, std::convert::Infallible>);
+    tasks.spawn(async move {
+        if let Err(error) = grpc.serve_with_incoming(connections).await {
+            tracing::error!(%error, "agents are no longer served");
+        }
+    });
+    tasks.spawn(follow_state(server.clone()));
+    tasks.spawn(lease::keep(server.clone()));
+    tasks.spawn(presence::publish(server.clone()));
+    tasks.spawn(presence::save(server.clone()));
+    tasks.spawn(presence::follow(server.clone(), seats));
+    tasks.spawn(write_reports(server.clone()));
+    tasks.spawn(send_signals(server.clone()));
+    tasks.spawn(receive_signals(server.clone()));
+    Ok(Running { server, accepting, _tasks: tasks })
+}
+
+/// Keeps the atlas level with the state, for ever.
+async fn follow_state(server: Arc<Server>) {
+    let mut changed = server.cluster.changed();
+    loop {
+        let state = server.cluster.state();
+        let atlas = server.atlas.load_full();
+        if state.version() > atlas.version() {
+            server.atlas.store(Arc::new(atlas.advanced(&state)));
+            server.hub.wake_all();
+        }
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Running {
+    /// Sends the agents away, waits until they have left, and takes this server out of the cluster's lists.
+    pub(crate) async fn drain(self) {
+        let server = &self.server;
+        self.accepting.abort();
+        server.hub.drain();
+        let mut connected = server.hub.connected();
+        match timeout(DRAIN_TIMEOUT, connected.wait_for(|count| *count == 0)).await {
+            Ok(_) => tracing::info!("all agents have left"),
+            Err(_elapsed) => {
+                let left = server.hub.all();
+                tracing::info!(sessions = left.len(), "agents that did not leave are cut off");
+                left.iter().for_each(|slot| slot.ends_in(Duration::ZERO));
+            }
+        }
+        let store = server.cluster.store();
+        let ended = server.presence.end(server).await;
+        if let Err(error) = ended.and(store.release_lease(server.id).await) {
+            tracing::debug!(%error, "the lease ends by itself");
+        }
+    }
+}
+
+/// The wall clock.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock, in seconds.
+pub(crate) fn unix_time() -> UnixTime {
+    UnixTime(unix_ms() / 1000)
+}

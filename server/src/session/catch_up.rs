@@ -1,0 +1,190 @@
+//! What changed since a session last spoke. A session remembers what it told, as cheap handles on shared values; news are the difference
+//! to the values of now.
+//!
+//! The map, of a serving session:
+//!
+//!     Resuming --this server has caught up, digests agree--> Level --step too large--> Fetching
+//!         |                                                    ^                          |
+//!         +------------- they differ: FetchHint ---------------|--> Fetching --FetchMap---+
+
+use crate::{
+    cluster::Node,
+    lease::LiveServers,
+    map::{Atlas, Step},
+    serve::{Server, unix_time},
+    session::{Slot, refusal},
+};
+use imbl::{OrdSet, ordset::DiffItem};
+use proto::{
+    map::MapVersion,
+    session::{MapState, Presence, Refused, ServerMessage},
+    statement::NodeId,
+    time::UnixTime,
+};
+use std::{collections::VecDeque, sync::Arc};
+
+/// Larger changes are fetched: what goes through the session stays in its buffers.
+const STEP_LIMIT_BYTES: usize = 32 * 1024;
+
+type Outbox = VecDeque<ServerMessage>;
+
+/// What every welcomed session is told, standby or serving.
+pub(super) struct News {
+    state: MapVersion,
+    membership: Vec<u8>,
+    expires_at: Option<UnixTime>,
+    servers: Arc<LiveServers>,
+    drain_told: bool,
+}
+
+impl News {
+    /// `node` has just been welcomed.
+    pub(super) fn since(server: &Server, node: &Node) -> Self {
+        Self {
+            state: MapVersion::default(),
+            membership: node.membership.clone(),
+            expires_at: node.expires_at,
+            servers: server.servers.current(),
+            drain_told: false,
+        }
+    }
+
+    pub(super) fn collect(
+        &mut self,
+        server: &Server,
+        slot: &Slot,
+        outbox: &mut Outbox,
+    ) -> Result<(), Refused> {
+        if let Some(refused) = slot.take_refused() {
+            return Err(refused);
+        }
+        self.check_node(server, slot, outbox)?;
+        let servers = server.servers.current();
+        if !Arc::ptr_eq(&servers, &self.servers) {
+            if servers.urls != self.servers.urls {
+                outbox.push_back(ServerMessage::Servers(servers.urls.clone()));
+            }
+            self.servers = servers;
+        }
+        while let Some(message) = slot.next_message() {
+            outbox.push_back(message);
+        }
+        if server.hub.is_draining() && !self.drain_told {
+            self.drain_told = true;
+            outbox.push_back(ServerMessage::Drain { reason: "this server is shutting down".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether the node may still be served, and its newest certificate.
+    fn check_node(&mut self, server: &Server, slot: &Slot, outbox: &mut Outbox) -> Result<(), Refused> {
+        if self.expires_at.is_some_and(|end| end <= unix_time()) {
+            return Err(refusal::expired());
+        }
+        let state = server.cluster.state();
+        if state.version() == self.state {
+            return Ok(());
+        }
+        self.state = state.version();
+        let Some(node) = state.node_by_key(&slot.key).filter(|node| node.id == slot.node) else {
+            return Err(match state.removal(&slot.key) {
+                Some(removed) => refusal::removed(&removed.signed),
+                None => refusal::unknown_node(),
+            });
+        };
+        self.expires_at = node.expires_at;
+        if node.is_expired(unix_time()) {
+            return Err(refusal::expired());
+        }
+        if node.membership != self.membership {
+            self.membership.clone_from(&node.membership);
+            outbox.push_back(ServerMessage::Membership(node.membership.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// What a serving session is told besides.
+pub(super) struct Serving {
+    map: MapProgress,
+    /// `None`: nothing yet, so all of it is news.
+    presence: Option<Arc<OrdSet<NodeId>>>,
+}
+
+enum MapProgress {
+    /// The agent holds this; it is compared as soon as this server is as new.
+    Resuming(MapState),
+    /// The agent was asked to fetch; nothing is told until it has.
+    Fetching,
+    /// The agent holds this.
+    Level(Arc<Atlas>),
+}
+
+impl Serving {
+    pub(super) fn resuming(held: MapState) -> Self {
+        Self { map: MapProgress::Resuming(held), presence: None }
+    }
+
+    pub(super) fn collect(&mut self, server: &Server, slot: &Slot, outbox: &mut Outbox) {
+        if let Some(fetched) = slot.take_fetched() {
+            self.map = MapProgress::Level(fetched);
+        }
+        if !slot.fetch_is_running() {
+            self.collect_map(&server.atlas.load_full(), slot, outbox);
+        }
+        self.collect_presence(&server.presence.online(), slot.node, outbox);
+    }
+
+    fn collect_map(&mut self, atlas: &Arc<Atlas>, slot: &Slot, outbox: &mut Outbox) {
+        let seen = atlas.seen_by(slot.key);
+        match &self.map {
+            // Never backwards: nothing is said of the map until this server is as new as what the agent saw.
+            MapProgress::Resuming(_) if atlas.version() < slot.floor() => {}
+            MapProgress::Resuming(held) if held.digest == seen.digest() => {
+                self.map = MapProgress::Level(atlas.clone());
+            }
+            MapProgress::Resuming(_) => self.ask_to_fetch(atlas, outbox),
+            MapProgress::Fetching => {}
+            MapProgress::Level(told) if Arc::ptr_eq(told, atlas) || atlas.version() < told.version() => {}
+            MapProgress::Level(told) => match seen.step_from(told, STEP_LIMIT_BYTES) {
+                Step::None => self.map = MapProgress::Level(atlas.clone()),
+                Step::Delta(delta) => {
+                    metrics::counter!("holdfast_map_deltas_total").increment(1);
+                    slot.raise_floor(atlas.version());
+                    outbox.push_back(ServerMessage::Map(delta));
+                    self.map = MapProgress::Level(atlas.clone());
+                }
+                Step::TooLarge => self.ask_to_fetch(atlas, outbox),
+            },
+        }
+    }
+
+    fn ask_to_fetch(&mut self, atlas: &Atlas, outbox: &mut Outbox) {
+        outbox.push_back(ServerMessage::Fetch(atlas.version()));
+        self.map = MapProgress::Fetching;
+    }
+
+    fn collect_presence(&mut self, online: &Arc<OrdSet<NodeId>>, own: NodeId, outbox: &mut Outbox) {
+        let mut news = Presence::default();
+        match &self.presence {
+            Some(told) if Arc::ptr_eq(told, online) => return,
+            Some(told) => {
+                for change in told.diff(online) {
+                    match change {
+                        DiffItem::Add(id) if *id != own => news.online.push(*id),
+                        DiffItem::Remove(id) if *id != own => news.offline.push(*id),
+                        DiffItem::Add(_) | DiffItem::Remove(_) => {}
+                    }
+                }
+            }
+            None => {
+                news.whole = true;
+                news.online = online.iter().filter(|id| **id != own).copied().collect();
+            }
+        }
+        self.presence = Some(online.clone());
+        if news.whole || !news.online.is_empty() || !news.offline.is_empty() {
+            outbox.push_back(ServerMessage::Presence(news));
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Enrolment: a proved key and a setup key make a member. Who may enter is `cluster::admission`'s to decide.
+
+use crate::{
+    cluster::{self, Actor, Applicant, Node, Refusal},
+    connection::ConnectionState,
+    follow::WriteError,
+    serve::{Server, unix_time},
+    session::{greeting, refusal},
+};
+use proto::{
+    session::{AgentMessage, Reason, Refused},
+    setup_key::SetupSecret,
+    wire::{self, agent_message::Kind, enrol_response::Outcome},
+};
+
+/// Answers an Enrol.
+pub(super) async fn enrol(
+    server: &Server,
+    connection: &ConnectionState,
+    request: wire::EnrolRequest,
+) -> wire::EnrolResponse {
+    let (label, outcome) = match admit(server, connection, request).await {
+        Ok(node) => {
+            tracing::info!(node = %node.id, name = node.name, address = %node.address_v4, key = ?node.key, "node enrolled");
+            ("enrolled".to_owned(), Outcome::Enrolled(enrolled(server, node)))
+        }
+        Err(refused) => {
+            tracing::info!(peer = %connection.peer, reason = ?refused.reason, "enrolment refused: {refused}");
+            (format!("{:?}", refused.reason), Outcome::Refused(refused.into()))
+        }
+    };
+    metrics::counter!("holdfast_enrolments_total", "outcome" => label).increment(1);
+    wire::EnrolResponse { outcome: Some(outcome) }
+}
+
+async fn admit(
+    server: &Server,
+    connection: &ConnectionState,
+    request: wire::EnrolRequest,
+) -> Result<Node, Refused> {
+    if server.hub.is_draining() {
+        return Err(refusal::draining());
+    }
+    let applicant = applicant(server, connection, request)?;
+    // Who asks again needs no change, so no database either.
+    let known = cluster::enrol(&server.cluster.state(), unix_time(), &applicant);
+    if let Ok((ops, node)) = known
+        && ops.is_empty()
+    {
+        return Ok(node);
+    }
+    let actor = Actor::Node(applicant.node_key);
+    let written = server.cluster.write(actor, |state, now| cluster::enrol(state, now, &applicant)).await;
+    written.map_err(|error| match error {
+        WriteError::Refused(refused) => refuse(refused),
+        WriteError::Database(error) => refusal::database(error),
+    })
+}
+
+fn refuse(refused: Refusal) -> Refused {
+    refusal::setup_key(refused.reason(), refused)
+}
+
+fn applicant(
+    server: &Server,
+    connection: &ConnectionState,
+    request: wire::EnrolRequest,
+) -> Result<Applicant, Refused> {
+    let node_key = greeting::prove(server, connection, request.version.as_ref(), request.proof.as_ref())?;
+    let secret: SetupSecret = request
+        .setup_key_secret
+        .parse()
+        .map_err(|error| refusal::setup_key(Reason::SetupKeyUnknown, format_args!("{error}")))?;
+    let update = wire::NodeUpdate { facts: request.facts, endpoints: request.endpoints };
+    let update = AgentMessage::from_wire(wire::AgentMessage { kind: Some(Kind::Update(update)) });
+    match update.map_err(|error| refusal::invalid(&error))? {
+        Some(AgentMessage::Update { facts, endpoints }) => {
+            Ok(Applicant { setup_key_hash: secret.hash(), node_key, facts, endpoints })
+        }
+        Some(_) | None => Err(refusal::missing("facts")),
+    }
+}
+
+fn enrolled(server: &Server, node: Node) -> wire::Enrolled {
+    wire::Enrolled {
+        root: server.cluster.state().root.public().to_bytes().to_vec(),
+        node_id: node.id.0,
+        servers: server.servers.urls().iter().map(ToString::to_string).collect(),
+        membership: node.membership,
+    }
+}

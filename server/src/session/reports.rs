@@ -1,0 +1,237 @@
+//! What nodes say of themselves (facts, endpoints, the address they are seen at), on its way to the database: only what is new, many nodes
+//! in one change, never in a session's way. While the database is away the newest report of each node waits. The daily renewal of
+//! certificates goes along.
+
+use crate::{
+    cluster::{Actor, Entity, Node, Op, State, observe, renew},
+    follow::WriteError,
+    serve::Server,
+};
+use proto::{map::MAX_ENDPOINTS, session::Facts, statement::NodeId, time::UnixTime};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+/// Reports gather for so long before they are written.
+const GATHERING: Duration = Duration::from_millis(50);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// So many nodes in one change at most.
+const BATCH: usize = 500;
+/// How often certificates are looked at; they are renewed when a day old.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(600);
+/// Addresses at which servers saw a node, kept beside those that it tells.
+const OBSERVED_KEPT: usize = 2;
+
+/// What is known of one node, as of now.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    facts: Facts,
+    endpoints: Vec<SocketAddr>,
+    /// Where a server sees it; with its WireGuard port a guess that is often right.
+    observed: Option<SocketAddr>,
+}
+
+/// Reports that wait to be written.
+pub(crate) struct Reports {
+    waiting: Mutex<BTreeMap<NodeId, Report>>,
+    work: Notify,
+}
+
+impl Report {
+    pub(super) fn new(facts: Facts, endpoints: Vec<SocketAddr>, seen_at: IpAddr) -> Self {
+        let observed = endpoints.first().map(|told| SocketAddr::new(seen_at, told.port()));
+        Self { facts, endpoints, observed: observed.filter(|addr| may_be_reached(addr.ip())) }
+    }
+
+    /// The endpoints that the node's row should have: those told, then those observed. Two servers may see a node at two addresses: both stay,
+    /// so that a failover changes no map.
+    fn endpoints(&self, node: &Node, state: &State) -> Vec<SocketAddr> {
+        let overlay = [state.network.overlay_v4, state.network.overlay_v6];
+        let outside = |addr: &SocketAddr| !overlay.iter().any(|prefix| prefix.contains(&addr.ip()));
+        let before = node.endpoints.strip_prefix(self.endpoints.as_slice()).unwrap_or_default();
+        let observed = self.observed.filter(outside);
+        let observed = observed.filter(|addr| !self.endpoints.contains(addr) && !before.contains(addr));
+        let kept =
+            before.iter().copied().take(if observed.is_some() { OBSERVED_KEPT - 1 } else { OBSERVED_KEPT });
+        self.endpoints.iter().copied().chain(observed).chain(kept).take(MAX_ENDPOINTS).collect()
+    }
+
+    /// What it changes in the node's row, renewal included.
+    fn op(&self, state: &State, node: &Node, now: UnixTime) -> Option<Op> {
+        let observed = observe(node, now, Some(&self.facts), Some(&self.endpoints(node, state)));
+        let Some(Op::Put(Entity::Node(changed))) = &observed else { return renew(state, node, now) };
+        renew(state, changed, now).or(observed)
+    }
+}
+
+/// An address that others might reach it at; a node on the server's own machine is seen at the loopback address.
+fn may_be_reached(ip: IpAddr) -> bool {
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_link_local)
+}
+
+impl Reports {
+    pub(crate) fn new() -> Self {
+        Self { waiting: Mutex::default(), work: Notify::new() }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeMap<NodeId, Report>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a report, if it says anything new.
+    pub(super) fn add(&self, server: &Server, node: NodeId, report: &Report) {
+        let state = server.cluster.state();
+        let Some(row) = state.node(node) else { return };
+        // A waiting report may say otherwise than the row: the newest wins.
+        if self.waiting().contains_key(&node) || report.op(&state, row, crate::serve::unix_time()).is_some() {
+            self.waiting().insert(node, report.clone());
+            self.work.notify_one();
+        }
+    }
+
+    fn take(&self) -> BTreeMap<NodeId, Report> {
+        let mut waiting = self.waiting();
+        match waiting.keys().nth(BATCH).copied() {
+            Some(end) => {
+                let rest = waiting.split_off(&end);
+                std::mem::replace(&mut *waiting, rest)
+            }
+            None => std::mem::take(&mut *waiting),
+        }
+    }
+
+    fn restore(&self, batch: BTreeMap<NodeId, Report>) {
+        let mut waiting = self.waiting();
+        for (node, report) in batch {
+            waiting.entry(node).or_insert(report);
+        }
+    }
+}
+
+/// Writes what waits, for ever.
+pub(crate) async fn write_reports(server: Arc<Server>) {
+    let mut renewals = interval(RENEWAL_INTERVAL);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = server.reports.work.notified() => {}
+            _ = renewals.tick() => renew_served(&server).await,
+        }
+        sleep(GATHERING).await;
+        loop {
+            let batch = server.reports.take();
+            if batch.is_empty() {
+                break;
+            }
+            if !write(&server, batch).await {
+                sleep(RETRY_DELAY).await;
+            }
+        }
+    }
+}
+
+async fn write(server: &Server, batch: BTreeMap<NodeId, Report>) -> bool {
+    let written = server.cluster.write::<_, Infallible>(Actor::Server(server.id), |state, now| {
+        let op = |(node, report): (&NodeId, &Report)| report.op(state, state.node(*node)?, now);
+        Ok((batch.iter().filter_map(op).collect(), ()))
+    });
+    settle(server, written.await, batch)
+}
+
+/// Whether it was written. Where the database is away it is kept; what it refused for good is not tried again.
+fn settle(
+    server: &Server,
+    written: Result<(), WriteError<Infallible>>,
+    batch: BTreeMap<NodeId, Report>,
+) -> bool {
+    match written {
+        Ok(()) => true,
+        Err(error) if error.is_retriable() => {
+            tracing::debug!(%error, nodes = batch.len(), "what nodes say of themselves waits for the database");
+            server.reports.restore(batch);
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, nodes = batch.len(), "what nodes say of themselves was not written");
+            false
+        }
+    }
+}
+
+/// Renews the certificates of the nodes served here.
+async fn renew_served(server: &Server) {
+    let served: Vec<NodeId> =
+        server.hub.all().iter().filter(|slot| slot.is_serving()).map(|slot| slot.node).collect();
+    for nodes in served.chunks(BATCH) {
+        let renewed = server.cluster.write::<_, Infallible>(Actor::Server(server.id), |state, now| {
+            let op = |node: &NodeId| renew(state, state.node(*node)?, now);
+            Ok((nodes.iter().filter_map(op).collect(), ()))
+        });
+        if let Err(error) = renewed.await {
+            tracing::debug!(%error, "certificates are renewed later");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing;
+
+    fn report(node: &Node, told: &[&str], seen_at: &str) -> Report {
+        let told = told.iter().map(|text| text.parse().unwrap()).collect();
+        Report::new(node.facts.clone(), told, seen_at.parse().unwrap())
+    }
+
+    fn written(state: &mut State, report: &Report) -> Vec<String> {
+        let node = state.nodes().next().unwrap().clone();
+        testing::apply(state, report.op(state, &node, testing::NOW).into_iter().collect());
+        state.node(node.id).unwrap().endpoints.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_address_a_server_sees_is_published_behind_those_told() {
+        let (mut state, node) = testing::with_node("a");
+        let first = report(&node, &["10.0.0.5:51820"], "198.51.100.7");
+        assert_eq!(written(&mut state, &first), ["10.0.0.5:51820", "198.51.100.7:51820"]);
+        let other_server = report(&node, &["10.0.0.5:51820"], "2001:db8::7");
+        let both = ["10.0.0.5:51820", "[2001:db8::7]:51820", "198.51.100.7:51820"];
+        assert_eq!(written(&mut state, &other_server), both);
+        assert_eq!(written(&mut state, &first), both, "a failover changes nothing");
+        let moved = report(&node, &["10.0.0.6:51820"], "10.0.0.6");
+        assert_eq!(written(&mut state, &moved), ["10.0.0.6:51820"], "what was seen before the move is gone");
+    }
+
+    #[test]
+    fn addresses_that_nobody_else_reaches_are_not_published() {
+        let (mut state, node) = testing::with_node("a");
+        for seen_at in ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.9"] {
+            assert_eq!(
+                written(&mut state, &report(&node, &["10.0.0.5:1"], seen_at)),
+                ["10.0.0.5:1"],
+                "{seen_at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_report_renews_a_certificate_that_is_due_in_the_same_change() {
+        let (state, node) = testing::with_node("a");
+        let later = testing::NOW.saturating_add(crate::cluster::RENEW_AFTER);
+        let op = report(&node, &["10.0.0.5:1"], "127.0.0.1").op(&state, &node, later);
+        let Some(Op::Put(Entity::Node(changed))) = op else { panic!("{op:?}") };
+        assert_eq!((changed.issued_at, changed.endpoints.len()), (later, 1));
+    }
+}
