@@ -56,6 +56,8 @@ pub(crate) struct Live {
     /// The first data since something came.
     pub(crate) unanswered_since: Option<Instant>,
     pub(crate) is_unanswered_told: bool,
+    /// The first data since we sent something: the other side waits for a sign of life.
+    pub(crate) owing_since: Option<Instant>,
 }
 
 impl PeerState {
@@ -104,6 +106,24 @@ impl PeerState {
 }
 
 impl Live {
+    /// Something went to the endpoint.
+    pub(crate) fn on_sent(&mut self, now: Instant) {
+        self.sent_at = now;
+        self.owing_since = None;
+    }
+
+    /// Data went to the endpoint.
+    pub(crate) fn on_data_sent(&mut self, now: Instant) {
+        self.on_sent(now);
+        self.unanswered_since.get_or_insert(now);
+    }
+
+    /// Something authentic came.
+    pub(crate) fn on_heard(&mut self) {
+        self.unanswered_since = None;
+        self.is_unanswered_told = false;
+    }
+
     pub(crate) fn new(noise: Noise, index: u32, now: Instant) -> Self {
         Self {
             noise,
@@ -117,6 +137,7 @@ impl Live {
             sent_at: now,
             unanswered_since: None,
             is_unanswered_told: false,
+            owing_since: None,
         }
     }
 }

@@ -163,6 +163,7 @@ impl Socket {
         Ok(socket)
     }
 
+    #[cfg(unix)]
     pub(crate) fn udp(&self) -> &UdpSocket {
         &self.socket
     }

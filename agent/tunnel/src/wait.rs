@@ -7,15 +7,6 @@ pub(crate) use unix::{Waker, Wakeups, pair, until_writable, wait};
 #[cfg(not(unix))]
 pub(crate) use unsupported::{Waker, Wakeups, pair, until_writable, wait};
 
-/// How long a full send buffer may hold up everything else.
-const MAX_SEND_WAIT: Duration = Duration::from_millis(10);
-
-/// Whole milliseconds, rounded up: to wake early would be to spin until the deadline.
-fn poll_millis(timeout: Option<Duration>) -> i32 {
-    let Some(timeout) = timeout else { return -1 };
-    i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
-}
-
 #[cfg(unix)]
 mod unix {
     use std::{
@@ -27,11 +18,20 @@ mod unix {
         },
     };
 
-    use super::{Duration, MAX_SEND_WAIT, io, poll_millis};
+    use super::{Duration, io};
     use crate::{
         device,
         socket::{Family, Sockets},
     };
+
+    /// How long a full send buffer may hold up everything else.
+    const MAX_SEND_WAIT: Duration = Duration::from_millis(10);
+
+    /// Whole milliseconds, rounded up: to wake early would be to spin until the deadline.
+    fn poll_millis(timeout: Option<Duration>) -> i32 {
+        let Some(timeout) = timeout else { return -1 };
+        i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+    }
 
     /// The end that wakes.
     #[derive(Debug)]
@@ -98,6 +98,19 @@ mod unix {
         }
         Ok(())
     }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn timeouts_are_rounded_up() {
+            assert_eq!(poll_millis(None), -1);
+            assert_eq!(poll_millis(Some(Duration::ZERO)), 0);
+            assert_eq!(poll_millis(Some(Duration::from_micros(1))), 1);
+            assert_eq!(poll_millis(Some(Duration::from_micros(2001))), 3);
+        }
+    }
 }
 
 #[cfg(not(unix))]
@@ -134,18 +147,5 @@ mod unsupported {
         _timeout: Option<Duration>,
     ) -> io::Result<()> {
         match wakeups.0 {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_are_rounded_up() {
-        assert_eq!(poll_millis(None), -1);
-        assert_eq!(poll_millis(Some(Duration::ZERO)), 0);
-        assert_eq!(poll_millis(Some(Duration::from_micros(1))), 1);
-        assert_eq!(poll_millis(Some(Duration::from_micros(2001))), 3);
     }
 }

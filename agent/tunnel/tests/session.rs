@@ -171,3 +171,14 @@ fn a_removed_peer_gets_nothing_and_its_handshakes_are_refused() {
     assert!(!pair.wire.right.output("ping -q -c 1 -W 1 100.64.0.1").status.success());
     assert_eq!(pair.right.tunnel.drops().no_route, 1);
 }
+
+#[test]
+fn data_that_was_answered_is_not_called_unanswered_when_silence_follows() {
+    let pair = Pair::connected();
+    pair.wire.left.shell("ping -q -c 1 100.64.0.2");
+    // The right sent last: within 10 s the left owes it a sign of life, and at 15 s it would complain.
+    let deadline = Instant::now() + Duration::from_secs(17);
+    while let Ok(event) = pair.right.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        assert!(!matches!(event, Event::Unanswered { .. }), "{event:?}");
+    }
+}

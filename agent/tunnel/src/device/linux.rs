@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use tun_rs::{DeviceBuilder, ExpandBuffer, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
-use super::{DeviceError, netlink};
+use super::{DeviceError, Read, netlink};
 
 /// Enough for a 64 KB packet of segments down to 256 bytes; TCP's are hardly ever below 536.
 const MAX_SEGMENTS: usize = 256;
@@ -86,17 +86,6 @@ fn error_of(name: &str, error: io::Error) -> DeviceError {
         Some(libc::EBUSY | libc::EEXIST) => DeviceError::NameInUse(name.to_owned()),
         _ => DeviceError::Other { name: name.to_owned(), source: error },
     }
-}
-
-/// What one read gave.
-#[derive(Debug)]
-pub(crate) enum Read {
-    /// So many segments of one packet: they share its addresses.
-    Segments(usize),
-    Empty,
-    /// A packet that cannot be split; it is lost.
-    Malformed,
-    Gone(io::Error),
 }
 
 /// The buffers packets are read into.

@@ -15,7 +15,19 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 use unsupported as system;
 
-pub(crate) use system::{Device as System, Read, Reader, Writer};
+pub(crate) use system::{Device as System, Reader, Writer};
+
+/// What one read gave.
+#[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "nothing can be read there"))]
+pub(crate) enum Read {
+    /// So many segments of one packet: they share its addresses.
+    Segments(usize),
+    Empty,
+    /// A packet that cannot be split; it is lost.
+    Malformed,
+    Gone(io::Error),
+}
 
 /// Why an interface could not be made or set up.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::{convert::Infallible, io};
 
 use ipnet::IpNet;
 
-use super::DeviceError;
+use super::{DeviceError, Read};
 
 #[derive(Debug)]
 pub(crate) struct Device(Infallible);
@@ -17,14 +17,6 @@ impl Device {
     pub(crate) fn add_address(&self, _address: IpNet) -> io::Result<()> {
         match self.0 {}
     }
-}
-
-#[derive(Debug)]
-pub(crate) enum Read {
-    Segments(usize),
-    Empty,
-    Malformed,
-    Gone(io::Error),
 }
 
 pub(crate) struct Reader(Infallible);
@@ -67,6 +59,13 @@ impl Writer {
     }
 
     pub(crate) fn flush(&mut self, _device: &Device) -> bool {
+        match self.0 {}
+    }
+}
+
+#[cfg(unix)]
+impl std::os::fd::AsFd for Device {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         match self.0 {}
     }
 }

@@ -165,7 +165,7 @@ impl Worker {
         let is_endpoint = state.endpoint == Some(path);
         let live = state.established()?;
         if is_endpoint {
-            live.sent_at = self.now;
+            live.on_sent(self.now);
         }
         let from = self.addresses.iter().find(|own| own.is_ipv4() == to.is_ipv4())?;
         let packet = udp_packet((*from, port).into(), (to, port).into(), payload)?;

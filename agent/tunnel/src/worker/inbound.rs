@@ -91,15 +91,23 @@ impl Worker {
         match verdict {
             Verdict::Deliver => {
                 self.writer.keep(len);
-                if let Some(state) = self.peers.get(id) {
-                    state.rx_bytes += len as u64;
-                }
-                self.mark_active(id);
+                self.on_data(id, len);
             }
             Verdict::Message => self.deliver_message(id, from, len),
             Verdict::ForgedMessage => self.drops.message_port += 1,
             Verdict::BadSource => self.drops.bad_source += 1,
         }
+    }
+
+    fn on_data(&mut self, id: PeerId, len: usize) {
+        let now = self.now;
+        if let Some(state) = self.peers.get(id) {
+            state.rx_bytes += len as u64;
+            if let Some(live) = state.live.as_deref_mut() {
+                live.owing_since.get_or_insert(now);
+            }
+        }
+        self.mark_active(id);
     }
 
     fn judge(&mut self, id: PeerId, len: usize) -> Verdict {
@@ -133,8 +141,7 @@ impl Worker {
     fn on_heard(&mut self, id: PeerId, from: SocketAddr, session: u32, moves: bool) {
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
-        live.unanswered_since = None;
-        live.is_unanswered_told = false;
+        live.on_heard();
         let proves = live.answered.is_some_and(|(answered, _)| answered == session);
         if proves || !live.is_established {
             self.establish(id, from, false);
@@ -154,8 +161,7 @@ impl Worker {
         live.is_initiator = initiator;
         live.is_initiating = false;
         live.trying.clear();
-        live.unanswered_since = None;
-        live.is_unanswered_told = false;
+        live.on_heard();
         if !initiator {
             live.answered = None;
         }
@@ -233,7 +239,7 @@ impl Worker {
         let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
         match live.noise.open(kind, datagram, &mut self.scratch) {
             Opened::Established(len) => {
-                live.sent_at = self.now;
+                live.on_sent(self.now);
                 self.outbox.send(&self.scratch[..len], from);
                 self.establish(id, from, true);
             }

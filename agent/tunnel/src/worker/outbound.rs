@@ -63,8 +63,7 @@ impl Worker {
             state.tx_bytes += reader.segment(index).len() as u64;
             self.outbox.seal(&mut live.noise, reader.padded(index), to);
         }
-        live.sent_at = self.now;
-        live.unanswered_since.get_or_insert(self.now);
+        live.on_data_sent(self.now);
         if !state.is_active {
             state.is_active = true;
             self.activity.add(id);
@@ -106,8 +105,7 @@ impl Worker {
         if let Some(state) = self.peers.get(id) {
             state.tx_bytes += sent_bytes;
             if let Some(live) = state.established() {
-                live.sent_at = now;
-                live.unanswered_since.get_or_insert(now);
+                live.on_data_sent(now);
             }
         }
     }

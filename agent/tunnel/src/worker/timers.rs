@@ -7,6 +7,9 @@ use crate::{Event, noise::Tick, peer::PeerId};
 
 /// WireGuard's timers are in seconds; a quarter is early enough.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
+/// Data is answered within this, if only by a keepalive. The noise library does so too, but takes what came and
+/// what went between the same two ticks for simultaneous, and then forgets.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// WireGuard's keepalive and rekey timeouts together: the time in which anything alive has answered.
 const UNANSWERED_AFTER: Duration = Duration::from_secs(15);
 /// How long an answered initiation may stay without the packet that proves it.
@@ -66,7 +69,7 @@ impl Worker {
     fn send_keepalive(&mut self, id: PeerId, len: usize) {
         let Some(state) = self.peers.get(id) else { return };
         if let (Some(to), Some(live)) = (state.endpoint, state.live.as_deref_mut()) {
-            live.sent_at = self.now;
+            live.on_sent(self.now);
             self.outbox.send(&self.scratch[..len], to);
         }
     }
@@ -102,16 +105,29 @@ impl Worker {
         }
     }
 
+    /// Sends what the configured interval or data received asks for.
     fn keep_alive(&mut self, id: PeerId) {
         let now = self.now;
         let Some(state) = self.peers.get(id) else { return };
-        let (Some(interval), Some(to)) = (state.keepalive, state.endpoint) else { return };
-        let age = state.last_handshake_at.map(|at| now.saturating_duration_since(at));
+        let (Some(to), interval) = (state.endpoint, state.keepalive) else { return };
         let Some(live) = state.established() else { return };
-        if now.saturating_duration_since(live.sent_at) >= interval {
-            live.sent_at = now;
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let is_owed = live.owing_since.is_some_and(|at| since(at) >= KEEPALIVE_TIMEOUT);
+        if is_owed || interval.is_some_and(|interval| since(live.sent_at) >= interval) {
+            live.on_sent(now);
             self.outbox.seal(&mut live.noise, &[], to);
         }
+        if interval.is_some() {
+            self.renew(id);
+        }
+    }
+
+    /// The noise library renews for data only; a session kept up by keepalives would end.
+    fn renew(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(state) = self.peers.get(id) else { return };
+        let age = state.last_handshake_at.map(|at| now.saturating_duration_since(at));
+        let Some(live) = state.established() else { return };
         let renew_after = if live.is_initiator { RENEW_AFTER } else { RENEW_PASSIVE_AFTER };
         if !live.is_initiating && age.is_some_and(|age| age >= renew_after) {
             self.send_initiation(id);
