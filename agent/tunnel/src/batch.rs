@@ -3,7 +3,7 @@
 //! The kernel splits at multiples of the first datagram's size, so only the last may be shorter: it closes the
 //! batch. A pure buffer; whoever fills it sends it.
 
-use std::net::SocketAddr;
+use crate::socket::Path;
 
 /// The largest UDP payload over IPv4: 65,535 less 20 for IP and 8 for UDP. 45 datagrams of 1452 bytes fit.
 const MAX_BYTES: usize = 65_507;
@@ -18,21 +18,21 @@ pub(crate) struct Batch {
     segment: usize,
     count: usize,
     closed: bool,
-    to: Option<SocketAddr>,
+    path: Option<Path>,
 }
 
 impl Batch {
     pub(crate) fn new() -> Self {
         let buffer = vec![0; MAX_BYTES].into_boxed_slice();
-        Self { buffer, len: 0, segment: 0, count: 0, closed: false, to: None }
+        Self { buffer, len: 0, segment: 0, count: 0, closed: false, path: None }
     }
 
     /// Whether a datagram may join. If not, the batch must be sent and cleared; an empty one takes any up to the
     /// largest UDP payload.
-    pub(crate) fn takes(&self, to: SocketAddr, size: usize) -> bool {
+    pub(crate) fn takes(&self, path: Path, size: usize) -> bool {
         let fits = size <= MAX_BYTES - self.len;
         let follows =
-            self.to == Some(to) && !self.closed && size <= self.segment && self.count < MAX_DATAGRAMS;
+            self.path == Some(path) && !self.closed && size <= self.segment && self.count < MAX_DATAGRAMS;
         fits && (self.count == 0 || follows)
     }
 
@@ -42,9 +42,9 @@ impl Batch {
     }
 
     /// Adds what was written to the room. The batch takes it ([`Batch::takes`]).
-    pub(crate) fn keep(&mut self, to: SocketAddr, size: usize) {
+    pub(crate) fn keep(&mut self, path: Path, size: usize) {
         if self.count == 0 {
-            self.to = Some(to);
+            self.path = Some(path);
             self.segment = size;
         }
         self.closed = size < self.segment;
@@ -52,13 +52,13 @@ impl Batch {
         self.count += 1;
     }
 
-    /// Destination, bytes and the size to split them at; `None` if empty.
-    pub(crate) fn contents(&self) -> Option<(SocketAddr, &[u8], usize)> {
-        self.to.map(|to| (to, &self.buffer[..self.len], self.segment))
+    /// The path, bytes and the size to split them at; `None` if empty.
+    pub(crate) fn contents(&self) -> Option<(Path, &[u8], usize)> {
+        self.path.map(|path| (path, &self.buffer[..self.len], self.segment))
     }
 
     pub(crate) fn clear(&mut self) {
-        (self.len, self.segment, self.count, self.closed, self.to) = (0, 0, 0, false, None);
+        (self.len, self.segment, self.count, self.closed, self.path) = (0, 0, 0, false, None);
     }
 }
 
@@ -68,8 +68,8 @@ mod tests {
 
     use super::*;
 
-    fn address(port: u16) -> SocketAddr {
-        ([192, 0, 2, 1], port).into()
+    fn address(port: u16) -> Path {
+        Path::to(([192, 0, 2, 1], port).into())
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! What goes out: sealed packets in batches, and handshake messages one by one, in order.
 
-use std::net::SocketAddr;
-
 use crate::{
     batch::Batch,
     noise::{Noise, OVERHEAD},
-    socket::Sockets,
+    socket::{Path, Sockets},
 };
 
 pub(crate) struct Outbox {
@@ -21,27 +19,27 @@ impl Outbox {
     }
 
     /// Seals a packet into the batch. It is on its way after [`Outbox::flush`].
-    pub(crate) fn seal(&mut self, noise: &mut Noise, packet: &[u8], to: SocketAddr) {
+    pub(crate) fn seal(&mut self, noise: &mut Noise, packet: &[u8], path: Path) {
         let size = packet.len() + OVERHEAD;
-        if !self.batch.takes(to, size) {
+        if !self.batch.takes(path, size) {
             self.flush();
         }
-        let sealed = self.batch.takes(to, size).then(|| noise.seal(packet, self.batch.room())).flatten();
+        let sealed = self.batch.takes(path, size).then(|| noise.seal(packet, self.batch.room())).flatten();
         match sealed {
-            Some(size) => self.batch.keep(to, size),
+            Some(size) => self.batch.keep(path, size),
             None => self.refused += 1,
         }
     }
 
     /// Sends a finished message, after what was sealed before it.
-    pub(crate) fn send(&mut self, message: &[u8], to: SocketAddr) {
+    pub(crate) fn send(&mut self, message: &[u8], path: Path) {
         self.flush();
-        self.refused += self.sockets.send(to, message, message.len()) as u64;
+        self.refused += self.sockets.send(path, message, message.len()) as u64;
     }
 
     pub(crate) fn flush(&mut self) {
-        if let Some((to, bytes, segment)) = self.batch.contents() {
-            self.refused += self.sockets.send(to, bytes, segment) as u64;
+        if let Some((path, bytes, segment)) = self.batch.contents() {
+            self.refused += self.sockets.send(path, bytes, segment) as u64;
             self.batch.clear();
         }
     }

@@ -7,11 +7,16 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::{Peer, PeerStats, PresharedKey, PublicKey, initiation::Timestamp, noise::Noise, queue::Queue};
+use crate::{
+    Peer, PeerStats, PresharedKey, PublicKey, initiation::Timestamp, noise::Noise, queue::Queue, socket::Path,
+};
 
 /// A peer's place in the table. Reused after removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PeerId(pub(crate) u32);
+
+/// Paths remembered besides the one in use: as many as one initiation tries.
+const MAX_TRIED: usize = crate::MAX_ENDPOINTS;
 
 /// All that an idle peer costs, besides its routes and its entry in the table of keys.
 pub(crate) struct PeerState {
@@ -19,7 +24,7 @@ pub(crate) struct PeerState {
     pub(crate) allowed_ips: Box<[IpNet]>,
     pub(crate) sources: Box<[IpNet]>,
     pub(crate) preshared_key: Option<Box<PresharedKey>>,
-    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) path: Option<Path>,
     /// Guards against replayed initiations; outlives the session.
     pub(crate) newest_initiation: Timestamp,
     pub(crate) last_handshake_at: Option<Instant>,
@@ -47,6 +52,8 @@ pub(crate) struct Live {
     pub(crate) is_initiating: bool,
     /// We answered an initiation with this session, which the other side has not used yet.
     pub(crate) answered: Option<(u32, Instant)>,
+    /// Other paths that messages came by, newest last, for answers and for choosing one.
+    pub(crate) tried: Vec<Path>,
     /// Where initiations go while they are ours to repeat; empty means to the peer's endpoint.
     pub(crate) trying: Vec<SocketAddr>,
     /// When the endpoint may follow the peer again.
@@ -67,7 +74,7 @@ impl PeerState {
             allowed_ips: peer.allowed_ips.into(),
             sources: peer.sources.into(),
             preshared_key: peer.preshared_key.map(Box::new),
-            endpoint: None,
+            path: None,
             newest_initiation: Timestamp::default(),
             last_handshake_at: None,
             rx_bytes: 0,
@@ -93,10 +100,17 @@ impl PeerState {
         self.live.as_deref_mut().filter(|live| live.is_established)
     }
 
+    /// The path to an endpoint, with our side of it if known.
+    pub(crate) fn path_to(&self, endpoint: SocketAddr) -> Path {
+        let tried = self.live.iter().flat_map(|live| &live.tried);
+        let known = self.path.iter().chain(tried).find(|path| path.to == endpoint);
+        known.copied().unwrap_or(Path::to(endpoint))
+    }
+
     pub(crate) fn stats(&self, now: Instant) -> PeerStats {
         PeerStats {
             key: self.key,
-            endpoint: self.endpoint,
+            endpoint: self.path.map(|path| path.to),
             last_handshake: self.last_handshake_at.map(|at| now.saturating_duration_since(at)),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
@@ -106,6 +120,15 @@ impl PeerState {
 }
 
 impl Live {
+    /// A message came by this path.
+    pub(crate) fn remember(&mut self, path: Path) {
+        self.tried.retain(|other| other.to != path.to);
+        if self.tried.len() >= MAX_TRIED {
+            self.tried.remove(0);
+        }
+        self.tried.push(path);
+    }
+
     /// Something went to the endpoint.
     pub(crate) fn on_sent(&mut self, now: Instant) {
         self.sent_at = now;
@@ -132,6 +155,7 @@ impl Live {
             is_initiator: false,
             is_initiating: false,
             answered: None,
+            tried: Vec::new(),
             trying: Vec::new(),
             roams_from: now,
             sent_at: now,

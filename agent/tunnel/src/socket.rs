@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSliceMut},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -37,12 +37,31 @@ pub(crate) enum Family {
     V6,
 }
 
+/// Where packets go, and which of our addresses they come from: the one the other side sends to, as a firewall or
+/// translator on the way expects. `None` leaves it to the system's routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Path {
+    pub(crate) to: SocketAddr,
+    pub(crate) from: Option<IpAddr>,
+}
+
+impl Path {
+    pub(crate) fn to(to: SocketAddr) -> Self {
+        Self { to, from: None }
+    }
+}
+
+/// The source address is not ours any more.
+struct SourceGone;
+
 /// At least one socket; a system may lack either family.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     v4: Option<Socket>,
     v6: Option<Socket>,
     port: u16,
+    /// Own addresses that were refused as sources, until the sockets are renewed.
+    gone: Vec<IpAddr>,
 }
 
 impl Sockets {
@@ -92,7 +111,7 @@ impl Sockets {
         if v4.is_none() && v6.is_none() {
             return Err(StartError::Socket(io::ErrorKind::AddrNotAvailable.into()));
         }
-        Ok(Self { v4, v6, port })
+        Ok(Self { v4, v6, port, gone: Vec::new() })
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -107,22 +126,18 @@ impl Sockets {
     }
 
     /// Sends datagrams of `segment` bytes each (the last may be shorter). Returns how many were refused.
-    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], segment: usize) -> usize {
-        let count = bytes.len().div_ceil(segment);
-        let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-        let Some(socket) = self.socket(family) else { return count };
-        if count <= 1 {
-            return usize::from(socket.transmit(to, bytes, None).is_err());
-        }
-        if socket.state.max_gso_segments() > 1 {
-            match socket.transmit(to, bytes, Some(segment)) {
-                Ok(()) => return 0,
-                // quinn-udp has switched GSO off by now, but these datagrams are still here.
-                Err(_) if socket.state.max_gso_segments() == 1 => {}
-                Err(_) => return count,
+    pub(crate) fn send(&mut self, path: Path, bytes: &[u8], segment: usize) -> usize {
+        let socket = if path.to.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+        let Some(socket) = socket else { return bytes.len().div_ceil(segment) };
+        let source = path.from.filter(|source| !self.gone.contains(source));
+        match (socket.send(path.to, source, bytes, segment), source) {
+            (Ok(refused), _) => refused,
+            (Err(SourceGone), source) => {
+                self.gone.extend(source);
+                socket.forget_failures();
+                socket.send(path.to, None, bytes, segment).unwrap_or_default()
             }
         }
-        bytes.chunks(segment).filter(|datagram| socket.transmit(to, datagram, None).is_err()).count()
     }
 }
 
@@ -172,13 +187,56 @@ impl Socket {
         self.socket.local_addr().map(|address| address.port())
     }
 
-    fn transmit(&self, to: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
-        let transmit = Transmit { destination: to, ecn: None, contents, segment_size, src_ip: None };
-        match self.state.try_send(UdpSockRef::from(&self.socket), &transmit) {
+    fn send(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        bytes: &[u8],
+        segment: usize,
+    ) -> Result<usize, SourceGone> {
+        let transmit = |contents, segment_size| {
+            self.transmit(&Transmit { destination: to, ecn: None, contents, segment_size, src_ip: source })
+        };
+        let is_source_gone = |error: &io::Error| {
+            source.is_some()
+                && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrNotAvailable)
+        };
+        if bytes.len() > segment && self.state.max_gso_segments() > 1 {
+            match transmit(bytes, Some(segment)) {
+                Ok(()) => return Ok(0),
+                Err(error) if is_source_gone(&error) => return Err(SourceGone),
+                // quinn-udp has switched GSO off by now, but these datagrams are still here.
+                Err(_) if self.state.max_gso_segments() == 1 => {}
+                Err(_) => return Ok(bytes.len().div_ceil(segment)),
+            }
+        }
+        let mut refused = 0;
+        for datagram in bytes.chunks(segment) {
+            match transmit(datagram, None) {
+                Ok(()) => {}
+                Err(error) if is_source_gone(&error) => return Err(SourceGone),
+                Err(_) => refused += 1,
+            }
+        }
+        Ok(refused)
+    }
+
+    /// quinn-udp takes a refused source for missing offloads, and would do without them from then on.
+    fn forget_failures(&mut self) {
+        if let (Ok(state), Ok(address)) =
+            (UdpSocketState::new((&self.socket).into()), self.socket.local_addr())
+        {
+            self.state = state;
+            allow_fragments(&self.socket, address);
+        }
+    }
+
+    fn transmit(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        match self.state.try_send(UdpSockRef::from(&self.socket), transmit) {
             // The buffer is full: the batch waits, as dropping it would cost a retransmission.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 wait::until_writable(&self.socket)?;
-                self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+                self.state.try_send(UdpSockRef::from(&self.socket), transmit)
             }
             result => result,
         }
@@ -264,11 +322,13 @@ impl Arena {
         self.filled > 0
     }
 
-    /// Each datagram with its sender.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    /// Each datagram with the path back.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Path, &[u8])> {
         let messages = self.metas[..self.filled].iter().zip(self.bytes.chunks(MESSAGE_BYTES));
         messages.flat_map(|(meta, bytes)| {
-            bytes[..meta.len].chunks(meta.stride.max(1)).map(move |datagram| (meta.addr, datagram))
+            bytes[..meta.len]
+                .chunks(meta.stride.max(1))
+                .map(move |datagram| (Path { to: meta.addr, from: meta.dst_ip }, datagram))
         })
     }
 }
@@ -306,12 +366,12 @@ mod tests {
 
     #[test]
     fn a_batch_arrives_as_its_datagrams_with_or_without_gso() {
-        let (from, to) = (Sockets::open(0, None).unwrap(), Sockets::open(0, None).unwrap());
+        let (mut from, to) = (Sockets::open(0, None).unwrap(), Sockets::open(0, None).unwrap());
         let address = SocketAddr::from(([127, 0, 0, 1], to.port()));
         let bytes: Vec<u8> = (0..1000).map(|i| (i / 100) as u8).collect();
         let mut arena = Arena::new();
         for segment in [300, 1000] {
-            assert_eq!(from.send(address, &bytes, segment), 0);
+            assert_eq!(from.send(Path::to(address), &bytes, segment), 0);
             let mut got = Vec::new();
             while got.len() < 1000usize.div_ceil(segment) {
                 both(&to).for_each(|socket| {
@@ -322,5 +382,21 @@ mod tests {
             }
             assert_eq!(got, bytes.chunks(segment).map(<[u8]>::to_vec).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn an_address_that_is_gone_is_given_up_as_source_and_offloads_stay_on() {
+        let (mut from, to) = (Sockets::open(0, None).unwrap(), Sockets::open(0, None).unwrap());
+        let path =
+            |source: [u8; 4]| Path { to: ([127, 0, 0, 1], to.port()).into(), from: Some(source.into()) };
+        let mut arena = Arena::new();
+        for (source, seen) in [([127, 0, 0, 9], [127, 0, 0, 9]), ([192, 0, 2, 1], [127, 0, 0, 1])] {
+            assert_eq!(from.send(path(source), &[7; 1000], 500), 0);
+            while !arena.receive(to.socket(Family::V4).unwrap()) {}
+            let (back, _) = arena.datagrams().next().unwrap();
+            assert_eq!((back.to.ip(), back.from), (seen.into(), Some([127, 0, 0, 1].into())));
+        }
+        assert_eq!(from.gone, [IpAddr::from([192, 0, 2, 1])]);
+        assert!(from.socket(Family::V4).unwrap().state.max_gso_segments() > 1);
     }
 }

@@ -173,6 +173,35 @@ fn a_removed_peer_gets_nothing_and_its_handshakes_are_refused() {
 }
 
 #[test]
+fn answers_come_from_the_address_that_was_asked_and_a_chosen_path_stays() {
+    let pair = Pair::connected();
+    pair.wire.right.shell("ip address add 10.9.0.3/24 dev wire");
+    let second = ([10, 9, 0, 3], 1002).into();
+    let probe = Command::SendMessage { peer: pair.right.key, payload: vec![1], via: Some(second) };
+    pair.left.tunnel.command(probe);
+    let from = wait_for_message(&pair.right);
+    pair.right.tunnel.command(Command::SendMessage {
+        peer: pair.left.key,
+        payload: vec![2],
+        via: Some(from),
+    });
+    assert_eq!(wait_for_message(&pair.left), second);
+    pair.left.tunnel.command(Command::SetEndpoint { peer: pair.right.key, endpoint: second });
+    let report = pair.wire.left.shell("ping -q -c 300 -i 0.005 100.64.0.2");
+    assert!(report.contains(" 0% packet loss"), "{report}");
+    assert_eq!(pair.left.tunnel.stats()[0].endpoint, Some(second));
+    let moved = |event| matches!(event, Event::EndpointChanged { .. });
+    assert!(!pair.left.events.try_iter().chain(pair.right.events.try_iter()).any(moved));
+}
+
+fn wait_for_message(node: &Node) -> std::net::SocketAddr {
+    node.wait_for("Message", |event| match event {
+        Event::Message { from, .. } => Some(*from),
+        _ => None,
+    })
+}
+
+#[test]
 fn data_that_was_answered_is_not_called_unanswered_when_silence_follows() {
     let pair = Pair::connected();
     pair.wire.left.shell("ping -q -c 1 100.64.0.2");

@@ -13,6 +13,7 @@ use crate::{
     Command, Drops, MAX_ENDPOINTS, Peer, PublicKey,
     packet::udp_packet,
     peer::{PeerId, PeerState},
+    socket::Path,
     tunnel::Request,
 };
 
@@ -119,7 +120,7 @@ impl Worker {
     fn set_endpoint(&mut self, id: PeerId, endpoint: SocketAddr) {
         let roams_from = self.now + ROAMING_HOLD;
         let Some(state) = self.peers.get(id) else { return };
-        state.endpoint = Some(endpoint);
+        state.path = Some(state.path_to(endpoint));
         if let Some(live) = state.live.as_deref_mut() {
             live.roams_from = roams_from;
         }
@@ -151,9 +152,9 @@ impl Worker {
         live.is_initiating = true;
         let message = &self.scratch[..len];
         if live.trying.is_empty() {
-            state.endpoint.iter().for_each(|&to| self.outbox.send(message, to));
+            state.path.iter().for_each(|&path| self.outbox.send(message, path));
         } else {
-            live.trying.iter().for_each(|&to| self.outbox.send(message, to));
+            live.trying.iter().for_each(|&to| self.outbox.send(message, Path::to(to)));
         }
     }
 
@@ -161,8 +162,8 @@ impl Worker {
         let port = self.message_port?;
         let state = self.peers.get(id)?;
         let to = state.own_address()?;
-        let path = via.or(state.endpoint)?;
-        let is_endpoint = state.endpoint == Some(path);
+        let path = via.map(|via| state.path_to(via)).or(state.path)?;
+        let is_endpoint = state.path == Some(path);
         let live = state.established()?;
         if is_endpoint {
             live.on_sent(self.now);

@@ -1,6 +1,6 @@
 //! Network to interface, and the handshakes in between.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use super::Worker;
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
-    socket::{Arena, Family},
+    socket::{Arena, Family, Path},
 };
 
 /// For how long an endpoint that was just chosen or followed is kept, whatever comes from elsewhere. Longer than
@@ -32,7 +32,7 @@ impl Worker {
         for family in [Family::V4, Family::V6] {
             if self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
                 received = true;
-                arena.datagrams().for_each(|(from, datagram)| self.handle_datagram(from, datagram));
+                arena.datagrams().for_each(|(path, datagram)| self.handle_datagram(path, datagram));
             }
         }
         self.write();
@@ -45,13 +45,13 @@ impl Worker {
         }
     }
 
-    fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+    fn handle_datagram(&mut self, path: Path, datagram: &[u8]) {
         match Kind::of(datagram) {
-            Some(Kind::Data(session)) => self.handle_data(from, session, datagram),
-            Some(Kind::Initiation) => self.handle_initiation(from, datagram),
+            Some(Kind::Data(session)) => self.handle_data(path, session, datagram),
+            Some(Kind::Initiation) => self.handle_initiation(path, datagram),
             Some(kind @ Kind::Response(session)) => {
-                if self.admit(from, datagram) {
-                    self.handle_response(from, kind, session, datagram);
+                if self.admit(path, datagram) {
+                    self.handle_response(path, kind, session, datagram);
                 }
             }
             Some(kind @ Kind::Cookie(session)) => self.handle_cookie(kind, session, datagram),
@@ -59,11 +59,11 @@ impl Worker {
         }
     }
 
-    fn handle_data(&mut self, from: SocketAddr, session: u32, datagram: &[u8]) {
+    fn handle_data(&mut self, path: Path, session: u32, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
             self.drops.unknown_index += 1;
-            if self.strangers.admit(from, self.now) {
-                self.emit(Event::UnknownIndex { from });
+            if self.strangers.admit(path.to, self.now) {
+                self.emit(Event::UnknownIndex { from: path.to });
             }
             return;
         };
@@ -72,8 +72,8 @@ impl Worker {
         }
         let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
         match live.noise.open(Kind::Data(session), datagram, self.writer.room()) {
-            Opened::Packet(len) => self.handle_packet(id, from, session, len),
-            Opened::Keepalive => self.on_heard(id, from, session, true),
+            Opened::Packet(len) => self.handle_packet(id, path, session, len),
+            Opened::Keepalive => self.on_heard(id, path, session, true),
             Opened::Answer { .. } | Opened::Established(_) | Opened::Cookie | Opened::Refused => {
                 self.drops.not_authentic += 1;
             }
@@ -81,19 +81,19 @@ impl Worker {
     }
 
     /// An authentic packet lies in the writer's room.
-    fn handle_packet(&mut self, id: PeerId, from: SocketAddr, session: u32, len: usize) {
+    fn handle_packet(&mut self, id: PeerId, path: Path, session: u32, len: usize) {
         let verdict = self.judge(id, len);
         let moves = match verdict {
             Verdict::Deliver | Verdict::BadSource => true,
             Verdict::Message | Verdict::ForgedMessage => false,
         };
-        self.on_heard(id, from, session, moves);
+        self.on_heard(id, path, session, moves);
         match verdict {
             Verdict::Deliver => {
                 self.writer.keep(len);
                 self.on_data(id, len);
             }
-            Verdict::Message => self.deliver_message(id, from, len),
+            Verdict::Message => self.deliver_message(id, path, len),
             Verdict::ForgedMessage => self.drops.message_port += 1,
             Verdict::BadSource => self.drops.bad_source += 1,
         }
@@ -125,12 +125,13 @@ impl Worker {
         if state.may_send_from(source) { Verdict::Deliver } else { Verdict::BadSource }
     }
 
-    fn deliver_message(&mut self, id: PeerId, from: SocketAddr, len: usize) {
+    fn deliver_message(&mut self, id: PeerId, path: Path, len: usize) {
         let payload = packet::udp_payload(&self.writer.room()[..len]).map(<[u8]>::to_vec);
         match (payload, self.peers.get(id)) {
             (Some(payload), Some(state)) => {
                 let peer = state.key;
-                self.emit(Event::Message { peer, payload, from });
+                state.live.iter_mut().for_each(|live| live.remember(path));
+                self.emit(Event::Message { peer, payload, from: path.to });
             }
             (None, _) | (_, None) => self.drops.message_port += 1,
         }
@@ -138,22 +139,34 @@ impl Worker {
 
     /// Something authentic came. A first packet proves a session that we answered; data and keepalives (not
     /// messages, which may try a path) move the endpoint.
-    fn on_heard(&mut self, id: PeerId, from: SocketAddr, session: u32, moves: bool) {
+    fn on_heard(&mut self, id: PeerId, path: Path, session: u32, moves: bool) {
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
         live.on_heard();
         let proves = live.answered.is_some_and(|(answered, _)| answered == session);
         if proves || !live.is_established {
-            self.establish(id, from, false);
-        } else if moves && state.endpoint != Some(from) && live.roams_from <= self.now {
-            state.endpoint = Some(from);
-            live.roams_from = self.now + ROAMING_HOLD;
-            let peer = state.key;
-            self.emit(Event::EndpointChanged { peer, endpoint: from });
+            self.establish(id, path, false);
+        } else if moves && state.path != Some(path) {
+            self.follow(id, path);
         }
     }
 
-    fn establish(&mut self, id: PeerId, endpoint: SocketAddr, initiator: bool) {
+    /// The peer is elsewhere, or sends to another of our addresses.
+    fn follow(&mut self, id: PeerId, path: Path) {
+        let now = self.now;
+        let Some(state) = self.peers.get(id) else { return };
+        if state.path.is_some_and(|current| current.to == path.to) {
+            state.path = Some(path);
+            return;
+        }
+        let Some(live) = state.live.as_deref_mut().filter(|live| live.roams_from <= now) else { return };
+        live.roams_from = now + ROAMING_HOLD;
+        state.path = Some(path);
+        let peer = state.key;
+        self.emit(Event::EndpointChanged { peer, endpoint: path.to });
+    }
+
+    fn establish(&mut self, id: PeerId, path: Path, initiator: bool) {
         let now = self.now;
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
@@ -165,29 +178,29 @@ impl Worker {
         if !initiator {
             live.answered = None;
         }
-        state.endpoint = Some(endpoint);
+        state.path = Some(path);
         state.last_handshake_at = Some(now);
         let peer = state.key;
         self.send_waiting(id);
-        self.emit(Event::HandshakeDone { peer, endpoint, initiator });
+        self.emit(Event::HandshakeDone { peer, endpoint: path.to, initiator });
     }
 
     /// The MAC and the load; what fails is answered or counted here.
-    fn admit(&mut self, from: SocketAddr, datagram: &[u8]) -> bool {
-        match self.identity.admit(from.ip(), datagram, &mut self.scratch) {
+    fn admit(&mut self, path: Path, datagram: &[u8]) -> bool {
+        match self.identity.admit(path.to.ip(), datagram, &mut self.scratch) {
             Admission::Granted => return true,
             Admission::Cookie(len) => {
                 self.drops.under_load += 1;
-                self.outbox.send(&self.scratch[..len], from);
+                self.outbox.send(&self.scratch[..len], path);
             }
             Admission::BadMac => self.drops.bad_mac += 1,
         }
         false
     }
 
-    fn handle_initiation(&mut self, from: SocketAddr, datagram: &[u8]) {
+    fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
         let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
-        if !self.admit(from, datagram) {
+        if !self.admit(path, datagram) {
             return;
         }
         let Some(sender) = self.opener.sender(initiation) else {
@@ -206,14 +219,14 @@ impl Worker {
             self.drops.replayed_handshake += 1;
             return;
         }
-        self.answer(id, from, datagram);
+        self.answer(id, path, datagram);
         if let Some(state) = self.peers.get(id) {
             state.newest_initiation = timestamp;
         }
     }
 
     /// The answer goes back where the initiation came from; the endpoint moves when the session is proven.
-    fn answer(&mut self, id: PeerId, from: SocketAddr, datagram: &[u8]) {
+    fn answer(&mut self, id: PeerId, path: Path, datagram: &[u8]) {
         let mut answer = self.scratch;
         let now = self.now;
         let Some(live) = self.wake(id) else { return };
@@ -221,7 +234,7 @@ impl Worker {
             Opened::Answer { len, index } => {
                 live.answered = Some((index, now));
                 live.is_initiating = false;
-                self.outbox.send(&answer[..len], from);
+                self.outbox.send(&answer[..len], path);
             }
             Opened::Packet(_)
             | Opened::Keepalive
@@ -231,7 +244,7 @@ impl Worker {
         }
     }
 
-    fn handle_response(&mut self, from: SocketAddr, kind: Kind, session: u32, datagram: &[u8]) {
+    fn handle_response(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
             self.drops.unknown_index += 1;
             return;
@@ -240,8 +253,8 @@ impl Worker {
         match live.noise.open(kind, datagram, &mut self.scratch) {
             Opened::Established(len) => {
                 live.on_sent(self.now);
-                self.outbox.send(&self.scratch[..len], from);
-                self.establish(id, from, true);
+                self.outbox.send(&self.scratch[..len], path);
+                self.establish(id, path, true);
             }
             Opened::Packet(_)
             | Opened::Keepalive

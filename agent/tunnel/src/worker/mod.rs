@@ -15,7 +15,7 @@ mod timers;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, atomic::AtomicU16, mpsc::Receiver},
     time::Instant,
 };
@@ -32,7 +32,7 @@ use crate::{
     peers::Peers,
     queue::Budget,
     routes::Routes,
-    socket::{Arena, MESSAGES, Sockets},
+    socket::{Arena, MESSAGES, Path, Sockets},
     tunnel::Request,
     wait::{self, Wakeups},
 };
@@ -173,10 +173,10 @@ impl Worker {
     }
 
     /// Pads and seals a packet that is not in the reader's buffers.
-    fn seal_copy(&mut self, id: PeerId, mut packet: Vec<u8>, to: SocketAddr) {
+    fn seal_copy(&mut self, id: PeerId, mut packet: Vec<u8>, path: Path) {
         packet.resize(padded_len(packet.len(), usize::from(self.device.mtu())), 0);
         if let Some(live) = self.peers.get(id).and_then(|state| state.established()) {
-            self.outbox.seal(&mut live.noise, &packet, to);
+            self.outbox.seal(&mut live.noise, &packet, path);
         }
     }
 

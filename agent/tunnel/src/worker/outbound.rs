@@ -57,11 +57,11 @@ impl Worker {
     /// `None` if there is no session to send with.
     fn seal_segments(&mut self, id: PeerId, reader: &mut Reader, count: usize) -> Option<()> {
         let state = self.peers.get(id)?;
-        let to = state.endpoint?;
+        let path = state.path?;
         let live = state.live.as_deref_mut().filter(|live| live.is_established)?;
         for index in 0..count {
             state.tx_bytes += reader.segment(index).len() as u64;
-            self.outbox.seal(&mut live.noise, reader.padded(index), to);
+            self.outbox.seal(&mut live.noise, reader.padded(index), path);
         }
         live.on_data_sent(self.now);
         if !state.is_active {
@@ -90,12 +90,12 @@ impl Worker {
     pub(super) fn send_waiting(&mut self, id: PeerId) {
         let Some(state) = self.peers.get(id) else { return };
         state.is_announced = false;
-        let Some(to) = state.endpoint else { return };
+        let Some(path) = state.path else { return };
         let packets = state.waiting.take(&mut self.budget);
         let mut sent_bytes = 0;
         for packet in packets {
             sent_bytes += packet.len() as u64;
-            self.seal_copy(id, packet.into(), to);
+            self.seal_copy(id, packet.into(), path);
         }
         if sent_bytes == 0 {
             return;

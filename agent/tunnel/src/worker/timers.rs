@@ -68,9 +68,9 @@ impl Worker {
     /// Sends the keepalive in the scratch buffer.
     fn send_keepalive(&mut self, id: PeerId, len: usize) {
         let Some(state) = self.peers.get(id) else { return };
-        if let (Some(to), Some(live)) = (state.endpoint, state.live.as_deref_mut()) {
+        if let (Some(path), Some(live)) = (state.path, state.live.as_deref_mut()) {
             live.on_sent(self.now);
-            self.outbox.send(&self.scratch[..len], to);
+            self.outbox.send(&self.scratch[..len], path);
         }
     }
 
@@ -109,13 +109,13 @@ impl Worker {
     fn keep_alive(&mut self, id: PeerId) {
         let now = self.now;
         let Some(state) = self.peers.get(id) else { return };
-        let (Some(to), interval) = (state.endpoint, state.keepalive) else { return };
+        let (Some(path), interval) = (state.path, state.keepalive) else { return };
         let Some(live) = state.established() else { return };
         let since = |at: Instant| now.saturating_duration_since(at);
         let is_owed = live.owing_since.is_some_and(|at| since(at) >= KEEPALIVE_TIMEOUT);
         if is_owed || interval.is_some_and(|interval| since(live.sent_at) >= interval) {
             live.on_sent(now);
-            self.outbox.seal(&mut live.noise, &[], to);
+            self.outbox.seal(&mut live.noise, &[], path);
         }
         if interval.is_some() {
             self.renew(id);
