@@ -3,7 +3,8 @@
 //!
 //! A store decides nothing about the cluster. Every call has a deadline and can be dropped at any await; what it had begun is then undone.
 
-//mod contract;
+#[cfg(test)]
+mod contract;
 mod error;
 mod log;
 mod postgres;
@@ -12,7 +13,7 @@ mod url;
 
 pub use error::StoreError;
 pub use log::{Lost, Tail};
-//pub use postgres::PostgresStore;
+pub use postgres::{PostgresStore, Target};
 pub use sqlite::SqliteStore;
 pub use url::{DatabaseUrl, InvalidDatabaseUrl};
 
@@ -52,7 +53,7 @@ pub enum Missing {
 pub async fn open(url: &DatabaseUrl, missing: Missing) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, missing).await?)),
-        DatabaseUrl::Postgres(target) => Err(StoreError::unavailable(&target.to_string(), "not yet")),
+        DatabaseUrl::Postgres(target) => Ok(Arc::new(PostgresStore::open(target, missing).await?)),
     }
 }
 
