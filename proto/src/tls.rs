@@ -254,13 +254,8 @@ impl ServerCertVerifier for PinnedRoot {
 
 /// The reason of [`NotOurs`] inside a failed handshake's error, if it is that.
 pub fn not_ours(error: &rustls::Error) -> Option<NotOurs> {
-    match error {
-        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-            other.0.downcast_ref::<NotOurs>().copied()
-        }
-        // Any other certificate, and any server that does not speak our TLS.
-        _ => None,
-    }
+    let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = error else { return None };
+    other.0.downcast_ref::<NotOurs>().copied()
 }
 
 #[cfg(test)]

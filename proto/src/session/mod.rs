@@ -1,0 +1,202 @@
+//! The messages of a control session, typed. Reading a message whose kind is not known gives `None`: it came from a newer program and is survived.
+
+mod conversion;
+mod refused;
+#[cfg(test)]
+mod tests;
+
+pub use refused::{Reason, Refused};
+
+use crate::{
+    Invalid, PROTOCOL_VERSION,
+    key::PublicKey,
+    map::{Delta, MapDigest, MapVersion},
+    server_url::ServerUrl,
+    statement::NodeId,
+    wire,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// The longest text taken from the other side in one field, bytes.
+const MAX_TEXT: usize = 1024;
+
+/// The agent's numbering of its sessions: a larger number replaces a smaller one, whichever servers they are with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionNumber {
+    /// Counts the starts of the agent; persisted.
+    pub boot: u64,
+    /// Counts within a start.
+    pub counter: u64,
+}
+
+/// A server's own random id, kept in its data directory.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ServerId(pub [u8; 16]);
+
+impl fmt::Display for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&crate::hex::encode(&self.0[..4]))
+    }
+}
+
+impl std::str::FromStr for ServerId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        crate::hex::decode(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("server id", "expected 32 hexadecimal digits"))
+    }
+}
+
+impl TryFrom<String> for ServerId {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<ServerId> for String {
+    fn from(id: ServerId) -> Self {
+        id.to_string()
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    pub hostname: String,
+    pub os: String,
+    pub os_version: String,
+    pub agent_version: String,
+}
+
+/// Which map an agent holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MapState {
+    pub version: MapVersion,
+    pub digest: MapDigest,
+}
+
+/// The first message of a session, but for the proof, which belongs to the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    pub number: SessionNumber,
+    pub facts: Facts,
+    pub endpoints: Vec<SocketAddr>,
+    pub map: MapState,
+    /// Serve at once, without an `Activate`.
+    pub activate: bool,
+    pub heartbeat_interval: Duration,
+}
+
+/// What an agent says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentMessage {
+    Hello(Hello),
+    Heartbeat { sequence: u64, standby: bool },
+    Activate { number: SessionNumber, map: MapState },
+    Deactivate,
+    Signal(Signal),
+    Update { facts: Facts, endpoints: Vec<SocketAddr> },
+    Leave { logout: bool },
+}
+
+/// A peer asks another, through the servers, to open its side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signal {
+    /// The receiver when an agent says it, the sender when a server does.
+    pub peer: PublicKey,
+    /// The same on both sessions of the sender.
+    pub id: u64,
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What a server says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerMessage {
+    Welcome(Welcome),
+    Refused(Refused),
+    Heartbeat(HeartbeatAck),
+    Activated {
+        number: SessionNumber,
+        version: MapVersion,
+    },
+    Map(Delta),
+    /// Call FetchMap.
+    Fetch(MapVersion),
+    Presence(Presence),
+    Signal(Signal),
+    Drain {
+        reason: String,
+    },
+    /// An encoded `Signed` membership of the node itself.
+    Membership(Vec<u8>),
+    Servers(Vec<ServerUrl>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    pub server: ServerId,
+    pub server_name: String,
+    pub servers: Vec<ServerUrl>,
+    /// The least the server wants between two heartbeats.
+    pub heartbeat_interval: Duration,
+    pub at: MapVersion,
+    pub unix_ms: u64,
+    pub observed_address: Option<IpAddr>,
+    /// An encoded `Signed` membership of the node itself.
+    pub membership: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeartbeatAck {
+    pub sequence: u64,
+    pub server: ServerId,
+    pub at: MapVersion,
+    /// Since the server last knew itself level with the database.
+    pub revision_age: Duration,
+    pub database_ok: bool,
+    /// Failovers are to be spread over this time.
+    pub spread: Duration,
+    pub heartbeat_interval: Duration,
+    pub unix_ms: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Presence {
+    /// `online` is everyone who is online, not a change.
+    pub whole: bool,
+    pub online: Vec<NodeId>,
+    pub offline: Vec<NodeId>,
+}
+
+/// The version message of this program.
+pub fn own_version(software: &str) -> wire::Version {
+    wire::Version { protocol: PROTOCOL_VERSION, software: software.to_owned(), capabilities: Vec::new() }
+}
+
+fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A text for people: shortened and without control characters, so that it can be printed.
+fn clipped(text: String) -> String {
+    match text.len() <= MAX_TEXT && !text.chars().any(char::is_control) {
+        true => text,
+        false => text.chars().filter(|c| !c.is_control()).take(MAX_TEXT / 4).collect(),
+    }
+}
