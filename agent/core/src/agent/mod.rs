@@ -251,6 +251,7 @@ impl Agent {
             }
             control::Output::Served(served) => {
                 self.save_state_soon();
+                self.update_server();
                 Output::Notice(Notice::Served(served))
             }
             control::Output::Unserved => Output::Notice(Notice::Unserved),

@@ -85,12 +85,17 @@ impl Agent {
         endpoints
     }
 
-    pub(super) fn publish_endpoints(&mut self) {
+    /// Says to the server that serves us where we are; it may only know what the Hello of a standby said.
+    pub(super) fn update_server(&mut self) {
         let (facts, endpoints) = (self.config.facts.clone(), self.published_endpoints());
         if let Some(conn) = self.control.serving() {
-            let message = AgentMessage::Update { facts, endpoints: endpoints.clone() };
-            self.outputs.push_back(Output::Send { conn, message });
+            self.outputs.push_back(Output::Send { conn, message: AgentMessage::Update { facts, endpoints } });
         }
+    }
+
+    pub(super) fn publish_endpoints(&mut self) {
+        self.update_server();
+        let endpoints = self.published_endpoints();
         let connected: Vec<PublicKey> =
             self.peers.iter().filter(|(_, p)| p.is_connected()).map(|(k, _)| *k).collect();
         for peer in connected {
