@@ -11,6 +11,7 @@
 //! The noise protocol's library logs at ERROR and WARN what is ordinary here (an unanswered handshake):
 //! subscribers filter its target, `boringtun=off`.
 
+mod answers;
 mod batch;
 mod command;
 mod config;

@@ -100,10 +100,10 @@ impl PeerState {
         self.live.as_deref_mut().filter(|live| live.is_established)
     }
 
-    /// The path to an endpoint, with our side of it if known.
+    /// The path to an endpoint, with our side of it if known: first the one that the last message asked for.
     pub(crate) fn path_to(&self, endpoint: SocketAddr) -> Path {
         let tried = self.live.iter().flat_map(|live| &live.tried);
-        let known = self.path.iter().chain(tried).find(|path| path.to == endpoint);
+        let known = tried.chain(&self.path).find(|path| path.to == endpoint);
         known.copied().unwrap_or(Path::to(endpoint))
     }
 

@@ -51,8 +51,8 @@ impl Path {
     }
 }
 
-/// The source address is not ours any more.
-struct SourceGone;
+/// The source address is not ours any more, or there is no way there at all.
+struct SourceRefused;
 
 /// At least one socket; a system may lack either family.
 #[derive(Debug)]
@@ -132,10 +132,13 @@ impl Sockets {
         let source = path.from.filter(|source| !self.gone.contains(source));
         match (socket.send(path.to, source, bytes, segment), source) {
             (Ok(refused), _) => refused,
-            (Err(SourceGone), source) => {
-                self.gone.extend(source);
+            (Err(SourceRefused), source) => {
                 socket.forget_failures();
-                socket.send(path.to, None, bytes, segment).unwrap_or_default()
+                let refused = socket.send(path.to, None, bytes, segment).unwrap_or_default();
+                if refused == 0 {
+                    self.gone.extend(source);
+                }
+                refused
             }
         }
     }
@@ -193,18 +196,18 @@ impl Socket {
         source: Option<IpAddr>,
         bytes: &[u8],
         segment: usize,
-    ) -> Result<usize, SourceGone> {
+    ) -> Result<usize, SourceRefused> {
         let transmit = |contents, segment_size| {
             self.transmit(&Transmit { destination: to, ecn: None, contents, segment_size, src_ip: source })
         };
-        let is_source_gone = |error: &io::Error| {
-            source.is_some()
-                && matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::AddrNotAvailable)
+        let is_source_refused = |error: &io::Error| {
+            use io::ErrorKind::{AddrNotAvailable, InvalidInput, NetworkUnreachable};
+            source.is_some() && matches!(error.kind(), InvalidInput | AddrNotAvailable | NetworkUnreachable)
         };
         if bytes.len() > segment && self.state.max_gso_segments() > 1 {
             match transmit(bytes, Some(segment)) {
                 Ok(()) => return Ok(0),
-                Err(error) if is_source_gone(&error) => return Err(SourceGone),
+                Err(error) if is_source_refused(&error) => return Err(SourceRefused),
                 // quinn-udp has switched GSO off by now, but these datagrams are still here.
                 Err(_) if self.state.max_gso_segments() == 1 => {}
                 Err(_) => return Ok(bytes.len().div_ceil(segment)),
@@ -214,7 +217,7 @@ impl Socket {
         for datagram in bytes.chunks(segment) {
             match transmit(datagram, None) {
                 Ok(()) => {}
-                Err(error) if is_source_gone(&error) => return Err(SourceGone),
+                Err(error) if is_source_refused(&error) => return Err(SourceRefused),
                 Err(_) => refused += 1,
             }
         }

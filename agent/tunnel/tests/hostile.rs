@@ -92,6 +92,25 @@ fn an_initiation_is_not_accepted_twice_even_after_the_session_was_forgotten() {
 }
 
 #[test]
+fn every_copy_of_an_initiation_is_answered_alike_until_one_answer_is_used() {
+    let (netns, node, mut stranger) = node_and_stranger();
+    let other = netns.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+    other.connect(("127.0.0.1", node.tunnel.listen_port())).unwrap();
+    other.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    let initiation = stranger.initiation();
+    // The first copy's way back is broken: nobody reads that answer.
+    other.send(&initiation).unwrap();
+    other.recv(&mut [0; 256]).unwrap();
+    stranger.socket.send(&initiation).unwrap();
+    let keepalive = stranger.turn();
+    stranger.socket.send(&keepalive).unwrap();
+    let from = stranger.socket.local_addr().unwrap();
+    assert_eq!(node.wait_for_handshake(), (key(7).public_key(), from, false));
+    other.send(&initiation).unwrap();
+    wait_until("no more answers", || node.tunnel.drops().replayed_handshake == 1);
+}
+
+#[test]
 fn rubbish_is_counted_and_changes_nothing() {
     let (_netns, node, mut stranger) = node_and_stranger();
     stranger.connect();

@@ -163,7 +163,7 @@ impl Worker {
         let state = self.peers.get(id)?;
         let to = state.own_address()?;
         let path = via.map(|via| state.path_to(via)).or(state.path)?;
-        let is_endpoint = state.path == Some(path);
+        let is_endpoint = state.path.is_some_and(|current| current.to == path.to);
         let live = state.established()?;
         if is_endpoint {
             live.on_sent(self.now);

@@ -177,6 +177,7 @@ impl Worker {
         live.on_heard();
         if !initiator {
             live.answered = None;
+            self.answers.remove(id);
         }
         state.path = Some(path);
         state.last_handshake_at = Some(now);
@@ -200,6 +201,10 @@ impl Worker {
 
     fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
         let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
+        if let Some(answer) = self.answers.find(initiation, self.now) {
+            self.outbox.send(answer, path);
+            return;
+        }
         if !self.admit(path, datagram) {
             return;
         }
@@ -219,21 +224,22 @@ impl Worker {
             self.drops.replayed_handshake += 1;
             return;
         }
-        self.answer(id, path, datagram);
+        self.answer(id, path, initiation);
         if let Some(state) = self.peers.get(id) {
             state.newest_initiation = timestamp;
         }
     }
 
     /// The answer goes back where the initiation came from; the endpoint moves when the session is proven.
-    fn answer(&mut self, id: PeerId, path: Path, datagram: &[u8]) {
+    fn answer(&mut self, id: PeerId, path: Path, initiation: &[u8; initiation::LEN]) {
         let mut answer = self.scratch;
         let now = self.now;
         let Some(live) = self.wake(id) else { return };
-        match live.noise.open(Kind::Initiation, datagram, &mut answer) {
+        match live.noise.open(Kind::Initiation, initiation, &mut answer) {
             Opened::Answer { len, index } => {
                 live.answered = Some((index, now));
                 live.is_initiating = false;
+                self.answers.insert(initiation, id, &answer[..len], now);
                 self.outbox.send(&answer[..len], path);
             }
             Opened::Packet(_)

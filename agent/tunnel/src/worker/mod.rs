@@ -22,6 +22,7 @@ use std::{
 
 use crate::{
     Config, Device, Drops, Event,
+    answers::Answers,
     device::{Reader, Writer},
     initiation::Opener,
     limit::{Activity, Strangers},
@@ -48,6 +49,7 @@ enum Stop {
 pub(crate) struct Worker {
     identity: Identity,
     opener: Opener,
+    answers: Answers,
     device: Device,
     addresses: Vec<IpAddr>,
     message_port: Option<u16>,
@@ -74,6 +76,7 @@ impl Worker {
         Self {
             identity: Identity::new(&config.private_key),
             opener: Opener::new(config.private_key.0),
+            answers: Answers::default(),
             writer: Writer::new(config.device.system(), MESSAGES),
             device: config.device,
             addresses: config.addresses,
@@ -161,6 +164,7 @@ impl Worker {
             state.waiting.clear(&mut self.budget);
             state.is_announced = false;
         }
+        self.answers.remove(id);
         self.peers.end(id)
     }
 
