@@ -276,7 +276,8 @@ mod tests {
         let gone = testing::enrol(&mut state, "gone");
         testing::enrol(&mut state, "stays");
         let old = fetched(&Atlas::of(&state), own.key, &Map::default(), LARGE);
-        testing::apply(&mut state, remove(&state, &gone, testing::NOW));
+        let ops = remove(&state, &gone, testing::NOW);
+        testing::apply(&mut state, ops);
         let atlas = Atlas::of(&state);
         let have = proto::map::parse_refs(old.refs()).unwrap();
         let chunk = atlas.seen_by(own.key).chunk(None, &have, LARGE);

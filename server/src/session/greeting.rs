@@ -4,33 +4,46 @@ use crate::{cluster::Node, connection::ConnectionState, serve::Server, session::
 use proto::{
     auth,
     key::PublicKey,
-    session::{AgentMessage, Hello, Refused, Welcome},
+    session::{AgentMessage, Hello, Reason, Refused, Welcome},
     wire,
 };
 use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
 
-/// Somebody who may come in.
-pub(super) struct Guest {
-    pub(super) node: Arc<Node>,
-    pub(super) hello: Hello,
-}
+/// How long a node that is not known here yet may have been enrolled on another server without this one having heard.
+const LOOK_AGAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Judges a Hello.
+/// Judges a Hello: who says it, and what.
 pub(super) fn greet(
     server: &Server,
     connection: &ConnectionState,
     wire: wire::Hello,
-) -> Result<Guest, Refused> {
+) -> Result<(PublicKey, Hello), Refused> {
     if server.hub.is_draining() {
         return Err(refusal::draining());
     }
     let key = prove(server, connection, wire.version.as_ref(), wire.proof.as_ref())?;
     let message = wire::AgentMessage { kind: Some(wire::agent_message::Kind::Hello(wire)) };
-    let hello = match AgentMessage::from_wire(message).map_err(|error| refusal::invalid(&error))? {
-        Some(AgentMessage::Hello(hello)) => hello,
-        Some(_) | None => return Err(refusal::missing("Hello")),
-    };
-    Ok(Guest { node: member(server, &key)?, hello })
+    match AgentMessage::from_wire(message).map_err(|error| refusal::invalid(&error))? {
+        Some(AgentMessage::Hello(hello)) => Ok((key, hello)),
+        Some(_) | None => Err(refusal::missing("Hello")),
+    }
+}
+
+/// The node of `key`, which is not known here: until this server was level with the database once, so that an agent may
+/// enrol on one server and go to another in the same breath.
+pub(super) async fn look_again(server: Arc<Server>, key: PublicKey) -> Result<Arc<Node>, Refused> {
+    let asked_at = Instant::now();
+    loop {
+        let was_level = server.cluster.health().level_age < asked_at.elapsed();
+        let found = member(&server, &key);
+        let is_unknown = matches!(&found, Err(refused) if refused.reason == Reason::UnknownNode);
+        if !is_unknown || was_level || asked_at.elapsed() > LOOK_AGAIN_TIMEOUT {
+            return found;
+        }
+        sleep(LOOK_AGAIN_INTERVAL).await;
+    }
 }
 
 /// Checks version and proof; returns the node key that is proved.

@@ -2,12 +2,12 @@
 //! session: whoever has news leaves it in shared state and wakes the stream, which then looks what changed since it last spoke. So bursts
 //! merge, nothing queues, and an agent that reads slowly costs nothing.
 //!
-//!     greeting --Hello, welcomed--> standby <--Activate / Deactivate, demoted--> serving
-//!        |                             |                                            |
-//!        +------ Refused, Leave, end of stream, silence (the connection's deadline) +--> over
+//!     greeting --Hello (unknown here: look again)--> standby <--Activate / Deactivate, demoted--> serving
+//!        |                                              |                                         |
+//!        +----------- Refused, Leave, end of stream, silence (the connection's deadline) ---------+--> over
 
 use crate::{
-    cluster::{Actor, remove},
+    cluster::{Actor, Node, remove},
     connection::{ConnectionState, LAST_WORDS_TIMEOUT},
     follow::WriteError,
     presence::VANISHED_GRACE,
@@ -19,9 +19,9 @@ use crate::{
         reports::Report,
     },
 };
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
 use proto::{
-    session::{AgentMessage, HeartbeatAck, MapState, Refused, ServerMessage, SessionNumber},
+    session::{AgentMessage, HeartbeatAck, Hello, MapState, Reason, Refused, ServerMessage, SessionNumber},
     wire,
 };
 use std::{
@@ -29,7 +29,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tonic::{Status, Streaming};
@@ -55,6 +55,8 @@ pub(crate) struct Session {
 
 enum Phase {
     Greeting,
+    /// The agent proved its key, but this server does not know the node, yet.
+    LookingAgain(Box<Hello>, BoxFuture<'static, Result<Arc<Node>, Refused>>),
     Welcomed(Box<Welcomed>),
     Over,
 }
@@ -99,7 +101,7 @@ impl Session {
 
     fn handle(&mut self, message: wire::AgentMessage) {
         match (&self.phase, message.kind) {
-            (Phase::Over, _) | (_, None) => {}
+            (Phase::Over | Phase::LookingAgain(..), _) | (_, None) => {}
             (Phase::Greeting, Some(wire::agent_message::Kind::Hello(hello))) => self.handle_hello(hello),
             (Phase::Greeting, Some(_)) => self.end(Some(refusal::missing("Hello before it"))),
             (Phase::Welcomed(_), kind) => match AgentMessage::from_wire(wire::AgentMessage { kind }) {
@@ -112,11 +114,21 @@ impl Session {
     }
 
     fn handle_hello(&mut self, wire: wire::Hello) {
-        let guest = match greeting::greet(&self.server, &self.connection, wire) {
+        let (key, hello) = match greeting::greet(&self.server, &self.connection, wire) {
             Ok(guest) => guest,
             Err(refused) => return self.end(Some(refused)),
         };
-        let (node, hello) = (guest.node, guest.hello);
+        match greeting::member(&self.server, &key) {
+            Ok(node) => self.welcome(&node, hello),
+            Err(refused) if refused.reason == Reason::UnknownNode => {
+                let again = Box::pin(greeting::look_again(self.server.clone(), key));
+                self.phase = Phase::LookingAgain(Box::new(hello), again);
+            }
+            Err(refused) => self.end(Some(refused)),
+        }
+    }
+
+    fn welcome(&mut self, node: &Node, hello: Hello) {
         let slot = self.server.hub.enter(node.id, node.key, &self.connection);
         let seat = Seat { server: self.server.clone(), slot: slot.clone(), leaves: false };
         if !self.connection.welcome(slot.clone()) {
@@ -125,11 +137,11 @@ impl Session {
         slot.set_number(hello.number);
         metrics::counter!("holdfast_sessions_started_total").increment(1);
         tracing::debug!(node = %node.id, name = node.name, peer = %self.connection.peer, "session started");
-        let welcome = greeting::welcome(&self.server, &self.connection, &node);
+        let welcome = greeting::welcome(&self.server, &self.connection, node);
         self.outbox.push_back(ServerMessage::Welcome(welcome));
         self.phase = Phase::Welcomed(Box::new(Welcomed {
             seat,
-            news: News::since(&self.server, &node),
+            news: News::since(&self.server, node),
             heartbeat_interval: hello.heartbeat_interval,
             serving: None,
             report: Report::new(hello.facts, hello.endpoints, self.connection.peer.ip()),
@@ -257,9 +269,18 @@ impl Stream for Session {
             if let Some(message) = this.outbox.pop_front() {
                 return Poll::Ready(Some(Ok(message.into_wire(SOFTWARE))));
             }
-            match &this.phase {
+            match &mut this.phase {
                 Phase::Over => return Poll::Ready(None),
                 Phase::Greeting => {}
+                Phase::LookingAgain(hello, again) => {
+                    let found = ready!(again.as_mut().poll(cx));
+                    let hello = Hello::clone(hello);
+                    match found {
+                        Ok(node) => this.welcome(&node, hello),
+                        Err(refused) => this.end(Some(refused)),
+                    }
+                    continue;
+                }
                 Phase::Welcomed(session) => {
                     // Before looking, so that news in between wakes again.
                     session.seat.slot.register(cx.waker());

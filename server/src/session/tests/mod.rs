@@ -1,0 +1,10 @@
+//! The control service against real clients: TLS and gRPC over loopback, SQLite in a temporary directory. One file per theme.
+
+mod agent;
+mod hostile;
+mod maps;
+mod membership;
+mod presence;
+mod server;
+mod sessions;
+mod signals;

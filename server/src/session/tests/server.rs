@@ -1,0 +1,57 @@
+//! A server as the tests need one: the whole service in this process, on loopback, with a SQLite store.
+
+use crate::{
+    accept,
+    cluster::{Actor, Op, SetupKey, SetupKeyTerms, State},
+    follow::Cluster,
+    serve::{Running, Server, start},
+    store::{self, DatabaseUrl, Missing, ServerRow},
+};
+use proto::{root::Fingerprint, session::ServerId, setup_key::SetupSecret, time::UnixTime};
+use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc};
+
+pub(super) struct TestServer {
+    pub(super) running: Running,
+    pub(super) addr: SocketAddr,
+    /// The secret of a reusable setup key.
+    pub(super) setup_key: String,
+}
+
+impl TestServer {
+    /// A server with number `id` on the database in `dir`.
+    pub(super) async fn start(dir: &Path, id: u8) -> Self {
+        let url: DatabaseUrl = format!("sqlite:{}/holdfast.db", dir.display()).parse().unwrap();
+        let cluster = Cluster::open(store::open(&url, Missing::Create).await.unwrap()).await.unwrap();
+        let listener = accept::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let row = ServerRow {
+            id: ServerId([id; 16]),
+            name: format!("server-{id}"),
+            urls: vec![addr.into()],
+            version: "test".to_owned(),
+        };
+        let server = Arc::new(Server::new(row, cluster).unwrap());
+        let running = start(server, listener).await.unwrap();
+        let mut server = Self { running, addr, setup_key: String::new() };
+        server.setup_key = server.make_setup_key(true).await;
+        server
+    }
+
+    pub(super) async fn make_setup_key(&self, reusable: bool) -> String {
+        let secret = SetupSecret::generate().unwrap();
+        let terms = SetupKeyTerms { reusable, ..SetupKeyTerms::default() };
+        self.write(|state, now| vec![Op::put_setup_key(SetupKey::new(state, now, &secret, &terms).0)]).await;
+        secret.expose()
+    }
+
+    pub(super) async fn write(&self, mut decide: impl FnMut(&State, UnixTime) -> Vec<Op> + Send) {
+        let cluster = &self.running.server.cluster;
+        let written =
+            cluster.write::<_, Infallible>(Actor::CommandLine, |state, now| Ok((decide(state, now), ())));
+        written.await.unwrap();
+    }
+
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        self.running.server.cluster.state().root.public().fingerprint()
+    }
+}

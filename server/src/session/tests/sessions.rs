@@ -1,0 +1,169 @@
+//! Sessions: standby and serving, numbers, heartbeats, drain.
+
+use super::{
+    agent::{Agent, PATIENCE, number},
+    server::TestServer,
+};
+use proto::{
+    map::MapVersion,
+    session::{AgentMessage, MapState, Reason, ServerMessage},
+};
+use std::time::Duration;
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_standby_is_told_nothing_of_the_map_until_it_is_activated() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut talk = agent.standby(&server, 1).await;
+    assert_eq!(talk.said_so_far().await, []);
+    talk.say(AgentMessage::Activate { number: number(2), map: MapState::default() });
+    let version = server.running.server.cluster.state().version();
+    assert_eq!(talk.next().await, ServerMessage::Activated { number: number(2), version });
+    let (map, _) = talk.fetched_map().await;
+    assert_eq!(map.len(), 1, "the network");
+}
+
+#[tokio::test]
+async fn a_heartbeat_is_answered_with_the_health_of_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut talk = agent.standby(&server, 1).await;
+    let ack = talk.heartbeat(7).await;
+    assert_eq!(ack.server, server.running.server.id);
+    assert_eq!(ack.at, server.running.server.cluster.state().version());
+    assert!(ack.database_ok);
+    assert!(ack.revision_age < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn an_older_session_number_is_stale_and_leaves_the_newer_session_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut newer = agent.serving(&server, 5, MapState::default()).await;
+    let mut older = agent.standby(&server, 4).await;
+    older.say(AgentMessage::Activate { number: number(4), map: MapState::default() });
+    assert_eq!(older.refused().await.reason, Reason::StaleSession);
+    newer.heartbeat(1).await;
+    assert_eq!(server.running.server.hub.counts(), (1, 0));
+}
+
+#[tokio::test]
+async fn a_newer_session_takes_over_and_the_older_becomes_a_standby() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut older = agent.serving(&server, 1, MapState::default()).await;
+    older.fetched_map().await;
+    let _newer = agent.serving(&server, 2, MapState::default()).await;
+    older.said_so_far().await;
+    Agent::enrolled("b", &server).await;
+    assert_eq!(older.said_so_far().await, [], "the map goes to the newer session alone");
+    assert_eq!(server.running.server.hub.counts(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_session_replaced_on_another_server_stops_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let agent = Agent::enrolled("a", &one).await;
+    let mut old = agent.serving(&one, 1, MapState::default()).await;
+    let _new = agent.serving(&two, 2, MapState::default()).await;
+    let demoted = async {
+        while one.running.server.hub.counts() != (0, 1) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, demoted).await.unwrap();
+    old.say(AgentMessage::Activate { number: number(1), map: MapState::default() });
+    assert_eq!(old.refused().await.reason, Reason::StaleSession);
+}
+
+#[tokio::test]
+async fn servers_learn_of_each_other_and_tell_their_agents() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &one).await;
+    let mut talk = agent.standby(&one, 1).await;
+    let two = TestServer::start(dir.path(), 2).await;
+    let both = [one.addr.into(), two.addr.into()];
+    let told = talk.find(|m| if let ServerMessage::Servers(urls) = m { Some(urls) } else { None }).await;
+    assert_eq!(told.unwrap(), both);
+    let mut second = agent.dial(&two).await.open(agent.hello(2)).await;
+    assert_eq!(second.welcome().await.servers, [two.addr.into(), one.addr.into()]);
+}
+
+#[tokio::test]
+async fn a_server_that_drains_asks_everyone_to_leave_and_ends_when_they_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (a, b) = (Agent::enrolled("a", &one).await, Agent::enrolled("b", &one).await);
+    let mut serving = a.serving(&one, 1, MapState::default()).await;
+    let mut standby = b.standby(&one, 1).await;
+    let (addr, server) = (one.addr, one.running.server.clone());
+    let drained = tokio::spawn(one.running.drain());
+    for talk in [&mut serving, &mut standby] {
+        talk.find(|m| matches!(m, ServerMessage::Drain { .. }).then_some(())).await.unwrap();
+    }
+    let refused_port = async {
+        while tokio::net::TcpStream::connect(addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, refused_port).await.expect("it still accepts");
+    standby.say(AgentMessage::Activate { number: number(2), map: MapState::default() });
+    assert_eq!(standby.refused().await.reason, Reason::Draining);
+    assert!(!drained.is_finished(), "an agent is still here");
+    drop((serving, standby));
+    timeout(PATIENCE, drained).await.expect("it does not end").unwrap();
+    let live = two.running.server.cluster.store().live_servers().await.unwrap();
+    assert_eq!(live.iter().map(|live| live.server.id).collect::<Vec<_>>(), [two.running.server.id]);
+    let (seats, _) = server.cluster.store().sessions(0).await.unwrap();
+    assert!(seats.iter().all(|seat| !seat.row.online), "{seats:?}");
+}
+
+#[tokio::test]
+async fn a_session_whose_connection_ends_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    drop(agent.serving(&server, 1, MapState::default()).await);
+    let mut connected = server.running.server.hub.connected();
+    timeout(PATIENCE, connected.wait_for(|count| *count == 0)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_falls_silent_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut talk = agent.serving(&server, 1, MapState::default()).await;
+    // What silence does after ten seconds, now.
+    let slot = server.running.server.hub.all().remove(0);
+    slot.ends_in(Duration::ZERO);
+    assert!(talk.find(|_| None::<()>).await.is_none());
+    let mut connected = server.running.server.hub.connected();
+    timeout(PATIENCE, connected.wait_for(|count| *count == 0)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_behind_the_agent_says_nothing_of_the_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let at = server.running.server.cluster.state().version();
+    let ahead = MapVersion { revision: at.revision + 2, ..at };
+    let held = MapState { version: ahead, ..MapState::default() };
+    let mut talk = agent.serving(&server, 1, held).await;
+    let is_map = |m: &ServerMessage| matches!(m, ServerMessage::Map(_) | ServerMessage::Fetch(_));
+    assert!(!talk.said_so_far().await.iter().any(is_map));
+    let refused = talk.line.fetch(&mut Default::default()).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    server.make_setup_key(true).await;
+    assert!(!talk.said_so_far().await.iter().any(is_map));
+    server.make_setup_key(true).await;
+    talk.fetched_map().await;
+}
