@@ -5,9 +5,14 @@
 
 mod accept;
 mod admin;
+mod advertise;
+#[cfg(not(target_env = "msvc"))]
+mod alloc;
 pub mod cluster;
+pub mod cmd;
 mod connection;
 pub mod follow;
+mod identity;
 mod lease;
 mod map;
 mod metrics;

@@ -192,10 +192,9 @@ impl Talk {
     }
 
     pub(super) async fn welcome(&mut self) -> Welcome {
-        match self.next().await {
-            ServerMessage::Welcome(welcome) => welcome,
-            other => panic!("instead of a welcome: {other:?}"),
-        }
+        let first = self.next().await;
+        let ServerMessage::Welcome(welcome) = first else { panic!("instead of a welcome: {first:?}") };
+        welcome
     }
 
     pub(super) async fn refused(&mut self) -> Refused {
@@ -233,9 +232,9 @@ impl Talk {
 
     pub(super) async fn heartbeat(&mut self, sequence: u64) -> HeartbeatAck {
         self.say(AgentMessage::Heartbeat { sequence, standby: false });
-        let ack = self.find(|message| match message {
-            ServerMessage::Heartbeat(ack) if ack.sequence == sequence => Some(ack),
-            _ => None,
+        let ack = self.find(|message| {
+            let ServerMessage::Heartbeat(ack) = message else { return None };
+            (ack.sequence == sequence).then_some(ack)
         });
         ack.await.expect("the session ended")
     }
@@ -245,10 +244,11 @@ impl Talk {
         let mut said = Vec::new();
         self.say(AgentMessage::Heartbeat { sequence: u64::MAX, standby: false });
         loop {
-            match self.next().await {
-                ServerMessage::Heartbeat(ack) if ack.sequence == u64::MAX => return said,
-                message => said.push(message),
+            let message = self.next().await;
+            if matches!(&message, ServerMessage::Heartbeat(ack) if ack.sequence == u64::MAX) {
+                return said;
             }
+            said.push(message);
         }
     }
 

@@ -16,10 +16,9 @@ async fn rename_to(server: &TestServer, agent: &Agent, name: &str) {
 
 fn name_in(map: &proto::map::Map, agent: &Agent) -> String {
     let id = ObjectId::peer(agent.key());
-    match Content::decode(&id, map.content(&id).unwrap()).unwrap() {
-        Content::Peer(peer) => peer.name,
-        other => panic!("{other:?}"),
-    }
+    let content = Content::decode(&id, map.content(&id).unwrap()).unwrap();
+    let Content::Peer(peer) = content else { panic!("{content:?}") };
+    peer.name
 }
 
 #[tokio::test]
