@@ -40,7 +40,22 @@ fn main() {
         words.iter().position(|word| *word == "Gbits/sec").and_then(|at| words[at - 1].parse::<f64>().ok());
     let total = gbits.unwrap_or_default() * seconds.parse::<f64>().unwrap_or_default();
     println!("CPU of both tunnels {cpu:.2} s, {:.2} Gbit per CPU second", total / cpu);
+    for (side, netns) in [("left", &pair.wire.left), ("right", &pair.wire.right)] {
+        println!("{side}: {}", losses(netns));
+    }
     println!("left {:?}\nright {:?}", pair.left.tunnel.drops(), pair.right.tunnel.drops());
+}
+
+/// What the kernel dropped around the tunnel, and how often TCP's timers, not losses, made it send again.
+fn losses(netns: &support::Netns) -> String {
+    let counters =
+        netns.shell("nstat -asz UdpRcvbufErrors TcpExtTCPLossProbes TcpExtTCPTimeouts TcpRetransSegs");
+    let counters: Vec<&str> =
+        counters.lines().skip(1).flat_map(|line| line.split_whitespace().take(2)).collect();
+    let interfaces = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap_or_default();
+    let line = interfaces.lines().find(|line| line.trim().starts_with("hf0:")).unwrap_or_default();
+    let dropped: Vec<&str> = line.split_whitespace().skip(4).step_by(8).collect();
+    format!("{}, interface dropped {} in and {} out", counters.join(" "), dropped[0], dropped[1])
 }
 
 /// User and system time of this process, which is the tunnels.

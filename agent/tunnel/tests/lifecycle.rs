@@ -26,7 +26,7 @@ fn a_name_in_use_is_refused_whatever_kind_of_interface_has_it() {
         let error = netns.run(move || Device::create(name, 1420).map(drop)).unwrap_err();
         assert!(matches!(&error, DeviceError::NameInUse(n) if n == name), "{error}");
     }
-    for name in ["", "sixteen-letters-", "a/b", "a b"] {
+    for name in ["", "sixteen-letters-", "a/b", "a b", "hf%d"] {
         let error = netns.run(move || Device::create(name, 1420).map(drop)).unwrap_err();
         assert!(matches!(error, DeviceError::BadName(_)), "{error}");
     }

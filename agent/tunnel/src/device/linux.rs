@@ -38,7 +38,8 @@ impl std::fmt::Debug for Device {
 
 impl Device {
     pub(crate) fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
-        let bad = |c: char| c == '/' || c.is_whitespace() || c == '\0';
+        // The kernel would put a number in place of `%d`.
+        let bad = |c: char| matches!(c, '/' | '%' | ':' | '\0') || c.is_whitespace();
         if name.is_empty() || name.len() > 15 || name.contains(bad) || name == "." || name == ".." {
             return Err(DeviceError::BadName(name.to_owned()));
         }

@@ -34,7 +34,7 @@ pub(crate) enum Read {
 pub enum DeviceError {
     #[error("there already is an interface named {0}")]
     NameInUse(String),
-    #[error("no interface can be named {0:?}: a name has 1 to 15 characters, without slash or space")]
+    #[error("no interface can be named {0:?}: a name has 1 to 15 characters, without spaces or any of / % :")]
     BadName(String),
     #[error("no permission to make the interface {0}: it needs root or CAP_NET_ADMIN")]
     NoPermission(String),

@@ -231,4 +231,19 @@ impl Pair {
         let (peer, _, initiator) = self.right.wait_for_handshake();
         assert_eq!((peer, initiator), (self.left.key, false));
     }
+
+    /// Pings from the left, one every 5 ms; every packet must cross, both ways. The tunnels' own counters tell: ping
+    /// itself calls lost what comes later than two round trips, as it does on a busy machine.
+    pub fn ping(&self, address: &str, count: u64, size: usize) {
+        let traffic = |node: &Node| {
+            let stats = &node.tunnel.stats()[0];
+            (stats.rx_bytes, stats.tx_bytes)
+        };
+        let (_, before) = traffic(&self.left);
+        self.wire.left.output(&format!("ping -q -c {count} -i 0.005 -s {size} {address}"));
+        wait_until(&format!("{count} pings of {size} bytes cross"), || {
+            let ((rx, tx), right) = (traffic(&self.left), traffic(&self.right));
+            tx >= before + count * size as u64 && rx == tx && right == (tx, rx)
+        });
+    }
 }
