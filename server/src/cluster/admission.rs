@@ -165,7 +165,8 @@ mod tests {
         let secret = testing::setup_key(&mut state, &terms);
         let (ops, node) = enrol(&state, testing::NOW, &applicant(&secret, 1, "a")).unwrap();
         testing::apply(&mut state, ops);
-        testing::apply(&mut state, remove(&state, &node, testing::NOW));
+        let ops = remove(&state, &node, testing::NOW);
+        testing::apply(&mut state, ops);
         let (ops, back) = enrol(&state, testing::NOW, &applicant(&secret, 1, "a")).unwrap();
         assert!(back.issued_at > state.removal(&node.key).unwrap().removed_at);
         testing::apply(&mut state, ops);
@@ -201,7 +202,10 @@ mod tests {
             for (key, leaves) in steps {
                 let known = state.node_by_key(&PublicKey([key; 32])).cloned();
                 match known {
-                    Some(node) if leaves => testing::apply(&mut state, remove(&state, &node, testing::NOW)),
+                    Some(node) if leaves => {
+                        let ops = remove(&state, &node, testing::NOW);
+                        testing::apply(&mut state, ops);
+                    }
                     known => {
                         let (ops, node) = enrol(&state, testing::NOW, &applicant(&secret, key, "host")).unwrap();
                         prop_assert_eq!(known.is_none(), numbers.insert(node.id));

@@ -302,7 +302,8 @@ mod tests {
     fn a_state_from_a_snapshot_is_the_state_that_the_log_made() {
         let (mut state, first) = testing::with_node("a");
         testing::enrol(&mut state, "b");
-        testing::apply(&mut state, remove(&state, &first, testing::NOW));
+        let ops = remove(&state, &first, testing::NOW);
+        testing::apply(&mut state, ops);
         let snapshot = testing::snapshot(&state);
         let loaded = State::from_snapshot(snapshot);
         assert_eq!(loaded.head(), state.head());
@@ -316,7 +317,8 @@ mod tests {
     fn a_change_tells_what_it_touched_and_only_within_its_epoch() {
         let (mut state, node) = testing::with_node("a");
         let before = state.version();
-        testing::apply(&mut state, remove(&state, &node, testing::NOW));
+        let ops = remove(&state, &node, testing::NOW);
+        testing::apply(&mut state, ops);
         let touched = BTreeSet::from([Touched::Node(node.key), Touched::Removal(node.key)]);
         assert_eq!(state.changed_since(before), Some(touched));
         assert_eq!(state.changed_since(state.version()), Some(BTreeSet::new()));

@@ -193,7 +193,8 @@ mod tests {
     fn a_claim_is_granted_once_and_stands_in_the_certificate() {
         let (mut state, node) = testing::with_node("router");
         let prefix: IpNet = "10.1.2.3/8".parse().unwrap();
-        testing::apply(&mut state, allow_claim(&state, &node, prefix, testing::NOW).unwrap());
+        let ops = allow_claim(&state, &node, prefix, testing::NOW).unwrap();
+        testing::apply(&mut state, ops);
         let node = state.node(node.id).unwrap().clone();
         let Ok((_, Statement::Membership(membership))) = Statement::trust(&node.membership) else { panic!() };
         assert_eq!(membership.claims, ["10.0.0.0/8".parse::<IpNet>().unwrap()]);
@@ -213,7 +214,8 @@ mod tests {
         );
         assert!(matches!(rename(&state, &second, "-x"), Err(NodeError::InvalidName(_))));
         assert_eq!(rename(&state, &second, "b"), Ok(vec![]));
-        testing::apply(&mut state, rename(&state, &second, "c").unwrap());
+        let ops = rename(&state, &second, "c").unwrap();
+        testing::apply(&mut state, ops);
         assert_eq!(state.node_by_name("c").unwrap().id, second.id);
         assert!(state.node_by_name("b").is_none());
     }
@@ -221,7 +223,8 @@ mod tests {
     #[test]
     fn a_removed_node_leaves_a_signed_removal_and_its_address_is_held() {
         let (mut state, node) = testing::with_node("gone");
-        testing::apply(&mut state, remove(&state, &node, testing::NOW));
+        let ops = remove(&state, &node, testing::NOW);
+        testing::apply(&mut state, ops);
         assert!(state.node(node.id).is_none());
         let removed = state.removal(&node.key).unwrap();
         let statement = Statement::verify(&removed.signed, state.network_id, &state.root.public());
@@ -235,9 +238,11 @@ mod tests {
     fn ended_removals_are_cleaned_up_with_the_next_one() {
         let (mut state, first) = testing::with_node("first");
         let second = testing::enrol(&mut state, "second");
-        testing::apply(&mut state, remove(&state, &first, testing::NOW));
+        let ops = remove(&state, &first, testing::NOW);
+        testing::apply(&mut state, ops);
         let later = testing::NOW.saturating_add(MEMBERSHIP_LIFETIME * 2);
-        testing::apply(&mut state, remove(&state, &second, later));
+        let ops = remove(&state, &second, later);
+        testing::apply(&mut state, ops);
         assert!(state.removal(&first.key).is_none());
         assert!(state.removal(&second.key).is_some());
     }

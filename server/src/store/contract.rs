@@ -1,1 +1,473 @@
+//! What both databases do alike: every test here runs on a SQLite file and on a private Postgres (with fsync on).
 
+use crate::{
+    cluster::{
+        Actor, Change, ChangeId, Head, Node, Refusal, SetupKey, SetupKeyTerms, enrol, remove, rename,
+        testing::applicant,
+    },
+    follow::{Cluster, WriteError},
+    store::{
+        self, Hint, Lost, Missing, ServerRow, SessionRow, StoreError, Tail,
+        testing::{Database, eventually},
+    },
+};
+use proto::{
+    map::MapVersion,
+    session::{ServerId, SessionNumber},
+    setup_key::SetupSecret,
+    statement::NodeId,
+};
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+
+macro_rules! on_both_databases {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            use crate::store::testing::Database;
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::$name(Database::sqlite()).await;
+                }
+            )*
+        }
+        mod postgres {
+            use crate::store::testing::Database;
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    super::$name(Database::postgres().await).await;
+                }
+            )*
+        }
+    };
+}
+
+on_both_databases!(
+    of_two_first_starts_at_once_one_makes_the_root,
+    a_change_on_one_server_reaches_the_other_in_time,
+    fifty_enrolments_at_once_over_two_servers_are_fifty_nodes,
+    a_one_off_key_lets_in_one_of_many_who_come_at_once,
+    one_node_key_on_two_servers_at_once_is_one_node,
+    a_refused_write_changes_nothing_and_leaves_the_log_free,
+    a_lock_that_is_dropped_is_undone,
+    a_cluster_opened_again_is_the_same,
+    a_lease_ends_by_the_clock_of_the_database,
+    a_session_is_replaced_by_a_newer_number_only,
+    presence_is_read_from_where_one_stopped,
+    a_removed_node_takes_its_presence_along,
+    signals_are_taken_once_in_order_and_not_when_old,
+    another_server_is_woken,
+    a_newer_schema_is_refused,
+    a_command_makes_no_cluster,
+    a_log_that_went_back_begins_a_new_epoch_everywhere,
+    a_follower_that_the_log_has_left_behind_loads_everything,
+    status_tells_what_it_is,
+);
+
+fn reusable() -> SetupKeyTerms {
+    SetupKeyTerms { reusable: true, ..SetupKeyTerms::default() }
+}
+
+async fn setup_key(cluster: &Cluster, terms: &SetupKeyTerms) -> SetupSecret {
+    let secret = SetupSecret::generate().unwrap();
+    let written = cluster.write(Actor::CommandLine, |state, now| {
+        let (record, _) = SetupKey::new(state, now, &secret, terms);
+        Ok::<_, Infallible>((vec![crate::cluster::Op::put_setup_key(record)], ()))
+    });
+    written.await.unwrap();
+    secret
+}
+
+async fn enter(cluster: &Cluster, secret: &SetupSecret, hostname: &str) -> Result<Node, WriteError<Refusal>> {
+    let applicant = applicant(secret, hostname);
+    cluster.write(Actor::CommandLine, |state, now| enrol(state, now, &applicant)).await
+}
+
+async fn rename_to(cluster: &Cluster, node: NodeId, name: &str) {
+    let renamed = cluster.write(Actor::CommandLine, |state, _| {
+        let node = state.node(node).expect("the test made it");
+        rename(state, node, name).map(|ops| (ops, ()))
+    });
+    renamed.await.unwrap();
+}
+
+fn server(id: u8) -> ServerRow {
+    ServerRow {
+        id: ServerId([id; 16]),
+        name: format!("server-{id}"),
+        urls: vec![format!("192.0.2.{id}:7443").parse().unwrap()],
+        version: "0.1.0".to_owned(),
+    }
+}
+
+fn session(node: u64, server: u8, boot: u64, counter: u64, online: bool) -> SessionRow {
+    let number = SessionNumber { boot, counter };
+    SessionRow { node: NodeId(node), server: ServerId([server; 16]), number, online }
+}
+
+async fn of_two_first_starts_at_once_one_makes_the_root(database: Database) {
+    let (a, b) = tokio::join!(database.cluster(), database.cluster());
+    let (a, b) = (a.state(), b.state());
+    assert_eq!(a.root.public(), b.root.public());
+    assert_eq!(a.network_id, b.network_id);
+    assert_eq!(a.network, b.network);
+    assert_eq!(a.version(), MapVersion { epoch: 1, revision: 1 });
+    assert_eq!(a.head(), b.head());
+}
+
+async fn a_change_on_one_server_reaches_the_other_in_time(database: Database) {
+    const ROUNDS: usize = 100;
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let secret = setup_key(&a, &reusable()).await;
+    let node = enter(&a, &secret, "first").await.unwrap();
+    let mut changed = b.changed();
+    let mut latencies = Vec::new();
+    for round in 0..ROUNDS {
+        let name = format!("name-{round}");
+        let begun_at = Instant::now();
+        rename_to(&a, node.id, &name).await;
+        let reached = changed.wait_for(|version| *version >= a.state().version());
+        tokio::time::timeout(Duration::from_secs(10), reached).await.expect("it arrives").unwrap();
+        latencies.push(begun_at.elapsed());
+        assert_eq!(b.state().node(node.id).unwrap().name, name);
+    }
+    latencies.sort();
+    let (p50, p99, worst) = (latencies[ROUNDS / 2], latencies[ROUNDS * 99 / 100 - 1], latencies[ROUNDS - 1]);
+    println!("{}: a change reaches another server: p50 {p50:?}, p99 {p99:?}, worst {worst:?}", database.url);
+    assert!(p99 <= database.reach(), "p99 {p99:?} of at most {:?}", database.reach());
+}
+
+async fn fifty_enrolments_at_once_over_two_servers_are_fifty_nodes(database: Database) {
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let secret = setup_key(&a, &reusable()).await;
+    let tasks: Vec<_> = (0..50)
+        .map(|number| {
+            let (cluster, secret) = (if number % 2 == 0 { a.clone() } else { b.clone() }, secret.clone());
+            tokio::spawn(async move { enter(&cluster, &secret, "host").await.unwrap() })
+        })
+        .collect();
+    let mut nodes = Vec::new();
+    for task in tasks {
+        nodes.push(task.await.unwrap());
+    }
+    let count = |set: BTreeSet<String>| set.len();
+    assert_eq!(count(nodes.iter().map(|node| node.id.to_string()).collect()), 50);
+    assert_eq!(count(nodes.iter().map(|node| node.address_v4.to_string()).collect()), 50);
+    assert_eq!(count(nodes.iter().map(|node| node.address_v6.to_string()).collect()), 50);
+    assert_eq!(count(nodes.iter().map(|node| node.name.clone()).collect()), 50);
+    for cluster in [&a, &b] {
+        eventually("both servers know all fifty", async || cluster.state().node_count() == 50).await;
+        assert_eq!(cluster.state().setup_key_by_hash(&secret.hash()).unwrap().uses, 50);
+    }
+}
+
+async fn a_one_off_key_lets_in_one_of_many_who_come_at_once(database: Database) {
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let secret = setup_key(&a, &SetupKeyTerms::default()).await;
+    let tasks: Vec<_> = (0..10)
+        .map(|number| {
+            let (cluster, secret) = (if number % 2 == 0 { a.clone() } else { b.clone() }, secret.clone());
+            tokio::spawn(async move { enter(&cluster, &secret, "host").await })
+        })
+        .collect();
+    let mut entered = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(_) => entered += 1,
+            Err(error) => assert_eq!(error, WriteError::Refused(Refusal::KeyUsed)),
+        }
+    }
+    assert_eq!(entered, 1);
+}
+
+async fn one_node_key_on_two_servers_at_once_is_one_node(database: Database) {
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let secret = setup_key(&a, &SetupKeyTerms::default()).await;
+    let applicant = applicant(&secret, "host");
+    let (one, other) = tokio::join!(
+        a.write(Actor::CommandLine, |state, now| enrol(state, now, &applicant)),
+        b.write(Actor::CommandLine, |state, now| enrol(state, now, &applicant)),
+    );
+    assert_eq!(one.unwrap(), other.unwrap(), "both are told the same, and the one-off key is not burnt");
+    eventually("one node", async || a.state().node_count() == 1 && b.state().node_count() == 1).await;
+}
+
+async fn a_refused_write_changes_nothing_and_leaves_the_log_free(database: Database) {
+    let cluster = database.cluster().await;
+    let before = cluster.state().head();
+    let refused = cluster.write(Actor::CommandLine, |_, _| Err::<(Vec<_>, ()), _>("no"));
+    assert_eq!(refused.await, Err(WriteError::Refused("no")));
+    let nothing = cluster.write(Actor::CommandLine, |_, _| Ok::<_, Infallible>((vec![], "nothing to do")));
+    assert_eq!(nothing.await, Ok("nothing to do"));
+    assert_eq!(cluster.store().status().await.unwrap().head, before);
+    setup_key(&cluster, &reusable()).await;
+    assert_eq!(cluster.state().version().revision, before.version.revision + 1);
+}
+
+async fn a_lock_that_is_dropped_is_undone(database: Database) {
+    let cluster = database.cluster().await;
+    let locked = cluster.store().lock(cluster.state().head()).await.unwrap();
+    assert_eq!(locked.tail(), &Tail::Changes(vec![]));
+    drop(locked);
+    setup_key(&cluster, &reusable()).await;
+}
+
+async fn a_cluster_opened_again_is_the_same(database: Database) {
+    let cluster = database.cluster().await;
+    let secret = setup_key(&cluster, &reusable()).await;
+    let first = enter(&cluster, &secret, "a").await.unwrap();
+    enter(&cluster, &secret, "b").await.unwrap();
+    let removed = cluster.write(Actor::CommandLine, |state, now| {
+        let node = state.node(first.id).expect("it entered");
+        Ok::<_, Infallible>((remove(state, node, now), ()))
+    });
+    removed.await.unwrap();
+    let before = cluster.state();
+    drop(cluster);
+    let after = database.cluster().await.state();
+    assert_eq!(after.head(), before.head());
+    assert_eq!(after.root.public(), before.root.public());
+    assert!(after.nodes().eq(before.nodes()));
+    assert!(after.setup_keys().eq(before.setup_keys()));
+    assert!(after.removals().eq(before.removals()));
+    assert_eq!(after.next_node_id(), before.next_node_id());
+}
+
+async fn a_lease_ends_by_the_clock_of_the_database(database: Database) {
+    let store = database.open().await;
+    const TTL: Duration = Duration::from_millis(300);
+    let begun_at = Instant::now();
+    store.renew_lease(&server(1), TTL).await.unwrap();
+    store.renew_lease(&server(2), Duration::from_secs(60)).await.unwrap();
+    let live = store.live_servers().await.unwrap();
+    assert_eq!(live.last().unwrap().server, server(2));
+    assert!(live.iter().all(|live| live.lease_remaining <= Duration::from_secs(60)));
+    let one_is_left = async || store.live_servers().await.unwrap().len() == 1;
+    eventually("the short lease ends", one_is_left).await;
+    assert!(begun_at.elapsed() >= TTL);
+    store.renew_lease(&server(1), Duration::from_secs(60)).await.unwrap();
+    assert_eq!(store.live_servers().await.unwrap().len(), 2);
+    store.release_lease(ServerId([1; 16])).await.unwrap();
+    let names: Vec<_> =
+        store.live_servers().await.unwrap().into_iter().map(|live| live.server.name).collect();
+    assert_eq!(names, ["server-2"]);
+}
+
+async fn a_session_is_replaced_by_a_newer_number_only(database: Database) {
+    let store = database.open().await;
+    for id in [1, 2] {
+        store.renew_lease(&server(id), Duration::from_secs(60)).await.unwrap();
+    }
+    for (written, standing) in [
+        (session(7, 1, 1, 5, true), session(7, 1, 1, 5, true)),
+        // An older one, and another server's of the same number, come late.
+        (session(7, 2, 1, 4, true), session(7, 1, 1, 5, true)),
+        (session(7, 2, 1, 5, false), session(7, 1, 1, 5, true)),
+        (session(7, 1, 1, 5, false), session(7, 1, 1, 5, false)),
+        (session(7, 2, 1, 6, true), session(7, 2, 1, 6, true)),
+        // The server that had it before ends only its own.
+        (session(7, 1, 1, 5, false), session(7, 2, 1, 6, true)),
+        (session(7, 1, 2, 0, true), session(7, 1, 2, 0, true)),
+    ] {
+        store.put_sessions(&[written]).await.unwrap();
+        let (rows, _) = store.sessions(0).await.unwrap();
+        assert_eq!(rows.iter().map(|seen| seen.row).collect::<Vec<_>>(), [standing], "after {written:?}");
+    }
+    let (rows, _) = store.sessions(0).await.unwrap();
+    assert!(rows[0].is_online());
+    store.release_lease(ServerId([1; 16])).await.unwrap();
+    let (rows, _) = store.sessions(0).await.unwrap();
+    assert!(rows[0].row.online && !rows[0].is_online(), "online counts only while its server lives");
+}
+
+async fn presence_is_read_from_where_one_stopped(database: Database) {
+    let store = database.open().await;
+    let batch: Vec<_> = (0..3).map(|node| session(node, 1, 1, 1, true)).collect();
+    store.put_sessions(&batch).await.unwrap();
+    let (rows, read_to) = store.sessions(0).await.unwrap();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(store.sessions(read_to).await.unwrap(), (vec![], read_to));
+    // Twice in one batch: the later counts.
+    store.put_sessions(&[session(1, 1, 1, 2, true), session(1, 1, 1, 2, false)]).await.unwrap();
+    let (rows, _) = store.sessions(read_to).await.unwrap();
+    assert_eq!(rows.iter().map(|seen| seen.row).collect::<Vec<_>>(), [session(1, 1, 1, 2, false)]);
+    assert!(rows.iter().all(|seen| seen.sequence > read_to));
+}
+
+async fn a_removed_node_takes_its_presence_along(database: Database) {
+    let cluster = database.cluster().await;
+    let secret = setup_key(&cluster, &reusable()).await;
+    let node = enter(&cluster, &secret, "a").await.unwrap();
+    cluster.store().put_sessions(&[session(node.id.0, 1, 1, 1, true)]).await.unwrap();
+    let removed = cluster.write(Actor::CommandLine, |state, now| {
+        let node = state.node(node.id).expect("it entered");
+        Ok::<_, Infallible>((remove(state, node, now), ()))
+    });
+    removed.await.unwrap();
+    assert!(cluster.store().sessions(0).await.unwrap().0.is_empty());
+}
+
+async fn signals_are_taken_once_in_order_and_not_when_old(database: Database) {
+    let store = database.open().await;
+    let (me, other) = (ServerId([1; 16]), ServerId([2; 16]));
+    let signals: Vec<_> = (0..20u8).map(|n| (if n % 2 == 0 { me } else { other }, vec![n])).collect();
+    store.send_signals(&signals).await.unwrap();
+    store.send_signals(&[(me, vec![100])]).await.unwrap();
+    let mine: Vec<u8> = store.take_signals(me).await.unwrap().concat();
+    assert_eq!(mine, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 100]);
+    assert!(store.take_signals(me).await.unwrap().is_empty());
+    database
+        .sql(match &database.url {
+            store::DatabaseUrl::Sqlite(_) => "UPDATE signals SET sent_ms = sent_ms - 11000",
+            store::DatabaseUrl::Postgres(_) => "UPDATE signals SET sent_at = sent_at - interval '11 seconds'",
+        })
+        .await;
+    assert!(store.take_signals(other).await.unwrap().is_empty(), "they are of no use any more");
+}
+
+async fn another_server_is_woken(database: Database) {
+    let (mine, theirs) = (database.open().await, database.open().await);
+    let me = ServerId([1; 16]);
+    let mut hints = mine.wake();
+    let wakes = |hint: &Hint| matches!(hint, Hint::Anything | Hint::Signals(_));
+    // What was said before we listened may be missed, so it is said until it is heard.
+    let heard = async {
+        loop {
+            theirs.send_signals(&[(me, vec![1])]).await.unwrap();
+            let hint = tokio::time::timeout(Duration::from_millis(100), hints.recv()).await;
+            if hint.is_ok_and(|hint| wakes(&hint.unwrap()))
+                && !mine.take_signals(me).await.unwrap().is_empty()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), heard).await.expect("it is woken");
+}
+
+async fn a_newer_schema_is_refused(database: Database) {
+    drop(database.open().await);
+    database.sql("UPDATE refinery_schema_history SET version = 99").await;
+    let Err(error) = store::open(&database.url, Missing::Create).await else { panic!("it was opened") };
+    assert!(matches!(&error, StoreError::NewerSchema { found: 99, .. }), "{error}");
+    assert!(error.to_string().contains("update this server"), "{error}");
+}
+
+async fn a_command_makes_no_cluster(database: Database) {
+    let Err(error) = store::open(&database.url, Missing::Refuse).await else { panic!("it was opened") };
+    assert!(matches!(&error, StoreError::NoCluster { .. }), "{error}");
+    drop(database.cluster().await);
+    assert!(store::open(&database.url, Missing::Refuse).await.is_ok());
+}
+
+async fn a_log_that_went_back_begins_a_new_epoch_everywhere(database: Database) {
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let secret = setup_key(&a, &reusable()).await;
+    let kept = enter(&a, &secret, "kept").await.unwrap();
+    let then = a.state().head();
+    let content = a.state().setup_key_by_hash(&secret.hash()).unwrap().clone();
+    let lost = enter(&a, &secret, "lost").await.unwrap();
+    let seen = a.state().version();
+    eventually("both have seen it", async || b.state().version() == seen).await;
+    // As a restored copy would be, to the last row.
+    let (revision, node) = (then.version.revision, lost.id);
+    let key = serde_json::to_string(&*content).unwrap();
+    database
+        .sql(&format!(
+            "BEGIN; DELETE FROM changes WHERE revision > {revision}; DELETE FROM nodes WHERE id = {node};
+             UPDATE setup_keys SET content = '{key}';
+             UPDATE cluster SET revision = {revision}, next_node_id = {node},
+                 last_change = (SELECT id FROM changes WHERE revision = {revision}); COMMIT;"
+        ))
+        .await;
+    for cluster in [&a, &b] {
+        eventually("a new epoch", async || cluster.state().version().epoch == 2).await;
+        let state = cluster.state();
+        assert!(state.version().revision > seen.revision, "above every revision seen");
+        assert!(state.node(kept.id).is_some());
+        assert!(state.node_by_name("lost").is_none());
+    }
+    let again = enter(&b, &secret, "again").await.unwrap();
+    eventually("the log goes on", async || a.state().node(again.id).is_some()).await;
+    assert_eq!(a.state().head(), b.state().head(), "one epoch was begun, not two");
+}
+
+async fn a_follower_that_the_log_has_left_behind_loads_everything(database: Database) {
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let old = a.state().head();
+    let secret = setup_key(&a, &reusable()).await;
+    enter(&a, &secret, "a").await.unwrap();
+    let newest = a.state().version().revision;
+    assert!(
+        matches!(a.store().tail(old).await.unwrap(), Tail::Changes(changes) if changes.len() as u64 == newest - 1)
+    );
+    database.sql(&format!("DELETE FROM changes WHERE revision < {newest}")).await;
+    assert_eq!(a.store().tail(old).await.unwrap(), Tail::Lost(Lost::Pruned));
+    eventually("the other has it all", async || b.state().version().revision == newest).await;
+    assert_eq!(b.state().version().epoch, 1, "nothing went back");
+}
+
+async fn status_tells_what_it_is(database: Database) {
+    let cluster = database.cluster().await;
+    let status = cluster.store().status().await.unwrap();
+    assert_eq!(status.head, cluster.state().head());
+    assert_eq!(status.schema, 1);
+    assert_eq!(database.url.to_string(), status.location);
+    assert!(!status.version.is_empty() && status.location.starts_with(status.kind));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_at_a_revision_that_exists_is_refused() {
+    for database in [Database::sqlite(), Database::postgres().await] {
+        let cluster = database.cluster().await;
+        let head = cluster.state().head();
+        let locked = cluster.store().lock(head).await.unwrap();
+        let again = Head { id: ChangeId([9; 16]), ..head };
+        let change = Change { head: again, at: locked.now(), actor: Actor::CommandLine, ops: vec![] };
+        assert!(matches!(locked.commit(&change).await, Err(StoreError::Failed { .. })));
+        setup_key(&cluster, &reusable()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_unreachable_postgres_is_an_error_without_its_password() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let url = format!("postgres://me:hunter2@127.0.0.1:{port}/mesh").parse().unwrap();
+    let Err(error) = store::open(&url, Missing::Create).await else { panic!("it was opened") };
+    assert!(error.is_retriable(), "{error}");
+    let text = format!("{error} {error:?} {url} {url:?}");
+    assert!(!text.contains("hunter2"), "{text}");
+    assert!(text.contains(&format!("me@127.0.0.1:{port}/mesh")), "{text}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_an_error_and_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notes.txt");
+    std::fs::write(&path, "not a database, and long enough to have been read as the header of one").unwrap();
+    let url = store::DatabaseUrl::Sqlite(path.clone());
+    let Err(error) = store::open(&url, Missing::Create).await else { panic!("it was opened") };
+    assert!(error.to_string().contains("notes.txt"), "{error}");
+    assert!(std::fs::read_to_string(path).unwrap().starts_with("not a database"));
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_file_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let database = Database::sqlite();
+    let _cluster = database.cluster().await;
+    let store::DatabaseUrl::Sqlite(path) = &database.url else { panic!("it is a file") };
+    for file in std::fs::read_dir(path.parent().unwrap()).unwrap() {
+        let file = file.unwrap();
+        if !file.file_name().to_string_lossy().ends_with("-migration") {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{file:?}");
+        }
+    }
+}

@@ -9,6 +9,8 @@ mod error;
 mod log;
 mod postgres;
 mod sqlite;
+#[cfg(test)]
+pub(crate) mod testing;
 mod url;
 
 pub use error::StoreError;

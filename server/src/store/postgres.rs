@@ -1,7 +1,7 @@
 //! Postgres: any number of servers, on any machines. Writes lock the cluster's one row; notifications tell the others. The pool and the listening connection
 //! find a new primary by themselves where the URL names several hosts.
 
-mod connect;
+pub(crate) mod connect;
 mod error;
 mod listen;
 mod live;

@@ -3,11 +3,7 @@
 
 use crate::store::{
     CALL_TIMEOUT, Hint, StoreError,
-    postgres::{
-        connect,
-        error::PgError,
-        target::Target,
-    },
+    postgres::{connect, error::PgError, target::Target},
 };
 use std::{pin::pin, time::Duration};
 use tokio::{sync::broadcast, time::Instant};

@@ -1,0 +1,158 @@
+//! Databases for tests: a SQLite file, or a database in a private Postgres. The Postgres is started once for the whole test program, has its own
+//! directory and socket, and ends with the program, however that ends. Without Postgres the tests fail and say what to install.
+
+use crate::{
+    follow::Cluster,
+    store::{self, DatabaseUrl, Missing, Store},
+};
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::{
+        fs::{MetadataExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{ChildStdin, Command, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+const MISSING: &str = "these tests need Postgres: install the package `postgresql` (initdb and postgres in /usr/lib/postgresql/*/bin or in PATH)";
+
+/// An empty database of one test.
+pub(crate) struct Database {
+    pub(crate) url: DatabaseUrl,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Database {
+    pub(crate) fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(directory.path().join("holdfast.db"));
+        Self { url, _directory: Some(directory) }
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let server = tokio::task::spawn_blocking(PrivatePostgres::shared).await.unwrap();
+        let name = format!("test_{}", NEXT.fetch_add(1, Relaxed));
+        server.database("postgres").sql(&format!("CREATE DATABASE {name}")).await;
+        server.database(&name)
+    }
+
+    pub(crate) async fn open(&self) -> Arc<dyn Store> {
+        store::open(&self.url, Missing::Create).await.unwrap()
+    }
+
+    /// One server's view of the cluster in this database.
+    pub(crate) async fn cluster(&self) -> Cluster {
+        Cluster::open(self.open().await).await.unwrap()
+    }
+
+    /// Changes the database behind the servers' backs.
+    pub(crate) async fn sql(&self, statements: &str) {
+        match &self.url {
+            DatabaseUrl::Sqlite(path) => {
+                rusqlite::Connection::open(path).unwrap().execute_batch(statements).unwrap();
+            }
+            DatabaseUrl::Postgres(target) => {
+                let client = store::postgres::connect::single_driven(target, "test").await.unwrap();
+                client.batch_execute(statements).await.unwrap();
+            }
+        }
+    }
+
+    /// Within which a change has to be seen by another server.
+    pub(crate) fn reach(&self) -> Duration {
+        match &self.url {
+            DatabaseUrl::Sqlite(_) => Duration::from_millis(250),
+            DatabaseUrl::Postgres(_) => Duration::from_millis(100),
+        }
+    }
+}
+
+/// Waits for a condition; how long it may take is bounded.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+struct PrivatePostgres {
+    directory: PathBuf,
+    /// Closed when this program ends: its shell then stops Postgres and removes the directory.
+    _lifeline: ChildStdin,
+}
+
+impl PrivatePostgres {
+    fn shared() -> &'static Self {
+        static SHARED: OnceLock<PrivatePostgres> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let programs = programs();
+        let directory = tempfile::Builder::new().prefix("holdfast-pg-").tempdir().unwrap().keep();
+        let script = r#"
+            trap '' INT TERM
+            trap 'kill -QUIT $server 2>/dev/null; wait $server; cd /; rm -rf "$DIR"' EXIT
+            "$BIN/initdb" -D "$DIR/data" -U test -A trust -E UTF8 --no-locale --no-sync >"$DIR/initdb.txt" 2>&1 ||
+                { cat "$DIR/initdb.txt"; exit 1; }
+            "$BIN/postgres" -D "$DIR/data" -k "$DIR" -c listen_addresses= -c fsync=on -c shared_buffers=32MB \
+                -c max_connections=400 >"$DIR/postgres.txt" 2>&1 &
+            server=$!
+            until "$BIN/psql" -h "$DIR" -U test -d postgres -qc '' 2>/dev/null; do
+                kill -0 $server 2>/dev/null || { cat "$DIR/postgres.txt"; exit 1; }
+                sleep 0.05
+            done
+            echo ready
+            read -r _
+        "#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("DIR", &directory).env("BIN", programs).current_dir(&directory);
+        as_postgres(&mut command, &directory);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            if line == "ready" {
+                return Self { directory, _lifeline: child.stdin.take().unwrap() };
+            }
+            said = format!("{said}{line}\n");
+        }
+        panic!("the private Postgres did not start; {MISSING}: {said}");
+    }
+
+    fn database(&self, name: &str) -> Database {
+        let host = self.directory.to_str().unwrap().replace('/', "%2F");
+        let url = format!("postgres://test@{host}/{name}").parse().unwrap();
+        Database { url, _directory: None }
+    }
+}
+
+fn programs() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
+    found.sort();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let candidates = found.into_iter().rev().chain(std::env::split_paths(&path));
+    candidates.into_iter().find(|directory| directory.join("initdb").is_file()).expect(MISSING)
+}
+
+/// Postgres does not run as root.
+fn as_postgres(command: &mut Command, directory: &Path) {
+    if std::fs::metadata(directory).unwrap().uid() != 0 {
+        return;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let user = users.lines().find_map(|line| line.strip_prefix("postgres:")).expect(MISSING);
+    let mut ids = user.split(':').skip(1).map(|id| id.parse::<u32>().unwrap());
+    let (uid, gid) = (ids.next().unwrap(), ids.next().unwrap());
+    chown(directory, Some(uid), Some(gid)).unwrap();
+    command.uid(uid).gid(gid);
+}
