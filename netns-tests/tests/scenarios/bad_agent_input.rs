@@ -159,7 +159,7 @@ pub(crate) fn a_host_that_refuses(s: &mut Scenario) -> Result<()> {
     // Two agents with one state directory: the first goes on.
     let a1 = &mesh.agents[0];
     let second = a1.command(&[&["up", "--foreground"], &options[..]].concat())?;
-    told(&second, FAILED, &["running"], "a second agent in one state directory")?;
+    told(&second, FAILED, &["already uses"], "a second agent in one state directory")?;
     ensure!(a1.status()?.served_by().is_some(), "the first agent was disturbed");
 
     // An interface name in use.
