@@ -1,0 +1,184 @@
+//! `agent status`
+
+use super::{
+    Context,
+    failure::Failure,
+    output,
+    view::{Peer, View},
+};
+use crate::{
+    local::{ClientError, Request},
+    platform,
+};
+use std::fmt::Write;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// As JSON, whose shape is a contract
+    #[arg(long)]
+    json: bool,
+    /// Again at every change, until the agent ends
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) async fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let request = if args.watch { Request::Watch { peers: true } } else { Request::Status };
+    let mut watch = match context.client().ask(&request).await {
+        Ok(watch) => watch,
+        Err(error @ ClientError::NotRunning(_)) => {
+            if args.json {
+                output::line(&stopped(context).to_string())?;
+            }
+            return Err(error.into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut told = false;
+    while let Some(line) = watch.next_line().await? {
+        match args.json {
+            true => output::line(&line)?,
+            false => output::line(&text(&serde_json::from_str(&line).map_err(Failure::failed)?))?,
+        }
+        told = true;
+        if !args.watch {
+            break;
+        }
+    }
+    if told { Ok(()) } else { Err(ClientError::Ended.into()) }
+}
+
+/// The documented shape, of an agent that does not run.
+fn stopped(context: &Context) -> serde_json::Value {
+    serde_json::json!({
+        "state": "stopped",
+        "self": {
+            "name": platform::hostname(), "public_key": "", "addresses": [],
+            "interface": context.interface, "listen_port": 0,
+        },
+        "control": {
+            "state": "offline", "server": null, "standby": null, "connected_since": null, "revision": 0,
+            "failovers": 0, "map_source": "none", "map_age_seconds": null, "servers": [],
+        },
+        "peers": [],
+        "claims": [],
+    })
+}
+
+fn text(view: &View) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = head(&mut text, view);
+    let name = view.peers.iter().map(|peer| peer.name.len()).max().unwrap_or(0);
+    for peer in &view.peers {
+        let address = peer.addresses.first().map_or("", String::as_str);
+        let _ = writeln!(
+            text,
+            "{address:<16} {:<name$} {:<8} {}{}",
+            peer.name,
+            peer.os,
+            state(peer),
+            traffic(peer)
+        );
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// What a list of peers hides: who serves us, who would, and how old the map is.
+fn head(text: &mut String, view: &View) -> std::fmt::Result {
+    let (own, control) = (&view.own, &view.control);
+    writeln!(
+        text,
+        "{} {} ({}, UDP port {})",
+        own.addresses.join(" "),
+        own.name,
+        own.interface,
+        own.listen_port
+    )?;
+    match (view.served_by(), view.is_enrolled()) {
+        (Some(url), _) => {
+            writeln!(text, "served by {url} for {}", span(control.connected_since.unwrap_or_default()))?
+        }
+        (None, true) => writeln!(text, "not served: {}", view.troubles())?,
+        (None, false) => {
+            writeln!(text, "not enrolled: run `agent up` with a setup key ({})", own.public_key)?
+        }
+    }
+    if let Some(refused) = &control.refused {
+        writeln!(text, "servers refuse this node: {refused}")?;
+    }
+    let standby = control.standby.as_ref().map_or("none", |server| server.url.as_str());
+    let age = control.map_age_seconds.map_or_else(|| "unknown".into(), |age| span(age as f64));
+    writeln!(text, "standby {standby}; {} failovers", control.failovers)?;
+    writeln!(text, "map {}, revision {}, confirmed {age} ago", control.map_source, control.revision)?;
+    for server in &control.servers {
+        let rtt = server.rtt_ms.map_or_else(String::new, |rtt| format!(", {rtt:.1} ms"));
+        let error = server.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
+        writeln!(text, "  server {} {}{rtt}{error}", server.url, server.state)?;
+    }
+    writeln!(text)
+}
+
+/// As in `tailscale status`.
+fn state(peer: &Peer) -> String {
+    match (peer.tunnel.as_str(), peer.path.kind.as_str(), &peer.path.endpoint) {
+        _ if peer.expired => "expired".into(),
+        ("connected", "relay", Some(relay)) => format!("active; relay {relay}"),
+        ("connected", _, Some(endpoint)) => format!("active; direct {endpoint}"),
+        ("connected", _, None) => "active".into(),
+        ("connecting", _, _) => "connecting".into(),
+        _ if peer.online => "idle".into(),
+        _ => "offline".into(),
+    }
+}
+
+fn traffic(peer: &Peer) -> String {
+    match (peer.tx_bytes, peer.rx_bytes) {
+        (0, 0) => String::new(),
+        (tx, rx) => format!(", tx {tx} rx {rx}"),
+    }
+}
+
+fn span(seconds: f64) -> String {
+    let seconds = seconds as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str = r#"{
+        "state": "running",
+        "self": {"name": "a", "public_key": "k", "addresses": ["100.64.0.1"], "interface": "hf0", "listen_port": 51820},
+        "control": {"state": "connected", "server": {"id": "1", "url": "s1:7443"}, "standby": {"id": "2", "url": "s2:7443"},
+            "connected_since": 61.5, "revision": 7, "failovers": 1, "map_source": "live", "map_age_seconds": 2,
+            "servers": [{"url": "s3:7443", "state": "down", "rtt_ms": null, "last_error": "connection refused"}]},
+        "peers": [
+            {"name": "b", "public_key": "k2", "addresses": ["100.64.0.2"], "os": "linux", "online": true, "tunnel": "connected",
+             "path": {"kind": "direct", "endpoint": "192.0.2.2:51820"}, "rx_bytes": 5, "tx_bytes": 6},
+            {"name": "c", "public_key": "k3", "addresses": ["100.64.0.3"], "os": "linux", "online": false, "tunnel": "idle",
+             "path": {"kind": "none", "endpoint": null}, "rx_bytes": 0, "tx_bytes": 0}],
+        "claims": []}"#;
+
+    #[test]
+    fn the_text_shows_servers_map_and_a_line_per_peer() {
+        let text = text(&serde_json::from_str(STATUS).unwrap());
+        for shown in [
+            "served by s1:7443 for 1 min",
+            "standby s2:7443; 1 failovers",
+            "map live, revision 7, confirmed 2 s ago",
+            "server s3:7443 down (connection refused)",
+            "100.64.0.2       b linux    active; direct 192.0.2.2:51820, tx 6 rx 5",
+            "100.64.0.3       c linux    offline",
+        ] {
+            assert!(text.contains(shown), "{shown:?} is missing in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The TOML file: the options of `up`, and `state-dir`, `interface` and `setup-key`. Unknown keys are errors.
+
+use super::Options;
+use serde::{Deserialize, de::IntoDeserializer};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Read where no other is named.
+const DEFAULT_PATH: &str = "/etc/holdfast/agent.toml";
+
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct File {
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) interface: Option<String>,
+    pub(crate) setup_key: Option<String>,
+    pub(crate) options: Options,
+}
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}: {reason}")]
+    Content { path: PathBuf, reason: String },
+}
+
+impl File {
+    /// Reads `path`, or the default file if it exists.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, FileError> {
+        let named = path.is_some();
+        let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                Self::parse(&text).map_err(|error| FileError::Content { reason: error.to_string(), path })
+            }
+            Err(error) if !named && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(FileError::Read { path, source }),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        let mut table: toml::Table = toml::from_str(text)?;
+        let mut take =
+            |key: &str| table.remove(key).map(|value| String::deserialize(value.into_deserializer()));
+        Ok(Self {
+            state_dir: take("state-dir").transpose()?.map(PathBuf::from),
+            interface: take("interface").transpose()?,
+            setup_key: take("setup-key").transpose()?,
+            options: Options::deserialize(table)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_and_paths_stand_in_one_file() {
+        let file = File::parse("state-dir = '/x'\ninterface = 'hf7'\nservers = ['a:1', 'b']\nkeepalive = 2")
+            .unwrap();
+        assert_eq!(file.state_dir, Some("/x".into()));
+        assert_eq!(file.interface.as_deref(), Some("hf7"));
+        assert_eq!(file.options, toml::from_str("servers = 'a:1,b'\nkeepalive = '2s'").unwrap());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = File::parse("server = 'a'").unwrap_err().to_string();
+        assert!(error.contains("`server`"), "{error}");
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("none.toml");
+        let error = File::load(Some(&missing)).unwrap_err().to_string();
+        assert!(error.contains("none.toml"), "{error}");
+    }
+}

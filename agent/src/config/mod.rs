@@ -1,0 +1,16 @@
+//! Settings: what may be set, where it comes from, and what is valid.
+//!
+//! A value is taken from the first of: flag, environment (`HOLDFAST_` and the flag's name), TOML file, what an earlier `up` or `set` kept in the state
+//! directory, default. All of them are read by the same parsers. [`Options`] is one such layer, [`Settings`] is what results, checked.
+
+mod environment;
+mod file;
+mod options;
+mod settings;
+mod span;
+
+pub(crate) use environment::from_environment;
+pub(crate) use file::File;
+pub(crate) use options::{ModeRule, Options};
+pub(crate) use settings::{Settings, SettingsError};
+pub(crate) use span::Span;

@@ -1,0 +1,213 @@
+//! One layer of settings: every value may be absent. The same type is filled by clap, by the environment, by the TOML file and by what is kept.
+
+use super::Span;
+use agent_core::config::PeerMode;
+use clap::Args;
+use proto::{Invalid, server_url::ServerUrl};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::{fmt, str::FromStr};
+
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Control servers in the order of preference
+    #[arg(long, value_name = "HOST:PORT,..")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) servers: Option<ServerList>,
+    /// Name to ask for in the network [default: the system's host name]
+    #[arg(long, value_name = "NAME", value_parser = hostname)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hostname: Option<String>,
+    /// UDP port for WireGuard; another is taken where it is in use [default: 51820]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen_port: Option<u16>,
+    /// Between two heartbeats to the control server [default: 1s]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keepalive: Option<Span>,
+    /// A silent control server is dead after this [default: 3s]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peer_timeout: Option<Span>,
+    /// A tunnel without data for this long is closed [default: 5m, at least 4m]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_timeout: Option<Span>,
+    /// When tunnels are up: lazy, always or reachable; of one peer alone with =PEER (name, address or key). May be repeated
+    #[arg(long, value_name = "MODE[=PEER]")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+    pub(crate) peer_mode: Vec<ModeRule>,
+}
+
+impl Options {
+    /// This layer, and what it leaves open from a lower one.
+    pub(crate) fn or(self, lower: &Self) -> Self {
+        Self {
+            servers: self.servers.or_else(|| lower.servers.clone()),
+            hostname: self.hostname.or_else(|| lower.hostname.clone()),
+            listen_port: self.listen_port.or(lower.listen_port),
+            keepalive: self.keepalive.or(lower.keepalive),
+            peer_timeout: self.peer_timeout.or(lower.peer_timeout),
+            idle_timeout: self.idle_timeout.or(lower.idle_timeout),
+            peer_mode: with_modes(&lower.peer_mode, self.peer_mode),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A newer rule replaces an older one for the same peer.
+fn with_modes(lower: &[ModeRule], upper: Vec<ModeRule>) -> Vec<ModeRule> {
+    let replaced = |rule: &&ModeRule| !upper.iter().any(|newer| newer.peer == rule.peer);
+    let mut rules: Vec<ModeRule> = lower.iter().filter(replaced).cloned().collect();
+    rules.extend(upper);
+    rules
+}
+
+fn hostname(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.len() > 253 || text.chars().any(char::is_control) {
+        true => Err("a host name has 1 to 253 characters".into()),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// A list of servers without duplicates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServerList(pub(crate) Vec<ServerUrl>);
+
+impl FromStr for ServerList {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        ServerUrl::parse_list(text).map(Self)
+    }
+}
+
+impl Serialize for ServerList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServerList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let texts = Texts::deserialize(deserializer)?.into_vec();
+        texts.join(",").parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// `lazy`, `always` or `reachable`, for all peers or for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ModeRule {
+    pub(crate) mode: PeerMode,
+    /// Name, overlay address or public key.
+    pub(crate) peer: Option<String>,
+}
+
+impl FromStr for ModeRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mode, peer) = match text.split_once('=') {
+            Some((_, "")) => return Err(format!("{text:?} names no peer after =")),
+            Some((mode, peer)) => (mode, Some(peer.to_owned())),
+            None => (text, None),
+        };
+        let mode = match mode {
+            "lazy" => PeerMode::Lazy,
+            "always" => PeerMode::Always,
+            "reachable" => PeerMode::Reachable,
+            _ => return Err(format!("{mode:?} is no mode: lazy, always or reachable")),
+        };
+        Ok(Self { mode, peer })
+    }
+}
+
+impl fmt::Display for ModeRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mode = match self.mode {
+            PeerMode::Lazy => "lazy",
+            PeerMode::Always => "always",
+            PeerMode::Reachable => "reachable",
+        };
+        match &self.peer {
+            Some(peer) => write!(f, "{mode}={peer}"),
+            None => f.write_str(mode),
+        }
+    }
+}
+
+impl Serialize for ModeRule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A text or a list of texts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Texts {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModeRule>, D::Error> {
+    let texts = Texts::deserialize(deserializer)?.into_vec();
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Result<Options, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn the_upper_layer_wins_value_by_value() {
+        let upper = options("keepalive = '2s'\npeer-mode = 'always=b'").unwrap();
+        let lower = options("keepalive = 9\nlisten-port = 7\npeer-mode = ['lazy', 'reachable=b']").unwrap();
+        let both = upper.or(&lower);
+        assert_eq!(
+            both,
+            options("keepalive = 2\nlisten-port = 7\npeer-mode = ['lazy', 'always=b']").unwrap()
+        );
+    }
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let text =
+            "servers = 'a,b:99'\nhostname = 'n'\nidle-timeout = '6m'\npeer-mode = ['always', 'lazy=x']";
+        let written = serde_json::to_string(&options(text).unwrap()).unwrap();
+        assert_eq!(serde_json::from_str::<Options>(&written).unwrap(), options(text).unwrap());
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_errors_that_name_them() {
+        for (text, named) in [
+            ("keep-alive = 1", "keep-alive"),
+            ("servers = ''", "empty entry"),
+            ("servers = []", "empty entry"),
+            ("servers = 'http://a'", "http"),
+            ("peer-mode = 'sometimes'", "sometimes"),
+            ("peer-mode = 'always='", "no peer"),
+            ("listen-port = 70000", "70000"),
+        ] {
+            let error = options(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+}

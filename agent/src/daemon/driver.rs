@@ -1,0 +1,366 @@
+//! The event loop: waits for what happens, tells the core, does what it says.
+
+use super::{
+    DaemonError, Event, World,
+    connection::{Connections, Credentials, Enrolment},
+    disk::{Disk, Files},
+    plane,
+};
+use crate::{
+    config::Settings,
+    local::{Answer, Call, Snapshot},
+    platform::{self, Network, boot_time},
+    state_dir::State,
+};
+use agent_core::{Agent, BootTime, Identity, cache, config::PeerConfig};
+use proto::{root::Fingerprint, session::Refused, time::UnixTime, tls};
+use rustls::ClientConfig;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Events of connections that wait for the loop; beyond, servers wait.
+const BACKLOG: usize = 1024;
+/// Saying goodbye takes at most this long.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(1);
+/// The wall clock is looked at this often.
+const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(600);
+/// Boot time that passed while this program's monotonic clock stood still.
+const SLEPT: Duration = Duration::from_secs(1);
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Stop,
+    /// With another core, on the same data plane.
+    Restart,
+    /// With another core and another data plane.
+    RestartAll,
+}
+
+/// How to take leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Farewell {
+    /// Peers and servers are told that we go.
+    Drain,
+    /// Servers are told that we leave the network.
+    Logout,
+    /// We are back at once.
+    None,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    end: End,
+    give_up_at: BootTime,
+}
+
+/// One turn of the loop begins with one of these.
+enum Input {
+    Tunnel(agent_tunnel::Event),
+    Event(Event),
+    Call(Call),
+    Network(Network),
+    Alarm,
+    Signal,
+    ConnectionGone,
+}
+
+pub(super) struct Driver<'w> {
+    pub(super) world: &'w mut World,
+    pub(super) agent: Agent,
+    pub(super) settings: Settings,
+    /// With the rules for single peers, as the core has it.
+    pub(super) peer_config: PeerConfig,
+    pub(super) state: State,
+    pub(super) disk: Disk,
+    pub(super) connections: Connections,
+    pub(super) events: mpsc::Sender<Event>,
+    happened: mpsc::Receiver<Event>,
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    pub(super) pings: BTreeMap<u64, (String, oneshot::Sender<Answer>)>,
+    pub(super) last_ping: u64,
+    pub(super) own_endpoints: Vec<SocketAddr>,
+    listen_port: u16,
+    /// The network was left.
+    pub(super) left: bool,
+    ending: Option<Ending>,
+    wall_clock_at: BootTime,
+    /// Boot time less monotonic time: grows by what the machine sleeps.
+    sleep_offset: Duration,
+    started: Instant,
+}
+
+impl<'w> Driver<'w> {
+    pub(super) fn new(world: &'w mut World) -> Result<Self, DaemonError> {
+        let system = |what| move |source| DaemonError::System { what, source };
+        let settings = world.settings()?;
+        settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let (mut state_file, mut map) = (world.state_dir.state(), world.state_dir.map_cache());
+        let state = state_file.load(State::decode).unwrap_or_else(State::fresh).started();
+        let saved_root = state.core.fingerprint();
+        match (saved_root, &world.setup_key) {
+            (Some(root), Some(key)) if root != key.fingerprint => {
+                return Err(DaemonError::OtherNetwork(root));
+            }
+            (Some(_), _) => world.setup_key = None,
+            (None, _) => {}
+        }
+        let cached = map.load(cache::decode);
+        let disk = Disk::start(Files { map, state: state_file, settings: world.state_dir.settings() })
+            .map_err(system("start a thread"))?;
+        disk.save_state(state.clone());
+        disk.save_settings(world.kept.clone());
+        let now = boot_time();
+        let identity =
+            Identity { key: world.secret.public(), boot: state.boot, can_enrol: world.setup_key.is_some() };
+        let seed = random().map_err(system("get random numbers"))?;
+        let config = settings.core(platform::os_version());
+        let peer_config = config.peer.clone();
+        let agent = Agent::new(config, identity, state.core.clone(), cached, seed, now);
+        let (events, happened) = mpsc::channel(BACKLOG);
+        let mut driver = Self {
+            agent,
+            settings,
+            peer_config,
+            state,
+            disk,
+            connections: Connections::new(events.clone()),
+            events,
+            happened,
+            tls: None,
+            pings: BTreeMap::new(),
+            last_ping: 0,
+            own_endpoints: Vec::new(),
+            listen_port: 0,
+            left: false,
+            ending: None,
+            wall_clock_at: now,
+            sleep_offset: now.since_boot(),
+            started: Instant::now(),
+            world,
+        };
+        driver.trust(saved_root.or(driver.world.setup_key.as_ref().map(|key| key.fingerprint)));
+        driver.apply_modes();
+        Ok(driver)
+    }
+
+    /// Connections are made to servers of this cluster from now on.
+    pub(super) fn trust(&mut self, root: Option<Fingerprint>) {
+        let config = root.map(|root| tls::client_config(vec![root]));
+        self.tls = config.map(|config| config.expect("ring speaks TLS 1.3"));
+    }
+
+    pub(super) async fn run(&mut self) -> Result<End, DaemonError> {
+        loop {
+            self.look_at_clocks();
+            self.do_outputs().await?;
+            self.update_endpoints();
+            if self.ending.is_some() {
+                // Whatever was to be said is queued by now.
+                self.connections.close_all();
+            }
+            self.do_outputs().await?;
+            if let Some(end) = self.ended() {
+                return Ok(end);
+            }
+            self.tell_watchers();
+            self.world
+                .alarm
+                .set(self.deadline())
+                .map_err(|source| DaemonError::System { what: "set a timer", source })?;
+            let input = self.wait().await;
+            self.handle(input)?;
+        }
+    }
+
+    async fn wait(&mut self) -> Input {
+        let world = &mut *self.world;
+        tokio::select! {
+            event = world.tunnel_events.next() => Input::Tunnel(event),
+            Some(event) = self.happened.recv() => Input::Event(event),
+            Some(call) = world.calls.recv() => Input::Call(call),
+            network = world.network_watch.changed() => Input::Network(network),
+            () = world.signals.received() => Input::Signal,
+            () = self.connections.task_ended() => Input::ConnectionGone,
+            expired = world.alarm.expired() => {
+                if let Err(error) = expired {
+                    tracing::error!(%error, "the timer cannot be read");
+                }
+                Input::Alarm
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input) -> Result<(), DaemonError> {
+        let now = boot_time();
+        self.world.watchers.on_event();
+        match input {
+            Input::Tunnel(event) => match plane::event(event) {
+                Ok(event) => self.agent.handle_tunnel(event, now),
+                Err(fault) => {
+                    tracing::warn!(fault, "the data plane failed; it is started again");
+                    self.end(End::RestartAll, Farewell::None);
+                }
+            },
+            Input::Event(event) => return self.handle_event(event, now),
+            Input::Call(call) => self.answer(call, now),
+            Input::Network(network) => self.on_network(network, now),
+            Input::Alarm => {}
+            Input::Signal => {
+                tracing::info!("ending, as a signal asks");
+                self.end(End::Stop, Farewell::Drain);
+            }
+            Input::ConnectionGone => {}
+        }
+        if self.agent.poll_timeout().is_some_and(|deadline| deadline.at <= now) {
+            self.agent.handle_timeout(now);
+        }
+        Ok(())
+    }
+
+    fn handle_event(&mut self, event: Event, now: BootTime) -> Result<(), DaemonError> {
+        match event {
+            Event::Resolved(url, result) => self.agent.handle_resolved(&url, result, now),
+            Event::Enrolled(conn, enrolled) if self.connections.is_open(conn) => {
+                self.agent.handle_enrolled(conn, &enrolled, now);
+                if self.agent.is_enrolled() {
+                    self.world.setup_key = None;
+                }
+            }
+            Event::Connected(conn, connected) if self.connections.is_open(conn) => {
+                self.connections.on_connected(conn);
+                self.agent.handle_connected(conn, connected, now);
+            }
+            Event::Message(conn, message) if self.connections.is_open(conn) => {
+                self.agent.handle_message(conn, *message, now);
+            }
+            Event::Fetched(conn, delta) if self.connections.is_open(conn) => {
+                self.agent.handle_fetched(conn, delta, now);
+            }
+            Event::Closed(conn, why) if self.connections.is_open(conn) => {
+                tracing::debug!(conn = conn.0, %why, "a control connection ended");
+                self.connections.close(conn);
+                self.agent.handle_closed(conn, &why, now);
+            }
+            // Of a connection that the core has given up.
+            Event::Enrolled(..)
+            | Event::Connected(..)
+            | Event::Message(..)
+            | Event::Fetched(..)
+            | Event::Closed(..) => {}
+        }
+        Ok(())
+    }
+
+    /// The first moment at which something is to be done.
+    fn deadline(&self) -> Option<BootTime> {
+        let core = self.agent.poll_timeout().map(|deadline| deadline.at);
+        let ending = self.ending.map(|ending| ending.give_up_at);
+        [core, ending, self.world.watchers.due(), Some(self.wall_clock_at)].into_iter().flatten().min()
+    }
+
+    /// Notices that the machine slept, and tells the wall clock's time now and then.
+    fn look_at_clocks(&mut self) {
+        let now = boot_time();
+        let offset = now.since_boot().saturating_sub(self.started.elapsed());
+        let slept = offset.saturating_sub(self.sleep_offset);
+        if slept >= SLEPT {
+            tracing::info!(slept_s = slept.as_secs(), "the machine slept; connections are made again");
+            self.sleep_offset = offset;
+            self.agent.handle_network_changed(now);
+        }
+        if now >= self.wall_clock_at || slept >= SLEPT {
+            self.wall_clock_at = now + WALL_CLOCK_INTERVAL;
+            let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.agent.handle_wall_clock(UnixTime(wall.as_secs()), now);
+        }
+    }
+
+    fn on_network(&mut self, network: Network, now: BootTime) {
+        let is_another = network.is_another_than(&self.world.network);
+        self.world.network = network;
+        if is_another {
+            tracing::info!("the network changed; connections are made again");
+            self.agent.handle_network_changed(now);
+        }
+    }
+
+    /// Where peers may reach us: at every own address, with the tunnel's port.
+    fn update_endpoints(&mut self) {
+        let port = self.world.plane.listen_port();
+        let addresses = self.world.network.addresses.iter().filter(|_| port != 0);
+        let endpoints: Vec<SocketAddr> = addresses.map(|address| SocketAddr::new(*address, port)).collect();
+        if endpoints != self.own_endpoints || port != self.listen_port {
+            self.own_endpoints.clone_from(&endpoints);
+            self.listen_port = port;
+            self.agent.handle_endpoints(endpoints, port, boot_time());
+        }
+    }
+
+    pub(super) fn credentials(&self) -> Option<Credentials> {
+        let enrolment = self.world.setup_key.as_ref().map(|key| Enrolment {
+            setup_secret: key.secret.clone(),
+            facts: self.settings.core(platform::os_version()).facts,
+            endpoints: self.own_endpoints.clone(),
+        });
+        Some(Credentials { secret: self.world.secret.clone(), tls: self.tls.clone()?, enrolment })
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let mut status = self.agent.status(boot_time());
+        self.world.plane.interface().clone_into(&mut status.own.interface);
+        status.own.listen_port = self.world.plane.listen_port();
+        Snapshot { status, tunnel: self.world.plane.tunnel() }
+    }
+
+    fn tell_watchers(&mut self) {
+        let begun = boot_time();
+        if self.world.watchers.due().is_some_and(|due| due <= begun) {
+            let snapshot = self.snapshot();
+            let now = boot_time();
+            self.world.watchers.tell(snapshot, now, now.since(begun));
+        }
+    }
+
+    /// The loop ends once everybody was told.
+    pub(super) fn end(&mut self, end: End, farewell: Farewell) {
+        let now = boot_time();
+        match farewell {
+            Farewell::Drain => self.agent.drain(now),
+            Farewell::Logout => self.agent.logout(now),
+            Farewell::None => {}
+        }
+        // A stop is not undone by a restart that was under way.
+        if self.ending.is_none_or(|ending| ending.end != End::Stop) {
+            self.ending = Some(Ending { end, give_up_at: now + ENDING_TIMEOUT });
+        }
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    fn ended(&mut self) -> Option<End> {
+        let ending = self.ending?;
+        if !self.connections.all_ended() && boot_time() < ending.give_up_at {
+            return None;
+        }
+        self.save_state();
+        Some(ending.end)
+    }
+
+    pub(super) fn refusal_ends_us(&self, refused: &Refused) -> bool {
+        self.world.end_when_refused && !self.agent.is_enrolled() && refused.reason.is_about_the_agent()
+    }
+}
+
+fn random() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,212 @@
+//! The daemon: the one driver of `agent-core` on a real machine.
+//!
+//! [`Driver`] is a single event loop on a single thread. It owns the core, feeds it what happens (connections, tunnel, network, callers, time) and does what its
+//! outputs say; it decides nothing itself, and nothing in it blocks: disk and data plane have threads of their own, and large answers are written elsewhere.
+//! [`World`] is what lives longer than a core: it starts anew after `logout`, or when settings change that it cannot take while running.
+
+mod calls;
+mod connection;
+mod disk;
+mod driver;
+mod notices;
+mod outputs;
+mod plane;
+mod resolve;
+mod watchers;
+
+use crate::{
+    config::{Options, Settings, SettingsError},
+    local::{self, Answer, Asked},
+    platform::{self, Alarm, LocalListener, Network, NetworkWatch, StopSignals},
+    state_dir::{KeyError, OpenError, StateDir, socket_path},
+};
+use agent_core::{
+    ConnId,
+    io::{Closed, Connected},
+};
+use driver::{Driver, End};
+use plane::{Plane, PlaneError};
+use proto::{
+    key::NodeSecret,
+    map::Delta,
+    root::Fingerprint,
+    server_url::ServerUrl,
+    session::{Refused, ServerMessage},
+    setup_key::SetupKey,
+    wire::Enrolled,
+};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use watchers::Watchers;
+
+/// The mark of our own sockets' packets ("Hf"): routing rules keep them out of the tunnel.
+pub(crate) const MARK: u32 = 0x4866;
+/// Callers' last answers are written for at most this long.
+const FAREWELL_TIME: Duration = Duration::from_millis(500);
+
+/// How a daemon is started.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) interface: String,
+    /// From flags and the environment.
+    pub(crate) given: Options,
+    /// From the TOML file.
+    pub(crate) file: Options,
+    pub(crate) setup_key: Option<SetupKey>,
+    /// Whether later starts without flags use what is given now.
+    pub(crate) keep: bool,
+    /// Whether to end when servers refuse to enrol the node; else whoever started it is told by the status.
+    pub(crate) end_when_refused: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error(transparent)]
+    StateDir(#[from] OpenError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    #[error("the local socket {} cannot be made: {source}", .path.display())]
+    Socket { path: PathBuf, source: io::Error },
+    #[error(
+        "this node is a member of another network (root {0}) than the setup key is for; run `agent logout` first"
+    )]
+    OtherNetwork(Fingerprint),
+    #[error("servers refuse to enrol this node: {0}")]
+    Refused(Refused),
+    #[error("cannot {what}: {source}")]
+    System { what: &'static str, source: io::Error },
+}
+
+/// What happens outside of the event loop and its own sources.
+enum Event {
+    Resolved(ServerUrl, Result<Vec<SocketAddr>, String>),
+    Enrolled(ConnId, Enrolled),
+    Connected(ConnId, Connected),
+    Message(ConnId, Box<ServerMessage>),
+    Fetched(ConnId, Delta),
+    Closed(ConnId, Closed),
+}
+
+/// What outlives a core.
+struct World {
+    state_dir: StateDir,
+    secret: NodeSecret,
+    given: Options,
+    file: Options,
+    /// From earlier `up` and `set`.
+    kept: Options,
+    setup_key: Option<SetupKey>,
+    end_when_refused: bool,
+    plane: Plane,
+    tunnel_events: plane::Events,
+    calls: Asked,
+    network_watch: NetworkWatch,
+    network: Network,
+    signals: StopSignals,
+    alarm: Alarm,
+    watchers: Watchers,
+    /// Callers who are answered when everything is done and gone.
+    farewells: Vec<(oneshot::Sender<Answer>, String)>,
+}
+
+/// Runs until it is told to end; then interface, routes and socket are gone.
+pub(crate) async fn run(launch: Launch) -> Result<(), DaemonError> {
+    let (mut world, local) = World::new(launch).await?;
+    let ended = loop {
+        let mut driver = match Driver::new(&mut world) {
+            Ok(driver) => driver,
+            Err(error) => break Err(error),
+        };
+        match driver.run().await {
+            Ok(End::Stop) => break Ok(()),
+            Ok(End::Restart) => {}
+            Ok(End::RestartAll) => {
+                drop(driver);
+                if let Err(error) = world.renew_plane().await {
+                    break Err(error);
+                }
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    world.end(local).await;
+    ended
+}
+
+impl World {
+    async fn new(launch: Launch) -> Result<(Self, JoinHandle<()>), DaemonError> {
+        let system = |what| move |source| DaemonError::System { what, source };
+        let state_dir = StateDir::open(&launch.state_dir)?;
+        let secret = state_dir.key()?;
+        let kept = state_dir.settings().load(|bytes| serde_json::from_slice(bytes)).unwrap_or_default();
+        let kept = if launch.keep { launch.given.clone().or(&kept) } else { kept };
+        let settings = settings(&launch.given, &launch.file, &kept)?;
+        platform::clean_up().await.map_err(system("look for what a killed agent left"))?;
+        let (plane, tunnel_events) = Plane::new(&launch.interface, settings.listen_port, &secret).await?;
+        let mut network_watch =
+            NetworkWatch::start(&launch.interface, MARK).map_err(system("watch the network for changes"))?;
+        let path = socket_path(state_dir.path());
+        let listener = LocalListener::bind(&path).map_err(|source| DaemonError::Socket { path, source })?;
+        let (calls_sender, calls) = mpsc::channel(64);
+        let local = tokio::spawn(local::serve(listener, calls_sender));
+        let world = Self {
+            secret,
+            given: launch.given,
+            file: launch.file,
+            kept,
+            setup_key: launch.setup_key,
+            end_when_refused: launch.end_when_refused,
+            plane,
+            tunnel_events,
+            calls,
+            network: network_watch.changed().await,
+            network_watch,
+            signals: StopSignals::new().map_err(system("wait for signals"))?,
+            alarm: Alarm::new().map_err(system("make a timer"))?,
+            watchers: Watchers::default(),
+            farewells: Vec::new(),
+            state_dir,
+        };
+        Ok((world, local))
+    }
+
+    fn settings(&self) -> Result<Settings, SettingsError> {
+        settings(&self.given, &self.file, &self.kept)
+    }
+
+    /// Another interface and tunnel, after the settings, the addresses or a fault asked for it.
+    async fn renew_plane(&mut self) -> Result<(), DaemonError> {
+        let port = self.settings()?.listen_port;
+        self.plane.stop().await;
+        let interface = self.plane.interface().to_owned();
+        (self.plane, self.tunnel_events) = Plane::new(&interface, port, &self.secret).await?;
+        Ok(())
+    }
+
+    /// Takes everything away, then answers those who asked for it.
+    async fn end(mut self, local: JoinHandle<()>) {
+        self.plane.stop().await;
+        self.watchers.end();
+        drop(self.calls);
+        for (answer, message) in self.farewells {
+            // A caller who did not wait is not told.
+            let _ = answer.send(Answer::Done { message });
+        }
+        let abort = local.abort_handle();
+        if tokio::time::timeout(FAREWELL_TIME, local).await.is_err() {
+            abort.abort();
+        }
+    }
+}
+
+fn settings(given: &Options, file: &Options, kept: &Options) -> Result<Settings, SettingsError> {
+    Settings::resolve(given.clone().or(file).or(kept), platform::hostname())
+}

@@ -1,0 +1,306 @@
+//! The data plane as the event loop sees it: the interface with its addresses and routes, the tunnel's thread, and the translation between the core's words and
+//! the tunnel's.
+
+use super::MARK;
+use crate::platform::Routes;
+use agent_core::io::{TunnelCommand, TunnelEvent};
+use agent_tunnel::{
+    Command, Config, DEFAULT_MTU, Device, DeviceError, Event, Peer, PrivateKey, StartError, Tunnel,
+};
+use ipnet::IpNet;
+use proto::{AGENT_PORT, key::NodeSecret};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// So many events wait for the event loop; beyond, those that may be lost are.
+const BACKLOG: usize = 4096;
+/// A killed predecessor's interface goes a moment after its lock.
+const NAME_RETRIES: u32 = 15;
+const NAME_RETRY_DELAY: Duration = Duration::from_millis(20);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlaneError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// What [`Plane::configure`] came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Configured {
+    Done,
+    /// The addresses are others than those that the tunnel runs with: plane and core must start anew.
+    NeedsRestart,
+}
+
+pub(super) struct Plane {
+    interface: String,
+    listen_port: u16,
+    secret: NodeSecret,
+    device: Option<Device>,
+    tunnel: Option<Arc<Tunnel>>,
+    addresses: Vec<IpAddr>,
+    overlay: Vec<IpNet>,
+    routes: Option<Routes>,
+    sender: EventSender,
+}
+
+/// What the tunnel reports, in order.
+pub(super) struct Events {
+    receiver: mpsc::UnboundedReceiver<Event>,
+    queued: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+struct EventSender {
+    sender: mpsc::UnboundedSender<Event>,
+    queued: Arc<AtomicUsize>,
+}
+
+impl Plane {
+    /// Makes the interface at once, so that a start that cannot work fails at once.
+    pub(super) async fn new(
+        interface: &str,
+        listen_port: u16,
+        secret: &NodeSecret,
+    ) -> Result<(Self, Events), PlaneError> {
+        let device = create(interface).await?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let queued = Arc::default();
+        let events = Events { receiver, queued: Arc::clone(&queued) };
+        let plane = Self {
+            interface: interface.to_owned(),
+            listen_port,
+            secret: secret.clone(),
+            device: Some(device),
+            tunnel: None,
+            addresses: Vec::new(),
+            overlay: Vec::new(),
+            routes: None,
+            sender: EventSender { sender, queued },
+        };
+        Ok((plane, events))
+    }
+
+    /// Without addresses the node is no member: the tunnel goes.
+    pub(super) async fn configure(
+        &mut self,
+        addresses: Vec<IpAddr>,
+        overlay: Vec<IpNet>,
+    ) -> Result<Configured, PlaneError> {
+        if addresses.is_empty() {
+            self.stop().await;
+            return Ok(Configured::Done);
+        }
+        if self.tunnel.is_some() && self.addresses != addresses {
+            return Ok(Configured::NeedsRestart);
+        }
+        if self.tunnel.is_none() {
+            self.start(addresses).await?;
+        }
+        if self.overlay != overlay {
+            self.route(overlay).await;
+        }
+        Ok(Configured::Done)
+    }
+
+    async fn start(&mut self, addresses: Vec<IpAddr>) -> Result<(), PlaneError> {
+        let device = match self.device.take() {
+            Some(device) => device,
+            None => create(&self.interface).await?,
+        };
+        for address in &addresses {
+            match device.set_addresses(&[IpNet::from(*address)]) {
+                Err(error) if address.is_ipv6() => {
+                    tracing::info!(%address, %error, "no IPv6 in the tunnel: this system has it switched off");
+                }
+                set => set?,
+            }
+        }
+        let config = Config {
+            private_key: PrivateKey::from(*self.secret.expose()),
+            device,
+            listen_port: self.listen_port,
+            fwmark: Some(MARK),
+            addresses: addresses.clone(),
+            message_port: Some(AGENT_PORT),
+        };
+        let sender = self.sender.clone();
+        let tunnel = agent_tunnel::start(config, move |event| sender.send(event))?;
+        tracing::info!(interface = %self.interface, ?addresses, listen_port = tunnel.listen_port(), "the tunnel is up");
+        if tunnel.listen_port() != self.listen_port {
+            tracing::info!(wanted = self.listen_port, "the port is taken; another is used");
+        }
+        self.tunnel = Some(Arc::new(tunnel));
+        self.addresses = addresses;
+        Ok(())
+    }
+
+    async fn route(&mut self, overlay: Vec<IpNet>) {
+        if let Some(routes) = self.routes.take() {
+            routes.remove().await;
+        }
+        match Routes::add(&self.interface, &self.addresses, &overlay, MARK).await {
+            Ok(routes) => {
+                self.routes = Some(routes);
+                self.overlay = overlay;
+            }
+            Err(error) => tracing::error!(%error, "the overlay cannot be routed into the tunnel"),
+        }
+    }
+
+    /// Takes away interface, routes and rules. What was sent before still goes out.
+    pub(super) async fn stop(&mut self) {
+        if let Some(routes) = self.routes.take() {
+            routes.remove().await;
+        }
+        self.device = None;
+        self.addresses.clear();
+        self.overlay.clear();
+        let Some(mut tunnel) = self.tunnel.take() else { return };
+        // A status that is being written may hold it for a moment; the last owner's drop ends the thread.
+        while let Err(held) = Arc::try_unwrap(tunnel) {
+            tunnel = held;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(super) fn command(&self, command: TunnelCommand) {
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.command(translate(command));
+        }
+    }
+
+    /// 0 until the tunnel is up.
+    pub(super) fn listen_port(&self) -> u16 {
+        self.tunnel.as_ref().map_or(0, |tunnel| tunnel.listen_port())
+    }
+
+    pub(super) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    pub(super) fn tunnel(&self) -> Weak<Tunnel> {
+        self.tunnel.as_ref().map_or_else(Weak::new, Arc::downgrade)
+    }
+}
+
+async fn create(interface: &str) -> Result<Device, DeviceError> {
+    let mut retries = NAME_RETRIES;
+    loop {
+        match Device::create(interface, DEFAULT_MTU) {
+            Err(DeviceError::NameInUse(_)) if retries > 0 => {
+                retries -= 1;
+                tokio::time::sleep(NAME_RETRY_DELAY).await;
+            }
+            created => return created,
+        }
+    }
+}
+
+impl EventSender {
+    /// On the tunnel's thread. State changes are as many as there are peers, and always told; traffic is not bounded by
+    /// anything, and told while somebody listens.
+    fn send(&self, event: Event) {
+        let may_be_lost = match &event {
+            Event::Message { .. } | Event::Active(_) | Event::UnknownIndex { .. } => true,
+            Event::PacketWaiting { .. }
+            | Event::HandshakeDone { .. }
+            | Event::EndpointChanged { .. }
+            | Event::Unanswered { .. }
+            | Event::SessionLost { .. }
+            | Event::Fault { .. } => false,
+        };
+        if may_be_lost && self.queued.load(Ordering::Relaxed) >= BACKLOG {
+            return;
+        }
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        // Without an event loop there is nobody to tell.
+        let _ = self.sender.send(event);
+    }
+}
+
+impl Events {
+    /// Cancel-safe.
+    pub(super) async fn next(&mut self) -> Event {
+        match self.receiver.recv().await {
+            Some(event) => {
+                self.queued.fetch_sub(1, Ordering::Relaxed);
+                event
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn translate(command: TunnelCommand) -> Command {
+    let key = |peer: proto::key::PublicKey| agent_tunnel::PublicKey(peer.0);
+    match command {
+        TunnelCommand::Upsert { peer, allowed_ips } => {
+            let sources = allowed_ips.clone();
+            Command::Upsert(Peer { key: key(peer), allowed_ips, sources, preshared_key: None })
+        }
+        TunnelCommand::Remove { peer } => Command::Remove(key(peer)),
+        TunnelCommand::Initiate { peer, endpoints } => Command::Initiate { peer: key(peer), endpoints },
+        TunnelCommand::Forget { peer } => Command::Forget { peer: key(peer) },
+        TunnelCommand::SetKeepalive { peer, interval } => Command::SetKeepalive { peer: key(peer), interval },
+        TunnelCommand::SetEndpoint { peer, endpoint } => Command::SetEndpoint { peer: key(peer), endpoint },
+        TunnelCommand::Message { peer, payload, via } => {
+            Command::SendMessage { peer: key(peer), payload, via }
+        }
+        TunnelCommand::Rebind => Command::Rebind,
+    }
+}
+
+/// `Err`: the data plane has stopped, and why.
+pub(super) fn event(event: Event) -> Result<TunnelEvent, String> {
+    let key = |peer: agent_tunnel::PublicKey| proto::key::PublicKey(peer.0);
+    Ok(match event {
+        Event::PacketWaiting { peer } => TunnelEvent::PacketWaiting { peer: key(peer) },
+        Event::HandshakeDone { peer, endpoint, initiator: _ } => {
+            TunnelEvent::HandshakeDone { peer: key(peer), endpoint }
+        }
+        Event::EndpointChanged { peer, endpoint } => {
+            TunnelEvent::EndpointChanged { peer: key(peer), endpoint }
+        }
+        Event::Active(peers) => TunnelEvent::Active(peers.into_iter().map(key).collect()),
+        Event::Unanswered { peer } => TunnelEvent::Unanswered { peer: key(peer) },
+        Event::SessionLost { peer } => TunnelEvent::SessionLost { peer: key(peer) },
+        Event::UnknownIndex { from } => TunnelEvent::UnknownIndex { from },
+        Event::Message { peer, payload, from } => TunnelEvent::Message { peer: key(peer), payload, from },
+        Event::Fault { what } => return Err(what),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_flood_of_messages_is_bounded_and_loses_no_state_change() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let queued = Arc::default();
+        let sender = EventSender { sender, queued: Arc::clone(&queued) };
+        let mut events = Events { receiver, queued };
+        let peer = agent_tunnel::PublicKey([1; 32]);
+        let from = "192.0.2.1:1".parse().unwrap();
+        for _ in 0..2 * BACKLOG {
+            sender.send(Event::Message { peer, payload: Vec::new(), from });
+        }
+        sender.send(Event::SessionLost { peer });
+        for _ in 0..BACKLOG {
+            assert!(matches!(events.next().await, Event::Message { .. }));
+        }
+        assert_eq!(events.next().await, Event::SessionLost { peer });
+        sender.send(Event::Active(vec![peer]));
+        assert_eq!(events.next().await, Event::Active(vec![peer]));
+    }
+}

@@ -1,0 +1,39 @@
+//! Files and directories that only their owner may read.
+
+use std::{
+    fs::{self, DirBuilder, File, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
+
+/// Makes the directory, 0700, and closes one that is open to others.
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => restrict(path, 0o700),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a file for writing, empty, 0600.
+pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// Takes a file's permissions from everybody but the owner.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    restrict(path, 0o600)
+}
+
+fn restrict(path: &Path, mode: u32) -> io::Result<()> {
+    match fs::metadata(path)?.permissions().mode() & 0o777 {
+        found if found & !mode != 0 => fs::set_permissions(path, Permissions::from_mode(mode)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,47 @@
+//! The process and the machine it runs on.
+
+use nix::unistd;
+use std::io;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub(crate) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Cancel-safe.
+    pub(crate) async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Leaves the terminal and the process group of whoever started us.
+pub(crate) fn detach() -> io::Result<()> {
+    // A process that leads its group already has a session of its own or is started by hand: both may stay.
+    match unistd::setsid() {
+        Ok(_) | Err(nix::errno::Errno::EPERM) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) fn hostname() -> String {
+    let name = unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "node".to_owned())
+}
+
+/// The distribution, as os-release names it.
+pub(crate) fn os_version() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let pretty = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    pretty.map(|name| name.trim_matches('"').to_owned()).unwrap_or_default()
+}

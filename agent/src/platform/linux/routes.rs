@@ -1,0 +1,196 @@
+//! Routes into the tunnel, and the rule that keeps our own packets out of it.
+//!
+//! ```text
+//! rule:  not fwmark MARK  lookup TABLE     (TABLE is BASE + the interface's index)
+//! TABLE: 100.64.0.0/10 dev hf0 src 100.64.0.7
+//! ```
+//!
+//! Packets of our sockets are marked and use the main table as if there were no tunnel, even to an address that the overlay covers. Routes go with their
+//! interface, whatever happens to us; the rule must be removed, and one that a killed agent left is known by its protocol number and a table without an interface.
+
+use futures_util::StreamExt;
+use ipnet::IpNet;
+use nix::net::if_::{if_nameindex, if_nametoindex};
+use rtnetlink::{
+    Handle, IpVersion, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        route::{RouteProtocol, RouteScope},
+        rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+    },
+};
+use std::{io, net::IpAddr};
+use tokio::task::AbortHandle;
+
+/// How `ip rule` and `ip route` name us: proto 72.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(72);
+const TABLE_BASE: u32 = 52_000;
+/// Before the main table (32766).
+const PRIORITY: u32 = 5_200;
+
+/// The routes of one interface.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    handle: Handle,
+    connection: AbortHandle,
+    rules: Vec<RuleMessage>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("rtnetlink: {0}")]
+    Netlink(#[from] io::Error),
+    #[error("interface {0} is gone")]
+    NoInterface(String),
+    #[error("{prefix} cannot be routed into {interface}: {source}")]
+    Route { prefix: IpNet, interface: String, source: rtnetlink::Error },
+    #[error("no routing rule can be made: {0}")]
+    Rule(rtnetlink::Error),
+}
+
+impl Routes {
+    /// Routes the prefixes into `interface`, with the own address of the same family as source. A prefix of a family that we
+    /// have no address of is left out.
+    pub(crate) async fn add(
+        interface: &str,
+        addresses: &[IpAddr],
+        overlay: &[IpNet],
+        mark: u32,
+    ) -> Result<Self, RouteError> {
+        let index = if_nametoindex(interface).map_err(|_| RouteError::NoInterface(interface.to_owned()))?;
+        let (handle, connection) = open()?;
+        let mut routes = Self { handle, connection, rules: Vec::new() };
+        for (prefix, source) in
+            overlay.iter().filter_map(|prefix| Some((prefix, source_for(prefix, addresses)?)))
+        {
+            let table = TABLE_BASE + index;
+            routes.add_rule(family(source), table, mark).await?;
+            let route = RouteMessageBuilder::<IpAddr>::new()
+                .destination_prefix(prefix.network(), prefix.prefix_len())
+                .and_then(|route| route.pref_source(source));
+            let Ok(route) = route else { continue };
+            let route = route
+                .output_interface(index)
+                .table_id(table)
+                .protocol(PROTOCOL)
+                .scope(RouteScope::Link)
+                .build();
+            let added = routes.handle.route().add(route).replace().execute().await;
+            let failed =
+                |error| RouteError::Route { prefix: *prefix, interface: interface.to_owned(), source: error };
+            added.map_err(failed)?;
+        }
+        Ok(routes)
+    }
+
+    /// One rule for each family.
+    async fn add_rule(&mut self, family: AddressFamily, table: u32, mark: u32) -> Result<(), RouteError> {
+        let mut request = self.handle.rule().add().v4().table_id(table).action(RuleAction::ToTable);
+        request = request.priority(PRIORITY).fw_mark(mark);
+        let rule = request.message_mut();
+        rule.header.family = family;
+        rule.header.flags |= RuleFlags::Invert;
+        rule.attributes.push(RuleAttribute::Protocol(PROTOCOL));
+        let rule = rule.clone();
+        if self.rules.contains(&rule) {
+            return Ok(());
+        }
+        match request.execute().await {
+            Ok(()) => {}
+            Err(error) if errno(&error) == Some(-libc::EEXIST) => {}
+            Err(error) => return Err(RouteError::Rule(error)),
+        }
+        self.rules.push(rule);
+        Ok(())
+    }
+
+    /// Takes the rules away. The routes go with the interface.
+    pub(crate) async fn remove(mut self) {
+        for rule in std::mem::take(&mut self.rules) {
+            if let Err(error) = self.handle.rule().del(rule).execute().await {
+                tracing::debug!(%error, "a routing rule was gone already");
+            }
+        }
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Removes the rules of agents that were killed: those of ours whose table's interface does not exist any more.
+pub(crate) async fn clean_up() -> io::Result<()> {
+    let (handle, connection) = open()?;
+    let tables: Vec<u32> = if_nameindex()?.iter().map(|interface| TABLE_BASE + interface.index()).collect();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let rules: Vec<_> = handle.rule().get(version).execute().collect().await;
+        for rule in rules.into_iter().flatten().filter(|rule| is_stale(rule, &tables)) {
+            tracing::info!("a routing rule of an agent that was killed is removed");
+            if let Err(error) = handle.rule().del(rule).execute().await {
+                tracing::debug!(%error, "a routing rule was gone already");
+            }
+        }
+    }
+    connection.abort();
+    Ok(())
+}
+
+fn is_stale(rule: &RuleMessage, tables: &[u32]) -> bool {
+    let ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
+    let has_interface =
+        |attribute: &RuleAttribute| tables.iter().any(|t| *attribute == RuleAttribute::Table(*t));
+    ours && !rule.attributes.iter().any(has_interface)
+}
+
+fn open() -> io::Result<(Handle, AbortHandle)> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    Ok((handle, tokio::spawn(connection).abort_handle()))
+}
+
+fn source_for(prefix: &IpNet, addresses: &[IpAddr]) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| address.is_ipv4() == prefix.addr().is_ipv4())
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Negative, as the kernel gives it.
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    if let rtnetlink::Error::NetlinkError(message) = error {
+        message.code.map(|code| code.get())
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(protocol: RouteProtocol, table: u32) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.attributes = vec![RuleAttribute::Protocol(protocol), RuleAttribute::Table(table)];
+        rule
+    }
+
+    #[test]
+    fn only_our_own_rules_without_an_interface_are_stale() {
+        let living = [TABLE_BASE + 1, TABLE_BASE + 7];
+        assert!(!is_stale(&rule(PROTOCOL, TABLE_BASE + 7), &living));
+        assert!(is_stale(&rule(PROTOCOL, TABLE_BASE + 8), &living));
+        assert!(!is_stale(&rule(RouteProtocol::Static, TABLE_BASE + 8), &living));
+    }
+
+    #[test]
+    fn a_prefix_is_sent_to_from_the_own_address_of_its_family() {
+        let own: Vec<IpAddr> = vec!["100.64.0.7".parse().unwrap()];
+        assert_eq!(source_for(&"100.64.0.0/10".parse().unwrap(), &own), Some(own[0]));
+        assert_eq!(source_for(&"fd00::/48".parse().unwrap(), &own), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! Systems that are not supported yet: everything compiles, and starting says so.
+
+use super::Network;
+use agent_core::BootTime;
+use ipnet::IpNet;
+use socket2::Socket;
+use std::{convert::Infallible, fs::File, io, net::IpAddr, path::Path, sync::OnceLock, time::Instant};
+
+/// Never made: nothing listens here.
+pub(crate) type LocalStream = tokio::io::DuplexStream;
+
+fn unsupported<T>() -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "the agent does not run on this system yet"))
+}
+
+pub(crate) fn boot_time() -> BootTime {
+    static START: OnceLock<Instant> = OnceLock::new();
+    BootTime::from_duration(START.get_or_init(Instant::now).elapsed())
+}
+
+#[derive(Debug)]
+pub(crate) struct Alarm(Infallible);
+
+impl Alarm {
+    pub(crate) fn new() -> io::Result<Self> {
+        unsupported()
+    }
+
+    pub(crate) fn set(&mut self, _at: Option<BootTime>) -> io::Result<()> {
+        match self.0 {}
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn expired(&mut self) -> io::Result<()> {
+        match self.0 {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct LocalListener(Infallible);
+
+impl LocalListener {
+    pub(crate) fn bind(_path: &Path) -> io::Result<Self> {
+        unsupported()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn accept(&self) -> io::Result<LocalStream> {
+        match self.0 {}
+    }
+}
+
+#[expect(clippy::unused_async, reason = "the same function as on other systems")]
+pub(crate) async fn connect_local(_path: &Path) -> io::Result<LocalStream> {
+    unsupported()
+}
+
+#[derive(Debug)]
+pub(crate) struct StopSignals(Infallible);
+
+impl StopSignals {
+    pub(crate) fn new() -> io::Result<Self> {
+        unsupported()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn received(&mut self) {
+        match self.0 {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct NetworkWatch(Infallible);
+
+impl NetworkWatch {
+    pub(crate) fn start(_own: &str, _mark: u32) -> io::Result<Self> {
+        unsupported()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn changed(&mut self) -> Network {
+        match self.0 {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Routes(Infallible);
+
+impl Routes {
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn add(
+        _interface: &str,
+        _addresses: &[IpAddr],
+        _overlay: &[IpNet],
+        _mark: u32,
+    ) -> io::Result<Self> {
+        unsupported()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn remove(self) {
+        match self.0 {}
+    }
+}
+
+#[expect(clippy::unused_async, reason = "the same function as on other systems")]
+pub(crate) async fn clean_up() -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn prepare_control_socket(_socket: &Socket, _mark: u32) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)
+}
+
+pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
+    File::create(path)
+}
+
+pub(crate) fn make_private(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+pub(crate) fn detach() -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn hostname() -> String {
+    std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).unwrap_or_else(|_| "node".to_owned())
+}
+
+pub(crate) fn os_version() -> String {
+    String::new()
+}

@@ -1,0 +1,76 @@
+//! `state.json`: what the daemon must not forget, beside what the core keeps.
+
+use agent_core::Saved;
+use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Raised when older programs could not read it any more.
+const FORMAT: u32 = 1;
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct State {
+    format: u32,
+    /// Counts the starts of the agent, so that servers and peers tell a new start from an old one.
+    pub(crate) boot: u64,
+    pub(crate) core: Saved,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("it was written by a newer program (format {0})")]
+    Newer(u32),
+    #[error("damaged: {0}")]
+    Damaged(#[from] serde_json::Error),
+}
+
+impl State {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        match serde_json::from_slice(bytes)? {
+            Format { format: FORMAT } => Ok(serde_json::from_slice(bytes)?),
+            Format { format } => Err(StateError::Newer(format)),
+        }
+    }
+
+    /// The state of a node that no server knows. Its boot number must be above all that were used, even if the file that
+    /// counted them was lost: the seconds since 1970 are.
+    pub(crate) fn fresh() -> Self {
+        let boot = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Self { format: FORMAT, boot, core: Saved::default() }
+    }
+
+    /// The state for the next start.
+    pub(crate) fn started(mut self) -> Self {
+        self.boot += 1;
+        self
+    }
+
+    /// The state after leaving the network.
+    pub(crate) fn left(&self) -> Self {
+        Self { boot: self.boot, ..Self::fresh() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_survives_its_file_and_counts_starts() {
+        let first = State::fresh().started();
+        let bytes = serde_json::to_vec(&first).unwrap();
+        let second = State::decode(&bytes).unwrap().started();
+        assert_eq!(second.boot, first.boot + 1);
+    }
+
+    #[test]
+    fn a_newer_or_damaged_state_is_told_apart() {
+        assert!(matches!(State::decode(br#"{"format":2,"else":1}"#), Err(StateError::Newer(2))));
+        for damage in [&b""[..], b"{}", b"{\"format\":1}", b"\xff"] {
+            assert!(matches!(State::decode(damage), Err(StateError::Damaged(_))));
+        }
+    }
+}
