@@ -95,8 +95,24 @@ impl Cluster {
             }
             found => found?,
         };
-        let state = State::from_snapshot(snapshot);
-        let cluster = Self(Arc::new(Inner {
+        let cluster = Self::at(store, State::from_snapshot(snapshot));
+        let hints = cluster.0.store.wake();
+        let follower = tokio::spawn(follow(Arc::downgrade(&cluster.0), hints));
+        *cluster.0.follower.lock().unwrap_or_else(PoisonError::into_inner) = Some(follower);
+        Ok(cluster)
+    }
+
+    /// Loads the state of a cluster that exists, without following it: for commands.
+    ///
+    /// # Errors
+    /// There is no cluster, or the database does not answer, or holds what cannot be read.
+    pub async fn load(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let snapshot = store.snapshot().await?;
+        Ok(Self::at(store, State::from_snapshot(snapshot)))
+    }
+
+    fn at(store: Arc<dyn Store>, state: State) -> Self {
+        Self(Arc::new(Inner {
             changed: watch::Sender::new(state.version()),
             state: ArcSwap::from_pointee(state),
             database_ok: AtomicBool::new(true),
@@ -105,11 +121,7 @@ impl Cluster {
             replacing: Mutex::new(()),
             follower: Mutex::new(None),
             store,
-        }));
-        let hints = cluster.0.store.wake();
-        let follower = tokio::spawn(follow(Arc::downgrade(&cluster.0), hints));
-        *cluster.0.follower.lock().unwrap_or_else(PoisonError::into_inner) = Some(follower);
-        Ok(cluster)
+        }))
     }
 
     /// The newest state known here.

@@ -10,6 +10,7 @@ mod advertise;
 mod alloc;
 pub mod cluster;
 pub mod cmd;
+pub mod config;
 mod connection;
 pub mod follow;
 mod identity;

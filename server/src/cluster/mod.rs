@@ -18,7 +18,8 @@ pub(crate) mod testing;
 pub use admission::{Applicant, Refusal, enrol};
 pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
 pub use node::{
-    MEMBERSHIP_LIFETIME, Node, NodeError, RENEW_AFTER, allow_claim, expire, observe, remove, rename, renew,
+    MEMBERSHIP_LIFETIME, Node, NodeError, RENEW_AFTER, allow_claim, claimable, expire, observe, remove,
+    rename, renew,
 };
 pub use recent::Touched;
 pub use removal::Removed;

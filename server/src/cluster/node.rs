@@ -141,17 +141,27 @@ pub fn expire(node: &Node, now: UnixTime) -> Vec<Op> {
     }
 }
 
-/// Grants the node a prefix to claim.
+/// The prefix as it may be granted: without host bits, and none that the overlay's owners have.
 ///
 /// # Errors
 /// The prefix overlaps the overlay.
-pub fn allow_claim(state: &State, node: &Node, prefix: IpNet, now: UnixTime) -> Result<Vec<Op>, NodeError> {
+pub fn claimable(state: &State, prefix: IpNet) -> Result<IpNet, NodeError> {
     let prefix = prefix.trunc();
     let overlaps = |overlay: &IpNet| overlay.contains(&prefix) || prefix.contains(overlay);
-    let whole = prefix.prefix_len() == 0;
-    if !whole && (overlaps(&state.network.overlay_v4) || overlaps(&state.network.overlay_v6)) {
-        return Err(NodeError::ClaimInOverlay(prefix));
+    // An exit node claims everything.
+    let is_whole = prefix.prefix_len() == 0;
+    match !is_whole && (overlaps(&state.network.overlay_v4) || overlaps(&state.network.overlay_v6)) {
+        true => Err(NodeError::ClaimInOverlay(prefix)),
+        false => Ok(prefix),
     }
+}
+
+/// Grants the node a prefix to claim.
+///
+/// # Errors
+/// See [`claimable`].
+pub fn allow_claim(state: &State, node: &Node, prefix: IpNet, now: UnixTime) -> Result<Vec<Op>, NodeError> {
+    let prefix = claimable(state, prefix)?;
     if node.claims.contains(&prefix) {
         return Ok(Vec::new());
     }

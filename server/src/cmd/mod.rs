@@ -1,3 +1,147 @@
-//! The commands, one file each.
+//! The command line: one file per command. All but `run` work on the database, whether or not a server runs. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod logging;
+mod node;
 pub mod run;
+mod setup_key;
+mod status;
+mod text;
+
+use crate::{
+    config::{ConfigError, DatabaseArgs, RunArgs},
+    follow::Cluster,
+    store::{self, Missing},
+};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::{future::Future, process::ExitCode};
+
+/// The Holdfast control server: equal to every other, on one database
+#[derive(Parser)]
+#[command(name = "server", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve agents, until SIGTERM
+    Run(RunArgs),
+    /// Keys that let nodes in
+    SetupKey {
+        #[command(subcommand)]
+        command: setup_key::Command,
+    },
+    /// The nodes of the cluster
+    Node {
+        #[command(subcommand)]
+        command: node::Command,
+    },
+    /// Servers, leases, sessions, revision, database
+    Status(status::Args),
+    /// The version of this program
+    Version,
+    /// A completion script for a shell
+    Completion { shell: clap_complete::Shell },
+}
+
+/// Options of a command that reads or changes the cluster.
+#[derive(clap::Args)]
+struct CommonArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Usage(#[from] ConfigError),
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+impl Failure {
+    fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Failed(error.into())
+    }
+
+    fn code(&self) -> ExitCode {
+        match self {
+            Self::Failed(_) => ExitCode::from(1),
+            Self::Usage(_) => ExitCode::from(2),
+        }
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = match &failure {
+                Failure::Failed(error) => format!("{error:#}"),
+                Failure::Usage(error) => error.to_string(),
+            };
+            eprintln!("error: {text}");
+            failure.code()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => {
+            let (options, log) = args.resolve()?;
+            logging::start(&log, logging::Verbosity::Service)?;
+            let runtime = tokio::runtime::Runtime::new().map_err(Failure::failed)?;
+            runtime.block_on(run::run(options)).map_err(Failure::Failed)
+        }
+        Command::SetupKey { command } => in_runtime(setup_key::run(command)),
+        Command::Node { command } => in_runtime(node::run(command)),
+        Command::Status(args) => in_runtime(status::run(args)),
+        Command::Version => {
+            text::print(&format!("server {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "server", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn in_runtime(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Failure::failed)?.block_on(command)
+}
+
+impl DatabaseArgs {
+    /// The cluster in the database; there must be one.
+    async fn load(self) -> Result<Cluster, Failure> {
+        let (url, log) = self.resolve()?;
+        logging::start(&log, logging::Verbosity::Command)?;
+        let store = store::open(&url, Missing::Refuse).await.map_err(Failure::failed)?;
+        Cluster::load(store).await.map_err(Failure::failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_database_url_is_never_repeated_by_the_command_line() {
+        let args = ["server", "status", "--database", "postgres://me:hunter2@a/b", "--nonsense"];
+        let Err(error) = Cli::try_parse_from(args) else { panic!("an unknown flag was taken") };
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+}

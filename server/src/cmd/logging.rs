@@ -1,0 +1,34 @@
+//! Logs go to standard error: text for people, JSON lines for collectors.
+
+use crate::{
+    cmd::Failure,
+    config::{LogArgs, LogFormat},
+};
+use anyhow::Context;
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// What is told where nobody said how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verbosity {
+    /// What a user would notice.
+    Service,
+    /// A command says what it did; logs only where something is wrong.
+    Command,
+}
+
+pub(crate) fn start(args: &LogArgs, verbosity: Verbosity) -> Result<(), Failure> {
+    let default = match verbosity {
+        // Of refinery, the tables it finds in order are no news.
+        Verbosity::Service => "info,refinery_core=warn",
+        Verbosity::Command => "warn",
+    };
+    let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
+    let level = args.log_level.clone().or(from_environment).unwrap_or_else(|| default.to_owned());
+    let filter = EnvFilter::try_new(&level).with_context(|| format!("--log-level {level:?}"))?;
+    let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match args.log_format.unwrap_or_default() {
+        LogFormat::Text => logs.try_init(),
+        LogFormat::Json => logs.json().try_init(),
+    };
+    started.map_err(|error| Failure::Failed(anyhow::anyhow!("cannot start logging: {error}")))
+}

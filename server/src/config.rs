@@ -1,0 +1,266 @@
+//! Options and where they come from: a flag, else the environment (`HOLDFAST_` and the flag's name), else the TOML file, else the default. The file has the
+//! flags' names as keys; a key it cannot know is an error. A database URL is never repeated in an error: it may hold a password.
+
+use crate::{
+    cmd::run::RunOptions,
+    store::{DatabaseUrl, InvalidDatabaseUrl},
+};
+use proto::{CONTROL_PORT, server_url::ServerUrl};
+use serde::Deserialize;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+const ADMIN_PORT: u16 = 7480;
+const DATABASE_FILE: &str = "holdfast.db";
+
+/// What every command that uses the database takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct DatabaseArgs {
+    /// A TOML file with these options as keys
+    #[arg(long, env = "HOLDFAST_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// sqlite:PATH or postgres://user@host1,host2/database [default: sqlite:holdfast.db in the data directory]
+    // Not parsed by clap, which would repeat the password in its error.
+    #[arg(long, env = "HOLDFAST_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub database: Option<String>,
+    /// What this server keeps on disk
+    #[arg(long, env = "HOLDFAST_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// How much is told, on standard error.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct LogArgs {
+    /// error, warn, info, debug or trace, or a filter as in RUST_LOG
+    #[arg(long, env = "HOLDFAST_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// The options of `run`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Where agents connect to [default: [::]:7443]
+    #[arg(long, env = "HOLDFAST_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// What agents are told to connect to [default: the listen address, or every address of this host]
+    #[arg(long, env = "HOLDFAST_ADVERTISE", value_name = "URL", value_delimiter = ',')]
+    pub advertise: Vec<ServerUrl>,
+    /// Metrics and health [default: 127.0.0.1:7480]
+    #[arg(long, env = "HOLDFAST_ADMIN_LISTEN", value_name = "ADDR")]
+    pub admin_listen: Option<SocketAddr>,
+    /// What this server is called [default: the host's name]
+    #[arg(long, env = "HOLDFAST_NAME")]
+    pub name: Option<String>,
+}
+
+/// The TOML file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    database: Option<String>,
+    data_dir: Option<PathBuf>,
+    log_level: Option<String>,
+    log_format: Option<LogFormat>,
+    listen: Option<SocketAddr>,
+    advertise: Option<Vec<ServerUrl>>,
+    admin_listen: Option<SocketAddr>,
+    name: Option<String>,
+}
+
+/// The options cannot be used: wrong usage.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {} is not valid: {reason}", path.display())]
+    Invalid { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Database(#[from] InvalidDatabaseUrl),
+    #[error("there is no home directory to keep data in; say where with --data-dir")]
+    NoDataDir,
+}
+
+impl RunArgs {
+    /// # Errors
+    /// [`ConfigError`]
+    pub fn resolve(self) -> Result<(RunOptions, LogArgs), ConfigError> {
+        let file = File::read(self.database.config.as_deref())?;
+        let log = self.database.log.clone().or(&file);
+        let (database, data_dir) = self.database.locate(&file)?;
+        let options = RunOptions {
+            database,
+            data_dir,
+            listen: self.listen.or(file.listen).unwrap_or((Ipv6Addr::UNSPECIFIED, CONTROL_PORT).into()),
+            advertise: match self.advertise.is_empty() {
+                true => file.advertise.unwrap_or_default(),
+                false => self.advertise,
+            },
+            admin_listen: self
+                .admin_listen
+                .or(file.admin_listen)
+                .unwrap_or((IpAddr::from(Ipv4Addr::LOCALHOST), ADMIN_PORT).into()),
+            name: self.name.or(file.name),
+        };
+        Ok((options, log))
+    }
+}
+
+impl DatabaseArgs {
+    /// # Errors
+    /// [`ConfigError`]
+    pub fn resolve(self) -> Result<(DatabaseUrl, LogArgs), ConfigError> {
+        let file = File::read(self.config.as_deref())?;
+        let log = self.log.clone().or(&file);
+        Ok((self.locate(&file)?.0, log))
+    }
+
+    fn locate(self, file: &File) -> Result<(DatabaseUrl, PathBuf), ConfigError> {
+        let data_dir = self.data_dir.or_else(|| file.data_dir.clone());
+        let database = self.database.as_deref().or(file.database.as_deref());
+        let data_dir = data_dir.or_else(default_data_dir).ok_or(ConfigError::NoDataDir)?;
+        let database = match database {
+            Some(url) => url.parse()?,
+            None => DatabaseUrl::Sqlite(data_dir.join(DATABASE_FILE)),
+        };
+        Ok((database, data_dir))
+    }
+}
+
+impl LogArgs {
+    fn or(self, file: &File) -> Self {
+        Self {
+            log_level: self.log_level.or_else(|| file.log_level.clone()),
+            log_format: self.log_format.or(file.log_format),
+        }
+    }
+}
+
+impl File {
+    fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        // The parser's whole message quotes the line, which may be the database's.
+        toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+            ConfigError::Invalid {
+                path: path.to_owned(),
+                reason: format!("line {line}: {}", error.message().trim()),
+            }
+        })
+    }
+}
+
+/// Where a service keeps its state; where the user does, if it is no service.
+#[cfg(unix)]
+fn default_data_dir() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/holdfast-server"));
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let state = state.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")));
+    Some(state?.join("holdfast-server"))
+}
+
+#[cfg(not(unix))]
+fn default_data_dir() -> Option<PathBuf> {
+    Some(PathBuf::from(std::env::var_os("ProgramData")?).join("Holdfast").join("server"))
+}
+
+/// A span of time as people write it: 90s, 15m, 12h, 7d; a bare number is seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let invalid =
+            || format!("{text:?} is no span of time: write 90s, 15m, 12h or 7d; a bare number is seconds");
+        let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let seconds = match unit {
+            "" | "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 24 * 3600,
+            _ => return Err(invalid()),
+        };
+        let number: u64 = number.parse().map_err(|_| invalid())?;
+        match number.checked_mul(seconds) {
+            None | Some(0) => Err(invalid()),
+            Some(seconds) => Ok(Self(Duration::from_secs(seconds))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str) -> (tempfile::TempDir, RunArgs) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("server.toml");
+        std::fs::write(&path, text).unwrap();
+        let database = DatabaseArgs { config: Some(path), ..DatabaseArgs::default() };
+        (directory, RunArgs { database, ..RunArgs::default() })
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_file_and_the_file_before_the_default() {
+        let (_directory, mut args) = with_file(
+            "database = 'postgres://a/b'\nlisten = '127.0.0.1:1'\nadvertise = ['x', 'y:1']\nlog-format = 'json'\n",
+        );
+        args.listen = Some("127.0.0.1:2".parse().unwrap());
+        let (options, log) = args.resolve().unwrap();
+        assert_eq!(options.database.to_string(), "postgres://a:5432/b");
+        assert_eq!(options.listen.port(), 2);
+        assert_eq!(options.advertise.len(), 2);
+        assert_eq!(options.admin_listen.to_string(), "127.0.0.1:7480");
+        assert_eq!(log.log_format, Some(LogFormat::Json));
+    }
+
+    #[test]
+    fn the_database_is_in_the_data_directory_unless_it_is_named() {
+        let args = DatabaseArgs { data_dir: Some(PathBuf::from("/srv/x")), ..DatabaseArgs::default() };
+        assert_eq!(args.resolve().unwrap().0.to_string(), "sqlite:/srv/x/holdfast.db");
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_its_line_and_quotes_no_password() {
+        let (_directory, args) = with_file("name = 'a'\ndatabase = 'postgres://me:hunter2@a/b' x\n");
+        let error = args.resolve().unwrap_err().to_string();
+        assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
+        let (_directory, args) = with_file("listne = '127.0.0.1:1'\n");
+        let error = args.resolve().unwrap_err().to_string();
+        assert!(error.contains("listne") && error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn spans_have_units_and_a_bare_number_is_seconds() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43_200), ("7d", 604_800)] {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_secs(seconds))), "{text}");
+        }
+        for text in ["", "s", "-1", "1.5h", "0", "7 d", "1w", "99999999999999999999d"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+}
