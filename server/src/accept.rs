@@ -6,7 +6,7 @@ use crate::connection::{Connection, ConnectionState};
 use anyhow::Context;
 use proto::tls::server_binding;
 use rustls::ServerConfig;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -21,6 +21,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections without a welcomed session, handshakes included.
 const MAX_NEWCOMERS: usize = 16_384;
 /// Data unacknowledged for so long ends a connection: the peer's machine or link is gone.
+#[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -132,7 +133,7 @@ async fn handshake(
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
-    SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(())
 }
 

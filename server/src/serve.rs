@@ -6,12 +6,14 @@ use crate::{
     lease::{self, Servers},
     map::Atlas,
     presence::{self, Presence},
-    session::{ControlService, Hub, Reports, Signals, receive_signals, send_signals, write_reports},
+    session::{
+        ControlService, Hub, LimitedService, Reports, Signals, receive_signals, send_signals, write_reports,
+    },
     store::ServerRow,
 };
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use proto::{session::ServerId, time::UnixTime, tls::ServerIdentity, wire::control_server::ControlServer};
+use proto::{session::ServerId, time::UnixTime, tls::ServerIdentity};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -28,8 +30,6 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections whose handshake is done and that wait to be served.
 const READY_CONNECTIONS: usize = 256;
-/// What an agent says in one message; its list of objects is the largest, at about 70 bytes each.
-const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 /// Calls of one agent at a time: its session, and a fetch or an enrolment.
 const MAX_CALLS: u32 = 8;
 const MAX_HEADER_BYTES: u32 = 4096;
@@ -87,8 +87,7 @@ pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow:
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
     let accepting = tasks.spawn(accept::accept(listener, server.identity.tls.clone(), ready));
-    let service =
-        ControlServer::new(ControlService(server.clone())).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let service = LimitedService::new(ControlService(server.clone()));
     let grpc = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)

@@ -1,5 +1,6 @@
 //! Presence: who is online, in the whole cluster. `board` has the rules; here they meet the database and the sessions. Seats of this server
-//! are written in batches, those of others are followed, and what comes of both is published at most every 20 ms.
+//! are written in batches, those of others are followed, and what comes of both is
+//! published, the less often the more sessions there are.
 
 mod board;
 
@@ -34,6 +35,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the seats that a restarted server finds under its name stay taken: its agents are on their way back.
 const INHERITED_GRACE: Duration = Duration::from_secs(10);
+const SLOWEST_PACE: Duration = Duration::from_secs(1);
 const NO_TIMER: Duration = Duration::from_secs(3600);
 
 /// Who is online, and where.
@@ -119,27 +121,40 @@ fn row(node: NodeId, seat: Seat) -> SessionRow {
     SessionRow { node, server: seat.server, number: seat.number, online: seat.online }
 }
 
-/// Publishes changes to the sessions here and hands new seats on to be saved, for ever.
+/// Hands new seats on to be saved and publishes changes to the sessions here, for ever.
 pub(crate) async fn publish(server: Arc<Server>) {
     let presence = &server.presence;
+    // While there is something to publish.
+    let mut publish_at: Option<Instant> = None;
+    let mut earliest_at = Instant::now();
     loop {
-        let timer = presence.board().poll_timeout().unwrap_or_else(|| Instant::now() + NO_TIMER);
+        let timer = [presence.board().poll_timeout(), publish_at].into_iter().flatten().min();
+        let timer = timer.unwrap_or_else(|| Instant::now() + NO_TIMER);
         tokio::select! {
             () = presence.changed.notified() => sleep(GATHERING).await,
             () = sleep_until(timer.into()) => {}
         }
+        let now = Instant::now();
         let online = {
             let mut board = presence.board();
-            board.handle_timeout(Instant::now());
+            board.handle_timeout(now);
             board.online().clone()
         };
         presence.unsaved.notify_one();
         // The handles differ after any change, also one that was undone; only a difference is news.
-        if online != *presence.online.load_full() {
+        let is_news = online != *presence.online.load_full();
+        publish_at = (is_news && now < earliest_at).then_some(earliest_at);
+        if is_news && publish_at.is_none() {
             presence.online.store(Arc::new(online));
             server.hub.wake_serving();
+            earliest_at = now + pace(server.hub.counts().0);
         }
     }
+}
+
+/// Between two publications: news go to everyone, so what a storm of agents costs would grow with their number squared.
+fn pace(serving: usize) -> Duration {
+    Duration::from_millis((serving / 10) as u64).min(SLOWEST_PACE)
 }
 
 /// Writes the seats of this server, for ever.

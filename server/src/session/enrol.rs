@@ -4,6 +4,7 @@ use crate::{
     cluster::{self, Actor, Applicant, Node, Refusal},
     connection::ConnectionState,
     follow::WriteError,
+    metrics::database_error,
     serve::{Server, unix_time},
     session::{greeting, refusal},
 };
@@ -53,7 +54,10 @@ async fn admit(
     let written = server.cluster.write(actor, |state, now| cluster::enrol(state, now, &applicant)).await;
     written.map_err(|error| match error {
         WriteError::Refused(refused) => refuse(refused),
-        WriteError::Database(error) => refusal::database(error),
+        WriteError::Database(error) => {
+            database_error("write");
+            refusal::database(error)
+        }
     })
 }
 

@@ -1,6 +1,7 @@
 //! Control sessions: the gRPC service, and what it is made of. One file per concern:
 //!
-//! `service` the calls; `session` one session from Hello to its end; `greeting` who is let in; `catch_up` what changed since the session
+//! `service` the calls; `limits` how large their messages may be;
+//! `session` one session from Hello to its end; `greeting` who is let in; `catch_up` what changed since the session
 //! last spoke; `slot` what others reach of a session; `hub` which session serves whom; `fetch` maps in chunks; `enrol` new members;
 //! `signals` between agents, across servers; `reports` what nodes say of themselves, on its way to the database; `refusal` the texts.
 
@@ -9,6 +10,7 @@ mod enrol;
 mod fetch;
 mod greeting;
 mod hub;
+mod limits;
 mod refusal;
 mod reports;
 mod service;
@@ -20,6 +22,7 @@ mod slot;
 mod tests;
 
 pub(crate) use hub::Hub;
+pub(crate) use limits::LimitedService;
 pub(crate) use reports::{Reports, write_reports};
 pub(crate) use service::ControlService;
 pub(crate) use signals::{Signals, receive_signals, send_signals};

@@ -5,6 +5,7 @@
 use crate::{
     cluster::{Actor, Entity, Node, Op, State, observe, renew},
     follow::WriteError,
+    metrics::database_error,
     serve::Server,
 };
 use proto::{map::MAX_ENDPOINTS, session::Facts, statement::NodeId, time::UnixTime};
@@ -159,6 +160,7 @@ fn settle(
     match written {
         Ok(()) => true,
         Err(error) if error.is_retriable() => {
+            database_error("write");
             tracing::debug!(%error, nodes = batch.len(), "what nodes say of themselves waits for the database");
             server.reports.restore(batch);
             false

@@ -10,6 +10,7 @@ use crate::{
     cluster::{Actor, Node, remove},
     connection::{ConnectionState, LAST_WORDS_TIMEOUT},
     follow::WriteError,
+    metrics::database_error,
     presence::VANISHED_GRACE,
     serve::Server,
     session::{
@@ -327,7 +328,10 @@ async fn log_out(server: Arc<Server>, slot: Arc<Slot>) {
     match removed.await {
         Ok(()) => tracing::info!(%node, key = ?slot.key, "node logged out"),
         Err(WriteError::Refused(never)) => match never {},
-        Err(WriteError::Database(error)) => slot.refuse(refusal::database(error)),
+        Err(WriteError::Database(error)) => {
+            database_error("write");
+            slot.refuse(refusal::database(error));
+        }
     }
 }
 
