@@ -1,1 +1,31 @@
+//! Many agents and servers in virtual time: the second driver of `agent-core`.
 //!
+//! A [`World`] holds agents (the real machines, each with a model of the data plane), servers (a small reference model of the server program) that share a
+//! database, and a network that delays, loses and cuts. Everything that happens is an event in one queue; the clock jumps from event to event. What is random
+//! comes from one seed, so a run can be repeated exactly.
+//!
+//! After every step the invariants of `check` hold, or the run ends with the seed, the command that replays it and the last events. A [`Script`] is a seeded
+//! list of faults; scenarios apply single [`Fault`]s and measure.
+
+mod atlas;
+mod check;
+mod database;
+mod driver;
+mod event;
+mod faults;
+mod members;
+mod network;
+mod node;
+mod script;
+mod server;
+mod session;
+mod stream;
+mod trace;
+mod traffic;
+mod tunnel;
+mod world;
+
+pub use faults::Fault;
+pub use network::Host;
+pub use script::Script;
+pub use world::{Setup, World};

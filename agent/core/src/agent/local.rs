@@ -4,7 +4,7 @@ use super::Agent;
 use crate::{
     cache::Source,
     config::{PeerConfig, PeerMode},
-    io::{Output, TunnelCommand},
+    io::{ConnId, Output, TunnelCommand},
     netmap::Member,
     peer::Peer,
     status,
@@ -167,6 +167,11 @@ impl Agent {
     /// A peer's name.
     pub fn name_of(&self, key: &PublicKey) -> Option<&str> {
         self.netmap.member(key).map(|member| member.peer.name.as_str())
+    }
+
+    /// The session that serves us, as far as we know.
+    pub fn serving(&self) -> Option<ConnId> {
+        self.control.serving()
     }
 
     pub fn is_enrolled(&self) -> bool {

@@ -1,0 +1,295 @@
+//! The invariants, looked at four times a second and at certain steps.
+//!
+//! 1. Two agents whose machines run, awake and undisturbed, and that exchange data keep their tunnel, and every request is answered, whatever servers do.
+//! 2. An agent that could be served is, within a bound: see [`World::service_bound`]; with a standby at hand within [`STANDBY_BOUND`].
+//! 3. No deadline stays in the past (`driver`), and nothing spins: at most [`MAX_STEPS`] steps a second.
+//! 4. What an agent holds stays below a bound, whatever happens and however long.
+//! 5. One seed gives one trace (a test of its own).
+//! 6. A map never goes back (`driver`).
+//! 7. After everything is healed all are served, hold the newest map and reach each other, within [`World::service_bound`] and a little.
+//! 8. Then each agent has one serving session, and agents and servers agree which.
+
+use crate::{
+    event::Event,
+    faults::Fault,
+    members,
+    network::Host,
+    stream::StreamId,
+    traffic::Flow,
+    world::World,
+};
+use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
+use proto::map::{Map, ObjectId};
+use std::time::Duration;
+
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Steps (an output, a deadline) of one agent in a second. Dials are 20 a second at most, each with its end; a dozen peers wake at once now and then.
+const MAX_STEPS: u32 = 250;
+/// Machines' and sessions' parts, for up to 16 agents and 4 servers; signals are remembered up to 1024.
+const MAX_LOAD: usize = 1024 + 200;
+/// A heartbeat a second, 300 ms of patience, one message; a segment may be lost on the way, and checks are apart.
+const STANDBY_BOUND: Duration = Duration::from_millis(1000 + 300 + 300 + 250);
+/// A standby counts once it was asked for life: it is every 10 s.
+const STANDBY_PROVEN: Duration = Duration::from_secs(12);
+/// Dial (3 s), greeting (3 s), the death of a session that hung (3 s), the early cap of the back-off (1 s), a round or two.
+const SERVICE_BOUND: Duration = Duration::from_secs(12);
+/// A tunnel is repaired within: 15 s until silence is noticed, then initiations 5 s apart, and what was lost of those.
+const REPAIR_BOUND: Duration = Duration::from_secs(35);
+const REPLY_BOUND: Duration = Duration::from_secs(3);
+
+impl World {
+    /// Ends the run: what is wrong, how to see it again, what happened last.
+    pub(crate) fn fail(&self, what: &str) -> ! {
+        let (seed, at) = (self.seed, self.now.since_boot().as_secs_f64());
+        let again = format!("HOLDFAST_SIM_SEED={seed} cargo test -p agent-sim --release --test random");
+        panic!("seed {seed} at {at:.3} s: {what}\nreplay (random runs): {again}\nlast events:{}", self.trace.tail());
+    }
+
+    pub(crate) fn count_step(&mut self, at: usize) {
+        let second = self.now.since_boot().as_secs();
+        let watch = &mut self.nodes[at].watch;
+        if watch.second != second {
+            (watch.second, watch.steps) = (second, 0);
+        }
+        watch.steps += 1;
+        if watch.steps > MAX_STEPS {
+            self.fail(&format!("agent {at} spins: {MAX_STEPS} steps in one second"));
+        }
+    }
+
+    pub(crate) fn on_check(&mut self) {
+        self.queue.push(self.now + CHECK_INTERVAL, Event::Check);
+        for at in 0..self.nodes.len() {
+            self.watch_service(at);
+            self.check_service(at);
+            self.check_standby(at);
+            let load = self.nodes[at].agent.as_ref().map_or(0, Agent::load);
+            if load > MAX_LOAD {
+                self.fail(&format!("agent {at} holds {load} things"));
+            }
+        }
+        for flow in 0..self.flows.len() {
+            self.watch_flow(flow);
+            self.check_flow(flow);
+        }
+    }
+
+    fn watch_service(&mut self, at: usize) {
+        let now = self.now;
+        let server = self.server_of(at);
+        let synced = server.is_some_and(|server| self.has_database(server));
+        let good: Vec<bool> = (0..self.servers.len()).map(|server| self.would_serve(server, at)).collect();
+        let awake = self.nodes[at].is_awake();
+        let watch = &mut self.nodes[at].watch;
+        let since = |since: Option<BootTime>, holds: bool| holds.then(|| since.unwrap_or(now));
+        watch.served_since = since(watch.served_since, server.is_some());
+        watch.synced_since = since(watch.synced_since, synced);
+        if server.is_some() {
+            watch.last_served_at = now;
+        }
+        if !awake {
+            watch.steady_since = now;
+        }
+        for (held, good) in watch.good_since.iter_mut().zip(good) {
+            *held = since(*held, good);
+        }
+    }
+
+    fn would_serve(&self, server: usize, at: usize) -> bool {
+        let (it, key) = (&self.servers[server], members::of(at).key);
+        let node = &self.nodes[at];
+        let enrolled = node.agent.as_ref().is_some_and(Agent::is_enrolled);
+        let member = it.state.is_member(&key) || (!enrolled && self.has_database(server));
+        let named = !self.names_away || it.url.literal().is_some();
+        let wanted = self.database.head.removal(&key).is_none() && node.knows(&it.url);
+        member && named && wanted && self.is_good(server, at)
+    }
+
+    /// How long an agent may go without service while a server would serve it: see [`SERVICE_BOUND`]; the back-off's cap grows with the outage.
+    pub(crate) fn service_bound(&self, at: usize) -> Duration {
+        let outage = self.now.since(self.nodes[at].watch.last_served_at);
+        SERVICE_BOUND + (outage / 30).min(Duration::from_secs(30))
+    }
+
+    fn check_service(&self, at: usize) {
+        let watch = &self.nodes[at].watch;
+        let good = watch.good_since.iter().flatten().min();
+        let (None, Some(good)) = (watch.served_since, good) else { return };
+        let entitled = (*good).max(watch.steady_since).max(watch.last_served_at);
+        if self.now.since(entitled) > self.service_bound(at) {
+            self.fail(&format!("agent {at} could be served for {:?}, and is not", self.now.since(entitled)));
+        }
+    }
+
+    /// A session that was proven good takes over at once.
+    fn check_standby(&self, at: usize) {
+        let watch = &self.nodes[at].watch;
+        let unserved = self.now.since(watch.last_served_at);
+        if watch.served_since.is_some() || unserved <= STANDBY_BOUND {
+            return;
+        }
+        let proven = |since: BootTime| watch.last_served_at.since(since) >= STANDBY_PROVEN;
+        let is_standby = |server: usize, (_, session): (&StreamId, &crate::session::Session)| {
+            let good = watch.good_since[server].is_some_and(proven);
+            session.agent == at && good && proven(session.since)
+        };
+        let slow = |server: usize| self.network.link(Host::Server(server)).latency;
+        let found = (0..self.servers.len()).find(|server| {
+            let sessions = &self.servers[*server].sessions;
+            slow(*server) < Duration::from_millis(40) && sessions.iter().any(|entry| is_standby(*server, entry))
+        });
+        let steady = proven(watch.steady_since);
+        let near = self.network.link(Host::Agent(at)).latency < Duration::from_millis(40);
+        if let (Some(server), true, true) = (found, steady, near) {
+            self.fail(&format!("agent {at} is unserved for {unserved:?} with a standby at server {server}"));
+        }
+    }
+
+    /// What is not a server's fault, by the fault that does it; links are looked at in every check.
+    pub(crate) fn note_disturbance(&mut self, fault: &Fault) {
+        let (agent, needs_server) = match *fault {
+            Fault::Move(agent) | Fault::Remove(agent) => (agent, true),
+            Fault::Stop(agent) | Fault::Launch(agent) => (agent, false),
+            Fault::Sleep(agent) | Fault::WakeUp(agent) => (agent, false),
+            _ => return,
+        };
+        let now = self.now;
+        self.nodes[agent].watch.steady_since = now;
+        let cached = cache::decode(&self.nodes[agent].cache).map_or_else(|_| Vec::new(), |c| c.objects);
+        for flow in self.flows.iter_mut().filter(|flow| flow.from == agent || flow.to == agent) {
+            let other = if flow.from == agent { flow.to } else { flow.from };
+            let peer = ObjectId::peer(members::of(other).key);
+            flow.disturb(now);
+            flow.needs_server |= needs_server || !cached.iter().any(|object| object.id == peer);
+        }
+    }
+
+    fn watch_flow(&mut self, at: usize) {
+        let (now, flow) = (self.now, &self.flows[at]);
+        let (from, to) = (&self.nodes[flow.from], &self.nodes[flow.to]);
+        let removed = |at: usize| self.database.head.removal(&members::of(at).key).is_some();
+        let clean = self.network.is_clean(Host::Agent(flow.from), Host::Agent(flow.to));
+        let quiet = clean && from.is_awake() && to.is_awake() && !removed(flow.from) && !removed(flow.to);
+        let synced = from.watch.synced_since.zip(to.watch.synced_since).map(|(one, other)| one.max(other));
+        let flow = &mut self.flows[at];
+        if !quiet {
+            return flow.disturb(now);
+        }
+        let ready = match flow.needs_server {
+            true => synced.map(|synced| synced.max(flow.disturbed_at)),
+            false => Some(flow.disturbed_at),
+        };
+        if ready.is_some_and(|ready| now.since(ready) >= REPAIR_BOUND) {
+            flow.is_settled = true;
+            flow.needs_server = false;
+        }
+    }
+
+    fn check_flow(&mut self, at: usize) {
+        let now = self.now;
+        let lost = |(sent_at, entitled): &(BootTime, bool)| *entitled && now.since(*sent_at) > REPLY_BOUND;
+        let flow = &mut self.flows[at];
+        if let Some((id, _)) = flow.outstanding.iter().find(|(_, request)| lost(request)) {
+            let (id, from, to) = (id & 0xffff_ffff, flow.from, flow.to);
+            self.fail(&format!("request {id} from agent {from} to agent {to} has no reply"));
+        }
+        flow.outstanding.retain(|_, (sent_at, _)| now.since(*sent_at) <= REPLY_BOUND);
+    }
+
+    /// A tunnel went down, as an agent says.
+    pub(crate) fn note_down(&mut self, at: usize, peer: usize) {
+        if let Some(flow) = self.busy_flow(at, peer) {
+            self.fail(&format!("agent {at}: the tunnel of flow {flow} went down"));
+        }
+    }
+
+    pub(crate) fn note_command(&mut self, at: usize, command: &TunnelCommand) {
+        let peer = match command {
+            TunnelCommand::Forget { peer } | TunnelCommand::Remove { peer } => members::agent_of(peer),
+            TunnelCommand::Upsert { .. }
+            | TunnelCommand::Initiate { .. }
+            | TunnelCommand::SetKeepalive { .. }
+            | TunnelCommand::SetEndpoint { .. }
+            | TunnelCommand::Message { .. }
+            | TunnelCommand::Rebind => return,
+        };
+        if let Some(flow) = self.busy_flow(at, peer) {
+            self.fail(&format!("agent {at}: {command:?} takes the tunnel of flow {flow}"));
+        }
+    }
+
+    fn busy_flow(&self, one: usize, other: usize) -> Option<usize> {
+        let busy = |flow: &Flow| {
+            let between = (flow.from, flow.to) == (one, other) || (flow.from, flow.to) == (other, one);
+            between && flow.is_settled && flow.is_on
+        };
+        self.flows.iter().position(busy).filter(|_| self.has_tunnel(one, other))
+    }
+
+    /// Whether an agent's map is the newest.
+    pub fn has_newest_map(&self, at: usize) -> bool {
+        let Some(agent) = &self.nodes[at].agent else { return false };
+        let Ok(cached) = cache::decode(&agent.map_cache()) else { return false };
+        let mut map = Map::default();
+        cached.objects.into_iter().for_each(|object| {
+            map.put(object);
+        });
+        map.digest() == self.database.head.digest_for(&members::of(at).key)
+    }
+
+    /// Heals everything and sees that all is well in time (7, 8).
+    ///
+    /// # Panics
+    /// It is not.
+    pub fn settle(&mut self) {
+        self.heal();
+        let members: Vec<usize> = (0..self.nodes.len())
+            .filter(|at| self.database.head.removal(&members::of(*at).key).is_none())
+            .collect();
+        let bound = members.iter().map(|at| self.service_bound(*at)).max().unwrap_or(SERVICE_BOUND);
+        self.run_for(bound + Duration::from_secs(3));
+        for at in &members {
+            self.check_agreement(*at);
+        }
+        self.check_reach(&members);
+    }
+
+    fn check_agreement(&self, at: usize) {
+        let alive = (0..self.servers.len()).filter(|server| self.servers[*server].is_alive());
+        let serving: Vec<usize> = alive.filter(|server| self.servers[*server].serving(at).is_some()).collect();
+        if self.server_of(at).map(|server| vec![server]) != Some(serving.clone()) {
+            let believed = self.server_of(at);
+            self.fail(&format!("agent {at} says {believed:?} serves it; these servers say they do: {serving:?}"));
+        }
+        if !self.has_newest_map(at) {
+            self.fail(&format!("agent {at} does not hold the newest map"));
+        }
+        if self.servers.len() > 1 && !self.has_standby(at) {
+            self.fail(&format!("agent {at} has no standby"));
+        }
+    }
+
+    /// Every pair exchanges a request and a reply.
+    fn check_reach(&mut self, members: &[usize]) {
+        let mut flows = Vec::new();
+        for from in members {
+            for to in members.iter().filter(|to| *to != from) {
+                flows.push((*from, *to, self.flow(*from, *to, Duration::from_secs(1))));
+            }
+        }
+        self.run_for(REPAIR_BOUND);
+        for (from, to, flow) in flows {
+            if self.traffic(flow).1 == 0 {
+                self.fail(&format!("agent {from} does not reach agent {to}"));
+            }
+        }
+    }
+}
+
+impl Flow {
+    fn disturb(&mut self, now: BootTime) {
+        self.disturbed_at = now;
+        self.is_settled = false;
+        self.outstanding.values_mut().for_each(|(_, entitled)| *entitled = false);
+    }
+}

@@ -1,0 +1,185 @@
+//! What can go wrong, and what sets it right again.
+
+use crate::{atlas::Change, members, network::Host, world::World};
+use agent_core::BootTime;
+use proto::time::UnixTime;
+use std::time::Duration;
+
+/// One change of the world.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    Kill(usize),
+    Start(usize),
+    Freeze(usize),
+    Thaw(usize),
+    /// The server asks its agents to leave, and ends.
+    Drain(usize),
+    /// The database is away for one server.
+    CutOff(usize),
+    Reconnect(usize),
+    DatabaseAway,
+    DatabaseBack,
+    /// A machine's link loses everything.
+    Cut(Host),
+    DropIn(Host),
+    DropOut(Host),
+    /// .. or each packet with this probability.
+    Loss(Host, f64),
+    Latency(Host, Duration),
+    Heal(Host),
+    Partition(Host, Host),
+    Join(Host, Host),
+    /// Another machine answers at a server's address.
+    Route {
+        address_of: usize,
+        to: usize,
+    },
+    /// Agents, by `kill -9`.
+    Stop(usize),
+    Launch(usize),
+    Sleep(usize),
+    WakeUp(usize),
+    /// The agent's machine gets another address.
+    Move(usize),
+    /// Its wall clock is set, seconds ahead of the truth.
+    WallClock(usize, i32),
+    NamesAway,
+    NamesBack,
+    Rename(usize),
+    /// A change that nobody's map shows.
+    Unseen,
+    Remove(usize),
+}
+
+impl World {
+    /// Lets it happen now.
+    pub fn apply(&mut self, fault: &Fault) {
+        self.trace.note(self.now, || format!("{fault:?}"));
+        match *fault {
+            Fault::Kill(server) => self.kill_server(server),
+            Fault::Start(server) => self.start_server(server),
+            Fault::Freeze(server) => self.freeze_server(server, true),
+            Fault::Thaw(server) => self.freeze_server(server, false),
+            Fault::Drain(server) => self.drain_server(server),
+            Fault::CutOff(server) => self.servers[server].cut_off = true,
+            Fault::Reconnect(server) => self.servers[server].cut_off = false,
+            Fault::DatabaseAway => self.database_away = true,
+            Fault::DatabaseBack => self.database_away = false,
+            Fault::NamesAway => self.names_away = true,
+            Fault::NamesBack => self.names_away = false,
+            Fault::Cut(_)
+            | Fault::DropIn(_)
+            | Fault::DropOut(_)
+            | Fault::Loss(..)
+            | Fault::Latency(..)
+            | Fault::Heal(_)
+            | Fault::Partition(..)
+            | Fault::Join(..)
+            | Fault::Route { .. } => self.apply_to_network(fault),
+            Fault::Stop(_)
+            | Fault::Launch(_)
+            | Fault::Sleep(_)
+            | Fault::WakeUp(_)
+            | Fault::Move(_)
+            | Fault::WallClock(..) => self.apply_to_agent(fault),
+            Fault::Rename(agent) => {
+                let name = format!("renamed{}", self.now.since_boot().as_millis());
+                self.write_if_possible(&Change::Rename(agent, name));
+            }
+            Fault::Unseen => self.write_if_possible(&Change::Unseen),
+            Fault::Remove(agent) => self.write_if_possible(&Change::Remove(agent)),
+        }
+        self.note_disturbance(fault);
+    }
+
+    fn write_if_possible(&mut self, change: &Change) {
+        let known = |agent: &usize| self.database.head.is_member(&members::of(*agent).key);
+        let possible = match change {
+            Change::Rename(agent, _) | Change::Remove(agent) | Change::Endpoints(agent, _) => known(agent),
+            Change::Unseen | Change::Enrol(_) => true,
+        };
+        if possible && !self.database_away {
+            self.write(change);
+        }
+    }
+
+    fn apply_to_network(&mut self, fault: &Fault) {
+        match *fault {
+            Fault::Cut(host) => self.network.link_mut(host).cut = true,
+            Fault::DropIn(host) => self.network.link_mut(host).drops_in = true,
+            Fault::DropOut(host) => self.network.link_mut(host).drops_out = true,
+            Fault::Loss(host, loss) => self.network.link_mut(host).loss = loss,
+            Fault::Latency(host, latency) => self.network.link_mut(host).latency = latency,
+            Fault::Heal(host) => {
+                let link = self.network.link_mut(host);
+                (link.cut, link.drops_in, link.drops_out, link.loss) = (false, false, false, 0.0);
+            }
+            Fault::Partition(one, other) => {
+                self.network.partitions.insert((one, other));
+            }
+            Fault::Join(one, other) => {
+                self.network.partitions.remove(&(one, other));
+            }
+            Fault::Route { address_of, to } => {
+                self.routes.insert(members::server_addr(address_of), to);
+            }
+            _ => {}
+        }
+    }
+
+    fn apply_to_agent(&mut self, fault: &Fault) {
+        match *fault {
+            Fault::Stop(agent) => self.stop_agent(agent),
+            Fault::Launch(agent) => self.launch_agent(agent),
+            Fault::Sleep(agent) => self.nodes[agent].asleep = true,
+            Fault::WakeUp(agent) => {
+                self.nodes[agent].asleep = false;
+                self.input(agent, |a, now| a.handle_network_changed(now));
+            }
+            Fault::Move(agent) => {
+                self.nodes[agent].moves += 1;
+                let endpoint = self.nodes[agent].endpoint();
+                self.input(agent, |a, now| a.handle_endpoints(vec![endpoint], endpoint.port(), now));
+                self.input(agent, |a, now| a.handle_network_changed(now));
+            }
+            Fault::WallClock(agent, ahead_s) => {
+                let wall = (self.unix_ms() / 1000).saturating_add_signed(ahead_s.into());
+                self.input(agent, |a, now| a.handle_wall_clock(UnixTime(wall), now));
+            }
+            _ => {}
+        }
+    }
+
+    /// Everything is set right.
+    pub fn heal(&mut self) {
+        self.network.partitions.clear();
+        let agents = (0..self.nodes.len()).map(Host::Agent);
+        let hosts: Vec<Host> = agents.chain((0..self.servers.len()).map(Host::Server)).collect();
+        hosts.into_iter().for_each(|host| self.apply(&Fault::Heal(host)));
+        self.apply(&Fault::DatabaseBack);
+        self.apply(&Fault::NamesBack);
+        for server in 0..self.servers.len() {
+            self.apply(&Fault::Route { address_of: server, to: server });
+            self.apply(&Fault::Reconnect(server));
+            if self.servers[server].frozen {
+                self.apply(&Fault::Thaw(server));
+            }
+            // One that drains ends first.
+            if !self.servers[server].is_healthy() {
+                self.apply(&Fault::Kill(server));
+                self.apply(&Fault::Start(server));
+            }
+        }
+        for agent in 0..self.nodes.len() {
+            if self.nodes[agent].asleep {
+                self.apply(&Fault::WakeUp(agent));
+            }
+            self.apply(&Fault::Launch(agent));
+        }
+    }
+
+    pub(crate) fn schedule(&mut self, after: Duration, fault: Fault) {
+        let at: BootTime = self.now + after;
+        self.queue.push(at, crate::event::Event::Fault(fault));
+    }
+}

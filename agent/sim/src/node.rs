@@ -1,0 +1,95 @@
+//! One agent's machine: the process, which may be down; its disk, which stays; its data plane.
+
+use crate::{members, stream::StreamId, tunnel::Tunnel};
+use agent_core::{Agent, BootTime, Config, ConnId, Saved};
+use proto::{map::MapVersion, server_url::ServerUrl};
+use std::{collections::BTreeMap, net::SocketAddr};
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) at: usize,
+    pub(crate) config: Config,
+    pub(crate) agent: Option<Agent>,
+    /// Counts its starts.
+    pub(crate) life: u32,
+    pub(crate) saved: Saved,
+    pub(crate) cache: Vec<u8>,
+    pub(crate) asleep: bool,
+    pub(crate) moves: u32,
+    pub(crate) tunnel: Tunnel,
+    pub(crate) is_ticking: bool,
+    pub(crate) wake_at: Option<BootTime>,
+    pub(crate) streams: BTreeMap<ConnId, StreamId>,
+    /// Servers refuse it, and it believes them.
+    pub(crate) is_refused: bool,
+    pub(crate) told: Told,
+    pub(crate) watch: Watch,
+}
+
+/// What its notices said.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) failovers: u64,
+    pub(crate) server: Option<proto::session::ServerId>,
+    pub(crate) tunnels_up: u64,
+    pub(crate) tunnels_down: u64,
+}
+
+/// What the invariants remember of it.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    /// The virtual second, and what was done in it.
+    pub(crate) second: u64,
+    pub(crate) steps: u32,
+    pub(crate) version: MapVersion,
+    /// Since when its process runs, awake, at one address.
+    pub(crate) steady_since: BootTime,
+    pub(crate) served_since: Option<BootTime>,
+    /// Served by a server that has the database.
+    pub(crate) synced_since: Option<BootTime>,
+    pub(crate) last_served_at: BootTime,
+    /// Per server: since when it would serve this agent.
+    pub(crate) good_since: Vec<Option<BootTime>>,
+}
+
+impl Node {
+    pub(crate) fn new(at: usize, config: Config, servers: usize) -> Self {
+        Self {
+            at,
+            config,
+            agent: None,
+            life: 0,
+            saved: Saved::default(),
+            cache: Vec::new(),
+            asleep: false,
+            moves: 0,
+            tunnel: Tunnel::new(members::of(at).key, 0),
+            is_ticking: false,
+            wake_at: None,
+            streams: BTreeMap::new(),
+            is_refused: false,
+            told: Told::default(),
+            watch: Watch { good_since: vec![None; servers], ..Watch::default() },
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> SocketAddr {
+        members::endpoint(self.at, self.moves)
+    }
+
+    pub(crate) fn is_awake(&self) -> bool {
+        self.agent.is_some() && !self.asleep
+    }
+
+    pub(crate) fn save_map(&mut self) {
+        self.cache = self.agent.as_ref().map_or_else(Vec::new, Agent::map_cache);
+    }
+
+    pub(crate) fn save_state(&mut self) {
+        self.saved = self.agent.as_ref().map_or_else(Saved::default, Agent::saved);
+    }
+
+    pub(crate) fn knows(&self, url: &ServerUrl) -> bool {
+        self.config.servers.contains(url)
+    }
+}

@@ -1,0 +1,151 @@
+//! A seeded list of faults, each with its end.
+
+use crate::{faults::Fault, network::Host, world::World};
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg32;
+use std::time::Duration;
+
+/// Faults and when they happen, from the start of the script.
+#[derive(Debug, Clone)]
+pub struct Script {
+    pub faults: Vec<(Duration, Fault)>,
+    /// By then every fault has ended, except that links may lose and processes may be down: [`World::heal`] sets those right.
+    pub span: Duration,
+}
+
+struct Writer {
+    rng: Pcg32,
+    agents: usize,
+    servers: usize,
+    script: Script,
+}
+
+impl Script {
+    /// The script of this seed.
+    pub fn random(agents: usize, servers: usize, seed: u64) -> Self {
+        let mut rng = Pcg32::seed_from_u64(seed ^ 0x5eed);
+        let span = Duration::from_secs(rng.random_range(40..=110));
+        let count = rng.random_range(2..=7);
+        let mut writer = Writer { rng, agents, servers, script: Self { faults: Vec::new(), span } };
+        for _ in 0..count {
+            writer.fault();
+        }
+        writer.script.faults.sort_by_key(|(at, _)| *at);
+        writer.script
+    }
+
+    /// Schedules it from now on.
+    pub fn play(&self, world: &mut World) {
+        self.faults.iter().for_each(|(at, fault)| world.schedule(*at, *fault));
+    }
+}
+
+impl Writer {
+    fn fault(&mut self) {
+        match self.rng.random_range(0..12) {
+            0..=4 => self.server_fault(),
+            5..=6 => self.link_fault(),
+            7 => self.database_fault(),
+            8..=9 => self.agent_fault(),
+            10 => {
+                let (one, other) = (Host::Agent(self.agent()), Host::Server(self.server()));
+                self.between(Fault::Partition(one, other), Fault::Join(one, other));
+            }
+            _ => self.change(),
+        }
+    }
+
+    fn server_fault(&mut self) {
+        let server = self.server();
+        let all = self.rng.random_bool(0.2);
+        let kind = self.rng.random_range(0..4);
+        let servers = if all { (0..self.servers).collect() } else { vec![server] };
+        let (start, end) = self.times();
+        for server in servers {
+            let (fault, cure) = match kind {
+                0 => (Fault::Kill(server), Fault::Start(server)),
+                1 => (Fault::Freeze(server), Fault::Thaw(server)),
+                2 => (Fault::Drain(server), Fault::Start(server)),
+                _ => {
+                    let to = (server + 1) % self.servers;
+                    let back = Fault::Route { address_of: server, to: server };
+                    (Fault::Route { address_of: server, to }, back)
+                }
+            };
+            self.script.faults.push((start, fault));
+            self.script.faults.push((end, cure));
+        }
+    }
+
+    fn link_fault(&mut self) {
+        let host = match self.rng.random_bool(0.6) {
+            true => Host::Server(self.server()),
+            false => Host::Agent(self.agent()),
+        };
+        let fault = match self.rng.random_range(0..5) {
+            0 => Fault::Cut(host),
+            1 => Fault::DropIn(host),
+            2 => Fault::DropOut(host),
+            3 => Fault::Loss(host, self.rng.random_range(0.02..0.4)),
+            _ => Fault::Latency(host, Duration::from_millis(self.rng.random_range(1..250))),
+        };
+        self.between(fault, Fault::Heal(host));
+    }
+
+    fn database_fault(&mut self) {
+        let server = self.server();
+        match self.rng.random_bool(0.5) {
+            true => self.between(Fault::DatabaseAway, Fault::DatabaseBack),
+            false => self.between(Fault::CutOff(server), Fault::Reconnect(server)),
+        }
+    }
+
+    fn agent_fault(&mut self) {
+        let agent = self.agent();
+        match self.rng.random_range(0..4) {
+            0 => self.between(Fault::Stop(agent), Fault::Launch(agent)),
+            1 => self.between(Fault::Sleep(agent), Fault::WakeUp(agent)),
+            2 => {
+                let at = self.times().0;
+                self.script.faults.push((at, Fault::Move(agent)));
+            }
+            _ => {
+                let (at, ahead_s) = (self.times().0, self.rng.random_range(-100_000_000..100_000_000));
+                self.script.faults.push((at, Fault::WallClock(agent, ahead_s)));
+            }
+        }
+    }
+
+    /// Changes in a burst: some are seen in maps, some are not.
+    fn change(&mut self) {
+        let start = self.times().0;
+        for step in 0..self.rng.random_range(1..6) {
+            let agent = self.agent();
+            let fault = if self.rng.random_bool(0.5) { Fault::Rename(agent) } else { Fault::Unseen };
+            self.script.faults.push((start + Duration::from_millis(7) * step, fault));
+        }
+        if self.agents > 2 && self.rng.random_bool(0.1) {
+            self.script.faults.push((start, Fault::Remove(self.agents - 1)));
+        }
+    }
+
+    fn between(&mut self, fault: Fault, cure: Fault) {
+        let (start, end) = self.times();
+        self.script.faults.push((start, fault));
+        self.script.faults.push((end, cure));
+    }
+
+    fn times(&mut self) -> (Duration, Duration) {
+        let span = self.script.span;
+        let start = span.mul_f64(self.rng.random_range(0.0..0.9));
+        (start, start + (span - start).mul_f64(self.rng.random_range(0.05..1.0)))
+    }
+
+    fn agent(&mut self) -> usize {
+        self.rng.random_range(0..self.agents)
+    }
+
+    fn server(&mut self) -> usize {
+        self.rng.random_range(0..self.servers)
+    }
+}

@@ -1,0 +1,46 @@
+//! One session as a server holds it.
+
+use crate::atlas::Atlas;
+use agent_core::BootTime;
+use proto::{
+    map::MapVersion,
+    session::{MapState, SessionNumber},
+    statement::NodeId,
+};
+use std::{collections::BTreeSet, net::SocketAddr, rc::Rc};
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) agent: usize,
+    pub(crate) number: SessionNumber,
+    pub(crate) since: BootTime,
+    pub(crate) serving: Option<Serving>,
+    /// Nothing older is told.
+    pub(crate) floor: MapVersion,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    pub(crate) heard_at: BootTime,
+    pub(crate) drain_told: bool,
+    /// Its node was looked at in this version.
+    pub(crate) judged: MapVersion,
+}
+
+/// What a serving session was told.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) map: Progress,
+    pub(crate) presence: Option<BTreeSet<NodeId>>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Progress {
+    /// Compared as soon as the server is as new as the agent.
+    Resuming(MapState),
+    Fetching,
+    Level(Rc<Atlas>),
+}
+
+impl Serving {
+    pub(crate) fn resuming(held: MapState) -> Self {
+        Self { map: Progress::Resuming(held), presence: None }
+    }
+}

@@ -1,0 +1,362 @@
+//! A model of the data plane (`agent-tunnel`): handshakes of one round trip, sessions of 180 s renewed after 120 s by whoever began them, packets that wait,
+//! roaming, and the events that the real one reports. There is no cryptography: an index that the receiver knows authenticates.
+
+use agent_core::{
+    BootTime,
+    io::{TunnelCommand, TunnelEvent},
+};
+use proto::key::PublicKey;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Duration,
+};
+
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+const UNANSWERED: Duration = Duration::from_secs(15);
+const PASSIVE_KEEPALIVE: Duration = Duration::from_secs(10);
+const UNKNOWN_INDEX_INTERVAL: Duration = Duration::from_millis(200);
+const WAITING_LIMIT: usize = 16;
+
+/// What a tunnel carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Packet {
+    Request(u64),
+    Reply(u64),
+    Keepalive,
+    Message(Vec<u8>),
+}
+
+/// What goes over the network between data planes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Body {
+    Initiation { sender: PublicKey, receiver: PublicKey, index: u32 },
+    Response { sender: PublicKey, to: u32, index: u32 },
+    Transport { to: u32, packet: Packet },
+}
+
+/// A UDP datagram; its source is where the sender is when it leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Datagram {
+    pub(crate) to: SocketAddr,
+    pub(crate) body: Body,
+}
+
+/// What the model wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Send(Datagram),
+    Event(TunnelEvent),
+    Deliver(PublicKey, Packet),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Keys {
+    local: u32,
+    remote: u32,
+    since: BootTime,
+    initiator: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Initiation {
+    index: u32,
+    /// The one before: an answer to it is taken too.
+    earlier: Option<u32>,
+    endpoints: Vec<SocketAddr>,
+    since: BootTime,
+    again_at: BootTime,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Peer {
+    endpoint: Option<SocketAddr>,
+    current: Option<Keys>,
+    previous: Option<Keys>,
+    /// As responder: not used before the other side has proved that it has it.
+    next: Option<Keys>,
+    initiation: Option<Initiation>,
+    waiting: VecDeque<Packet>,
+    told_waiting: bool,
+    keepalive: Option<Duration>,
+    sent_at: BootTime,
+    unanswered_since: Option<BootTime>,
+    told_unanswered: bool,
+    owes_since: Option<BootTime>,
+    active: bool,
+}
+
+/// One agent's data plane.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    own: PublicKey,
+    peers: BTreeMap<PublicKey, Peer>,
+    next_index: u32,
+    next_unknown_at: BootTime,
+    pub(crate) effects: Vec<Effect>,
+}
+
+impl Tunnel {
+    /// `first_index` differs between starts: an index of an earlier one is unknown.
+    pub(crate) fn new(own: PublicKey, first_index: u32) -> Self {
+        Self {
+            own,
+            peers: BTreeMap::new(),
+            next_index: first_index,
+            next_unknown_at: BootTime::default(),
+            effects: Vec::new(),
+        }
+    }
+
+    pub(crate) fn has_session(&self, peer: &PublicKey) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.current.is_some())
+    }
+
+    /// Anything that needs a tick.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.peers.values().any(|p| p.current.is_some() || p.next.is_some() || p.initiation.is_some())
+    }
+
+    pub(crate) fn command(&mut self, command: TunnelCommand, now: BootTime) {
+        match command {
+            TunnelCommand::Upsert { peer, .. } => {
+                self.peers.entry(peer).or_default();
+            }
+            TunnelCommand::Remove { peer } => {
+                self.peers.remove(&peer);
+            }
+            TunnelCommand::Initiate { peer, endpoints } => self.initiate(peer, endpoints, now),
+            TunnelCommand::Forget { peer } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    let Peer { endpoint, keepalive, .. } = *peer;
+                    *peer = Peer { endpoint, keepalive, ..Peer::default() };
+                }
+            }
+            TunnelCommand::SetKeepalive { peer, interval } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.keepalive = interval;
+                }
+            }
+            TunnelCommand::SetEndpoint { peer, endpoint } => {
+                if let Some(peer) = self.peers.get_mut(&peer) {
+                    peer.endpoint = Some(endpoint);
+                }
+            }
+            TunnelCommand::Message { peer, payload, via } => {
+                self.transport(peer, Packet::Message(payload), via, now);
+            }
+            TunnelCommand::Rebind => {}
+        }
+    }
+
+    /// A packet from the TUN side.
+    pub(crate) fn send(&mut self, key: PublicKey, packet: Packet, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if peer.current.is_none() {
+            peer.waiting.push_back(packet);
+            if peer.waiting.len() > WAITING_LIMIT {
+                peer.waiting.pop_front();
+            }
+            if !std::mem::replace(&mut peer.told_waiting, true) {
+                self.effects.push(Effect::Event(TunnelEvent::PacketWaiting { peer: key }));
+            }
+            return;
+        }
+        peer.active = true;
+        peer.unanswered_since.get_or_insert(now);
+        self.transport(key, packet, None, now);
+        self.renew(key, now);
+    }
+
+    fn transport(&mut self, key: PublicKey, packet: Packet, via: Option<SocketAddr>, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let (Some(keys), Some(to)) = (peer.current, via.or(peer.endpoint)) else { return };
+        peer.sent_at = now;
+        peer.owes_since = None;
+        let body = Body::Transport { to: keys.remote, packet };
+        self.effects.push(Effect::Send(Datagram { to, body }));
+    }
+
+    /// Whoever began a session renews it when it sends after two minutes.
+    fn renew(&mut self, key: PublicKey, now: BootTime) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        let old = peer.current.is_some_and(|keys| keys.initiator && now.since(keys.since) >= REKEY_AFTER);
+        if let (true, None, Some(endpoint)) = (old, &peer.initiation, peer.endpoint) {
+            self.initiate(key, vec![endpoint], now);
+        }
+    }
+
+    fn initiate(&mut self, key: PublicKey, endpoints: Vec<SocketAddr>, now: BootTime) {
+        let index = self.fresh_index();
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.told_waiting = false;
+        let before = peer.initiation.as_ref();
+        let (since, earlier) = (before.map_or(now, |before| before.since), before.map(|before| before.index));
+        for to in &endpoints {
+            let body = Body::Initiation { sender: self.own, receiver: key, index };
+            self.effects.push(Effect::Send(Datagram { to: *to, body }));
+        }
+        peer.initiation = Some(Initiation { index, earlier, endpoints, since, again_at: now + REKEY_TIMEOUT });
+    }
+
+    fn fresh_index(&mut self) -> u32 {
+        self.next_index += 1;
+        self.next_index
+    }
+
+    pub(crate) fn receive(&mut self, from: SocketAddr, body: Body, now: BootTime) {
+        match body {
+            Body::Initiation { sender, receiver, index } if receiver == self.own => {
+                self.on_initiation(sender, from, index, now);
+            }
+            Body::Initiation { .. } => {}
+            Body::Response { sender, to, index } => self.on_response(sender, from, (to, index), now),
+            Body::Transport { to, packet } => self.on_transport(from, to, packet, now),
+        }
+    }
+
+    fn on_initiation(&mut self, sender: PublicKey, from: SocketAddr, remote: u32, now: BootTime) {
+        let local = self.fresh_index();
+        let Some(peer) = self.peers.get_mut(&sender) else { return };
+        peer.next = Some(Keys { local, remote, since: now, initiator: false });
+        let body = Body::Response { sender: self.own, to: remote, index: local };
+        self.effects.push(Effect::Send(Datagram { to: from, body }));
+    }
+
+    fn on_response(&mut self, key: PublicKey, from: SocketAddr, (to, remote): (u32, u32), now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if !peer.initiation.as_ref().is_some_and(|asked| asked.index == to || asked.earlier == Some(to)) {
+            return;
+        }
+        peer.initiation = None;
+        peer.take(Keys { local: to, remote, since: now, initiator: true }, from);
+        self.effects.push(Effect::Event(TunnelEvent::HandshakeDone { peer: key, endpoint: from }));
+        self.flush(key, now);
+    }
+
+    /// What waited goes, else a keepalive, so that the other side knows the session is used.
+    fn flush(&mut self, key: PublicKey, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let waiting = std::mem::take(&mut peer.waiting);
+        if waiting.is_empty() {
+            return self.transport(key, Packet::Keepalive, None, now);
+        }
+        peer.active = true;
+        peer.unanswered_since.get_or_insert(now);
+        for packet in waiting {
+            self.transport(key, packet, None, now);
+        }
+    }
+
+    fn on_transport(&mut self, from: SocketAddr, to: u32, packet: Packet, now: BootTime) {
+        let Some((key, peer)) = self.peers.iter_mut().find(|(_, peer)| peer.has_index(to)) else {
+            if now >= self.next_unknown_at {
+                self.next_unknown_at = now + UNKNOWN_INDEX_INTERVAL;
+                self.effects.push(Effect::Event(TunnelEvent::UnknownIndex { from }));
+            }
+            return;
+        };
+        let key = *key;
+        peer.unanswered_since = None;
+        peer.told_unanswered = false;
+        if let Some(next) = peer.next.filter(|next| next.local == to) {
+            peer.next = None;
+            peer.take(next, from);
+            self.effects.push(Effect::Event(TunnelEvent::HandshakeDone { peer: key, endpoint: from }));
+            if !peer.waiting.is_empty() {
+                self.flush(key, now);
+            }
+        }
+        self.on_packet(key, from, packet, now);
+    }
+
+    fn on_packet(&mut self, key: PublicKey, from: SocketAddr, packet: Packet, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if let Packet::Message(payload) = packet {
+            let event = TunnelEvent::Message { peer: key, payload, from };
+            return self.effects.push(Effect::Event(event));
+        }
+        if peer.endpoint != Some(from) {
+            peer.endpoint = Some(from);
+            self.effects.push(Effect::Event(TunnelEvent::EndpointChanged { peer: key, endpoint: from }));
+        }
+        if packet != Packet::Keepalive {
+            peer.active = true;
+            peer.owes_since.get_or_insert(now);
+            self.effects.push(Effect::Deliver(key, packet));
+        }
+    }
+
+    /// Once a second while busy.
+    pub(crate) fn tick(&mut self, now: BootTime) {
+        let keys: Vec<PublicKey> = self.peers.keys().copied().collect();
+        let mut active = Vec::new();
+        for key in keys {
+            if self.peers.get_mut(&key).is_some_and(|peer| std::mem::take(&mut peer.active)) {
+                active.push(key);
+            }
+            self.tick_initiation(key, now);
+            self.tick_session(key, now);
+        }
+        if !active.is_empty() {
+            self.effects.push(Effect::Event(TunnelEvent::Active(active)));
+        }
+    }
+
+    fn tick_initiation(&mut self, key: PublicKey, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(initiation) = peer.initiation.clone() else { return };
+        if now.since(initiation.since) >= REKEY_ATTEMPT_TIME {
+            peer.initiation = None;
+            peer.waiting.clear();
+            peer.told_waiting = false;
+            if peer.current.is_none() {
+                self.effects.push(Effect::Event(TunnelEvent::SessionLost { peer: key }));
+            }
+        } else if now >= initiation.again_at {
+            self.initiate(key, initiation.endpoints, now);
+        }
+    }
+
+    fn tick_session(&mut self, key: PublicKey, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let alive = |keys: &Keys| now.since(keys.since) < REJECT_AFTER;
+        peer.previous = peer.previous.filter(alive);
+        peer.next = peer.next.filter(alive);
+        if peer.current.is_some_and(|keys| !alive(&keys)) {
+            peer.current = None;
+            peer.unanswered_since = None;
+            self.effects.push(Effect::Event(TunnelEvent::SessionLost { peer: key }));
+            return;
+        }
+        if peer.current.is_none() {
+            return;
+        }
+        if peer.unanswered_since.is_some_and(|at| now.since(at) >= UNANSWERED) && !peer.told_unanswered {
+            peer.told_unanswered = true;
+            self.effects.push(Effect::Event(TunnelEvent::Unanswered { peer: key }));
+        }
+        let kept = peer.keepalive.is_some_and(|interval| now.since(peer.sent_at) >= interval);
+        if kept || peer.owes_since.is_some_and(|at| now.since(at) >= PASSIVE_KEEPALIVE) {
+            self.transport(key, Packet::Keepalive, None, now);
+            self.renew(key, now);
+        }
+    }
+}
+
+impl Peer {
+    fn has_index(&self, index: u32) -> bool {
+        [self.current, self.previous, self.next].iter().flatten().any(|keys| keys.local == index)
+    }
+
+    fn take(&mut self, keys: Keys, endpoint: SocketAddr) {
+        self.previous = self.current.replace(keys);
+        self.endpoint = Some(endpoint);
+        self.told_waiting = false;
+        self.unanswered_since = None;
+        self.told_unanswered = false;
+    }
+}
