@@ -57,8 +57,13 @@ pub enum LogFormat {
 pub struct RunArgs {
     #[command(flatten)]
     pub database: DatabaseArgs,
-    /// Where agents connect to [default: [::]:7443]
-    #[arg(long, env = "HOLDFAST_LISTEN", value_name = "ADDR")]
+    /// Where agents connect to
+    #[arg(
+        long,
+        env = "HOLDFAST_LISTEN",
+        value_name = "ADDR",
+        help = "Where agents connect to [default: [::]:7443]"
+    )]
     pub listen: Option<SocketAddr>,
     /// What agents are told to connect to [default: the listen address, or every address of this host]
     #[arg(long, env = "HOLDFAST_ADVERTISE", value_name = "URL", value_delimiter = ',')]

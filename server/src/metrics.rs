@@ -1,15 +1,17 @@
 //! What Prometheus reads. Counters are counted where things happen, under the names below; what can be read from the server's state is
 //! read when it is asked for.
 //!
-//!     holdfast_sessions{role}                 serving, standby
-//!     holdfast_sessions_started_total, holdfast_sessions_refused_total
-//!     holdfast_connections_refused_total, holdfast_accept_errors_total
-//!     holdfast_enrolments_total{outcome}      enrolled, or the reason of the refusal
-//!     holdfast_map_deltas_total, holdfast_map_fetches_total
-//!     holdfast_signals_total{route}           local, remote, undeliverable
-//!     holdfast_log_epoch, holdfast_log_revision, holdfast_log_age_seconds
-//!     holdfast_database_ok, holdfast_database_errors_total{call}
-//!     holdfast_nodes, holdfast_nodes_online, holdfast_servers_live
+//! ```text
+//! holdfast_sessions{role}                 serving, standby
+//! holdfast_sessions_started_total, holdfast_sessions_refused_total
+//! holdfast_connections_refused_total, holdfast_accept_errors_total
+//! holdfast_enrolments_total{outcome}      enrolled, or the reason of the refusal
+//! holdfast_map_deltas_total, holdfast_map_fetches_total
+//! holdfast_signals_total{route}           local, remote, undeliverable
+//! holdfast_log_epoch, holdfast_log_revision, holdfast_log_age_seconds
+//! holdfast_database_ok, holdfast_database_errors_total{call}
+//! holdfast_nodes, holdfast_nodes_online, holdfast_servers_live
+//! ```
 
 use crate::serve::Server;
 use anyhow::Context;

@@ -3,9 +3,12 @@
 //!
 //! The map, of a serving session:
 //!
-//!     Resuming --this server has caught up, digests agree--> Level --step too large--> Fetching
-//!         |                                                    ^                          |
-//!         +------------- they differ: FetchHint ---------------|--> Fetching --FetchMap---+
+//! ```text
+//! Resuming --this server is as new, digests agree--> Level --step too large: FetchHint--> Fetching
+//!     |                                               ^                                      ^ |
+//!     |                                               +--------------FetchMap----------------|-+
+//!     +--this server is as new, digests differ: FetchHint------------------------------------+
+//! ```
 
 use crate::{
     cluster::Node,

@@ -2,9 +2,11 @@
 //! session: whoever has news leaves it in shared state and wakes the stream, which then looks what changed since it last spoke. So bursts
 //! merge, nothing queues, and an agent that reads slowly costs nothing.
 //!
-//!     greeting --Hello (unknown here: look again)--> standby <--Activate / Deactivate, demoted--> serving
-//!        |                                              |                                         |
-//!        +----------- Refused, Leave, end of stream, silence (the connection's deadline) ---------+--> over
+//! ```text
+//! greeting --Hello (unknown here: look again)--> standby <--Activate / Deactivate, demoted--> serving
+//!    |                                              |                                         |
+//!    +----------- Refused, Leave, end of stream, silence (the connection's deadline) ---------+--> over
+//! ```
 
 use crate::{
     cluster::{Actor, Node, remove},
