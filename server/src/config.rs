@@ -99,6 +99,8 @@ pub enum ConfigError {
     Invalid { path: PathBuf, reason: String },
     #[error(transparent)]
     Database(#[from] InvalidDatabaseUrl),
+    #[error("the log level {level:?} is not valid: {reason}")]
+    LogLevel { level: String, reason: String },
     #[error("there is no home directory to keep data in; say where with --data-dir")]
     NoDataDir,
 }

@@ -6,7 +6,7 @@
 
 use crate::{
     cluster::{Actor, Change, ChangeId, Founding, Head, Op, State},
-    store::{Hint, Lost, Store, StoreError, Tail},
+    store::{CALL_TIMEOUT, Hint, Lost, Store, StoreError, Tail},
 };
 use arc_swap::ArcSwap;
 use proto::{map::MapVersion, time::UnixTime};
@@ -17,7 +17,10 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{broadcast::error::RecvError, watch};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
 
 /// The log is looked at so often, whatever hints come.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -158,7 +161,10 @@ impl Cluster {
         T: Send,
         E: Send,
     {
-        let _turn = self.0.turn.lock().await;
+        let turn = tokio::time::timeout(CALL_TIMEOUT, self.0.turn.lock()).await;
+        let Ok(_turn) = turn else {
+            return Err(WriteError::Database(self.0.unavailable("earlier changes still wait for it")));
+        };
         for _ in 0..WRITE_ATTEMPTS {
             let locked = self.0.store.lock(self.state().head()).await;
             let locked = locked.map_err(WriteError::Database)?;
@@ -295,7 +301,7 @@ impl Drop for Inner {
 }
 
 /// Ends with the cluster's last handle.
-async fn follow(cluster: Weak<Inner>, mut hints: tokio::sync::broadcast::Receiver<Hint>) {
+async fn follow(cluster: Weak<Inner>, mut hints: broadcast::Receiver<Hint>) {
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -307,6 +313,8 @@ async fn follow(cluster: Weak<Inner>, mut hints: tokio::sync::broadcast::Receive
                 Err(RecvError::Closed) => return,
             },
         }
+        // One look covers all that was hinted before it.
+        while hints.try_recv().is_ok() {}
         let Some(cluster) = cluster.upgrade() else { return };
         // Told by `health` and logged where it changes; the next round tries again.
         cluster.catch_up().await.ok();

@@ -217,6 +217,9 @@ mod tests {
                 let addresses: BTreeSet<_> = nodes.iter().flat_map(|node| node.addresses()).collect();
                 prop_assert_eq!((names.len(), addresses.len()), (nodes.len(), nodes.len() * 2));
             }
+            let loaded = State::from_snapshot(testing::snapshot(&state));
+            prop_assert!(loaded.nodes().eq(state.nodes()));
+            prop_assert_eq!(loaded.next_address(), state.next_address());
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::{
     cmd::Failure,
-    config::{LogArgs, LogFormat},
+    config::{ConfigError, LogArgs, LogFormat},
 };
-use anyhow::Context;
+use std::io::IsTerminal;
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// What is told where nobody said how much.
@@ -24,8 +24,10 @@ pub(crate) fn start(args: &LogArgs, verbosity: Verbosity) -> Result<(), Failure>
     };
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let level = args.log_level.clone().or(from_environment).unwrap_or_else(|| default.to_owned());
-    let filter = EnvFilter::try_new(&level).with_context(|| format!("--log-level {level:?}"))?;
-    let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_new(&level)
+        .map_err(|error| ConfigError::LogLevel { level, reason: error.to_string() })?;
+    let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(has_colours);
     let started = match args.log_format.unwrap_or_default() {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().try_init(),

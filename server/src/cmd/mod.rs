@@ -108,7 +108,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "server", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "server", &mut script);
+            text::print(String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
     }

@@ -471,3 +471,34 @@ async fn the_file_is_for_its_owner_alone() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closed_in_order_the_whole_database_is_one_file() {
+    let database = Database::sqlite();
+    let cluster = database.cluster().await;
+    setup_key(&cluster, &reusable()).await;
+    let store::DatabaseUrl::Sqlite(path) = &database.url else { panic!("it is a file") };
+    drop(cluster);
+    let wal = path.with_extension("db-wal");
+    eventually("the write-ahead log is gone", async || !wal.exists()).await;
+    assert_eq!(database.cluster().await.state().setup_keys().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_away_is_served_from_memory_and_back_is_caught_up_with() {
+    let database = Database::postgres().await;
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    let secret = setup_key(&a, &reusable()).await;
+    let node = enter(&a, &secret, "a").await.unwrap();
+    eventually("both know it", async || b.state().node(node.id).is_some()).await;
+    database.cut_off(true).await;
+    eventually("it is noticed", async || !a.health().database_ok && !b.health().database_ok).await;
+    assert!(b.state().node(node.id).is_some(), "the state is still there");
+    let error = enter(&a, &secret, "b").await.unwrap_err();
+    assert!(error.is_retriable(), "{error}");
+    database.cut_off(false).await;
+    eventually("it is back", async || a.health().database_ok && b.health().database_ok).await;
+    let later = enter(&b, &secret, "b").await.unwrap();
+    eventually("the other catches up", async || a.state().node(later.id).is_some()).await;
+    assert!(a.health().level_age < Duration::from_secs(5));
+}

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// It does not answer, or not in time. Trying again later may work.
-    #[error("the database {location} is not available: {reason}")]
+    #[error("the database {location} is not available: {reason}; check that it runs and can be reached")]
     Unavailable { location: String, reason: String },
     #[error(
         "the database {location} has schema {found}, newer than the {known} of this program; update this server"

@@ -12,7 +12,7 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{ChildStdin, Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -65,6 +65,18 @@ impl Database {
         }
     }
 
+    /// Of a Postgres database: ends every connection to it, and lets none in until told otherwise.
+    pub(crate) async fn cut_off(&self, is_cut: bool) {
+        let DatabaseUrl::Postgres(target) = &self.url else { panic!("a file cannot be cut off") };
+        let name = target.config.get_dbname().unwrap();
+        let statements = format!(
+            "ALTER DATABASE {name} ALLOW_CONNECTIONS {};
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND {is_cut}",
+            !is_cut
+        );
+        PrivatePostgres::shared().database("postgres").sql(&statements).await;
+    }
+
     /// Within which a change has to be seen by another server.
     pub(crate) fn reach(&self) -> Duration {
         match &self.url {
@@ -85,8 +97,8 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
 
 struct PrivatePostgres {
     directory: PathBuf,
-    /// Closed when this program ends: its shell then stops Postgres and removes the directory.
-    _lifeline: ChildStdin,
+    /// Its input is closed when this program ends: it then stops Postgres and removes the directory.
+    _shell: Child,
 }
 
 impl PrivatePostgres {
@@ -121,10 +133,11 @@ impl PrivatePostgres {
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             if line == "ready" {
-                return Self { directory, _lifeline: child.stdin.take().unwrap() };
+                return Self { directory, _shell: child };
             }
             said = format!("{said}{line}\n");
         }
+        child.wait().unwrap();
         panic!("the private Postgres did not start; {MISSING}: {said}");
     }
 

@@ -37,7 +37,7 @@ pub(crate) fn prepare(path: &Path, location: &str, missing: Missing) -> Result<(
         (true, _) => {}
         (false, Missing::Refuse) => return Err(StoreError::NoCluster { location: location.to_owned() }),
         (false, Missing::Create) => {
-            create_private(path).map_err(|error| StoreError::unavailable(location, error))?;
+            open_private(path).map_err(|error| StoreError::unavailable(location, error))?;
         }
     }
     let at = |error: SqliteError| error.at(location);
@@ -90,12 +90,12 @@ pub(crate) fn found_version(connection: &Connection) -> Result<Option<u32>, Sqli
 }
 
 /// The file holds the cluster's root: nobody else may read it. SQLite gives its companion files the same mode.
-fn create_private(path: &Path) -> std::io::Result<()> {
+fn open_private(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(|_| ())
+    options.open(path)
 }
 
 /// One process at a time: two first starts at once would both find no tables. Held until the file is dropped.
@@ -103,7 +103,7 @@ fn migration_lock(path: &Path, location: &str) -> Result<File, StoreError> {
     let failed = |error: std::io::Error| StoreError::unavailable(location, error);
     let mut name = path.as_os_str().to_owned();
     name.push("-migration");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).open(name).map_err(failed)?;
+    let file = open_private(Path::new(&name)).map_err(failed)?;
     let deadline = Instant::now() + MIGRATION_TIMEOUT;
     loop {
         match file.try_lock() {

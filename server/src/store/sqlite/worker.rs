@@ -8,6 +8,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -20,9 +21,10 @@ pub(crate) struct Chore {
     pub(crate) run: Box<dyn FnMut(&Connection) + Send>,
 }
 
-/// Ends its thread when dropped.
+/// Dropped, it waits for its thread: who closes the last connection leaves the whole database in one file.
 pub(crate) struct Worker {
-    jobs: Sender<Job>,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
     location: Arc<str>,
 }
 
@@ -36,8 +38,8 @@ impl Worker {
         let (jobs, queue) = channel();
         let thread = std::thread::Builder::new().name(format!("sqlite-{name}"));
         let started = thread.spawn(move || run(connection, &queue, chore));
-        started.map_err(|error| StoreError::unavailable(&location, error))?;
-        Ok(Self { jobs, location })
+        let thread = started.map_err(|error| StoreError::unavailable(&location, error))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), location })
     }
 
     /// Runs `job` on the thread. Whether it ran is unknown after a timeout.
@@ -57,8 +59,11 @@ impl Worker {
 
     /// Queues `job`, which says by itself what came of it.
     pub(crate) fn post(&self, job: impl FnOnce(&mut Connection) + Send + 'static) -> Result<(), StoreError> {
-        let gone = |_| StoreError::unavailable(&self.location, "its thread has ended");
-        self.jobs.send(Box::new(job)).map_err(gone)
+        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Box::new(job)));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => Err(StoreError::unavailable(&self.location, "its thread has ended")),
+        }
     }
 
     pub(crate) async fn wait<T>(
@@ -69,6 +74,16 @@ impl Worker {
             Ok(Ok(result)) => result.map_err(|error| error.at(&self.location)),
             Ok(Err(_)) => Err(StoreError::unavailable(&self.location, "its thread has ended")),
             Err(_) => Err(StoreError::unavailable(&self.location, "it did not answer in time")),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic there was told by the panic itself.
+            thread.join().ok();
         }
     }
 }
