@@ -49,6 +49,8 @@ pub struct ControlConfig {
     pub bad_news_timeout: Duration,
     /// A server whose revision is older than this is left for one that is level.
     pub stale_revision: Duration,
+    /// Without a standby, an address that led to a server we already had a session with is tried again after this: another may answer there by now.
+    pub twin_recheck: Duration,
     /// A name is resolved again when its addresses are older than this.
     pub resolve_interval: Duration,
 }
@@ -70,6 +72,7 @@ impl Default for ControlConfig {
             greeting_timeout: Duration::from_secs(3),
             bad_news_timeout: Duration::from_secs(10),
             stale_revision: Duration::from_secs(10),
+            twin_recheck: Duration::from_secs(60),
             resolve_interval: Duration::from_secs(30),
         }
     }

@@ -62,7 +62,11 @@ pub struct NetMap {
     own: PublicKey,
     trust: Option<(NetworkId, RootKey)>,
     map: Map,
+    /// Of the last step that was applied: an older one is stale.
     version: MapVersion,
+    /// The newest that a server that serves us was at, with or without a change for us: no server behind it may tell us anything. Steps lag behind it
+    /// (a server's maps follow its state), so it does not judge them.
+    seen: MapVersion,
     members: BTreeMap<PublicKey, Member>,
     network: Option<Network>,
 }
@@ -74,6 +78,7 @@ impl NetMap {
             trust,
             map: Map::default(),
             version: MapVersion::default(),
+            seen: MapVersion::default(),
             members: BTreeMap::new(),
             network: None,
         }
@@ -87,7 +92,7 @@ impl NetMap {
                 Statement::trust(signed).map(|(_, statement)| statement)
             });
         }
-        self.version = version;
+        (self.version, self.seen) = (version, version);
         changes
     }
 
@@ -111,7 +116,7 @@ impl NetMap {
     }
 
     pub fn state(&self) -> MapState {
-        MapState { version: self.version, digest: self.map.digest() }
+        MapState { version: self.seen, digest: self.map.digest() }
     }
 
     pub fn objects(&self) -> &Map {
@@ -149,12 +154,13 @@ impl NetMap {
             return Applied::Diverged(changes);
         }
         self.version = delta.version;
+        self.seen = self.seen.max(delta.version);
         Applied::Whole(changes)
     }
 
-    /// A server says that we are level with it.
-    pub fn on_level(&mut self, version: MapVersion) {
-        self.version = self.version.max(version);
+    /// The server that serves us is at this version.
+    pub fn on_seen(&mut self, version: MapVersion) {
+        self.seen = self.seen.max(version);
     }
 
     fn drop(&mut self, id: &ObjectId, changes: &mut Changes) {
@@ -184,6 +190,7 @@ impl NetMap {
             }
         };
         match content {
+            Ok(Content::Peer(peer)) if self.is_verified(&id, &peer) => self.update_peer(&id, peer, changes),
             Ok(Content::Peer(peer)) => match verify(network_id, &root, &peer.membership) {
                 Ok(Statement::Membership(membership)) if Some(membership.node_key) == key_of(&id) => {
                     self.put_member(Member { peer, membership }, changes);
@@ -208,6 +215,19 @@ impl NetMap {
             }
             Ok(Content::Unknown) => {}
             Err(error) => refuse(changes, error.to_string()),
+        }
+    }
+
+    /// It comes with the certificate that was verified before: then only the rest may have changed.
+    fn is_verified(&self, id: &ObjectId, peer: &Peer) -> bool {
+        let known = key_of(id).and_then(|key| self.members.get(&key));
+        known.is_some_and(|known| known.peer.membership == peer.membership)
+    }
+
+    fn update_peer(&mut self, id: &ObjectId, peer: Peer, changes: &mut Changes) {
+        let known = key_of(id).and_then(|key| self.members.get(&key));
+        if let Some(membership) = known.map(|known| known.membership.clone()) {
+            self.put_member(Member { peer, membership }, changes);
         }
     }
 

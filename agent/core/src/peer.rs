@@ -113,13 +113,18 @@ impl Peer {
     }
 
     /// A peer whose login or certificate ended is not dialled, and its tunnel goes.
-    pub fn set_usable(&mut self, usable: bool, now: BootTime) -> Vec<Action> {
+    pub fn set_usable(&mut self, usable: bool, config: &PeerConfig, now: BootTime) -> Vec<Action> {
         if self.usable == usable {
             return Vec::new();
         }
         self.usable = usable;
         match usable {
-            true if self.is_kept() => self.wake(Want::Kept, now),
+            true if self.is_kept() => {
+                // The data plane had dropped the peer, and its keepalive with it.
+                let mut actions = vec![Action::SetKeepalive(Some(config.keepalive))];
+                actions.extend(self.wake(Want::Kept, now));
+                actions
+            }
             true => Vec::new(),
             false => self.forget(),
         }
@@ -372,7 +377,7 @@ mod tests {
 
     fn world() -> World {
         let mut peer = Peer::new(Paths::default());
-        assert!(peer.set_usable(true, START).is_empty());
+        assert!(peer.set_usable(true, &PeerConfig::default(), START).is_empty());
         World { peer, config: PeerConfig::default(), rng: Pcg32::seed_from_u64(1), now: START }
     }
 
@@ -456,7 +461,8 @@ mod tests {
     fn an_expired_peer_is_never_dialled() {
         let mut world = world();
         world.connect();
-        assert_eq!(world.peer.set_usable(false, START), [Action::Forget, Action::Up(false)]);
+        let actions = world.peer.set_usable(false, &world.config, START);
+        assert_eq!(actions, [Action::Forget, Action::Up(false)]);
         let mut actions = world.peer.on_packet_waiting(START);
         actions.extend(world.peer.set_mode(PeerMode::Always, &world.config, START));
         actions.extend(world.peer.on_signal(&[endpoint()], START));

@@ -8,7 +8,7 @@ use crate::{
     world::World,
 };
 use agent_core::{Agent, BootTime, Identity, Notice, Output, cache, io::TunnelEvent};
-use proto::{server_url::ServerUrl, session::AgentMessage, time::UnixTime};
+use proto::{map::MapVersion, server_url::ServerUrl, session::AgentMessage, time::UnixTime};
 use std::{net::SocketAddr, time::Duration};
 
 const NAME_DELAY: Duration = Duration::from_millis(8);
@@ -31,6 +31,8 @@ impl World {
         let agent = Agent::new(node.config.clone(), identity, node.saved.clone(), cached, seed, now);
         node.agent = Some(agent);
         node.watch.steady_since = now;
+        // What was not written before the kill is seen anew.
+        node.watch.version = MapVersion::default();
         let endpoint = node.endpoint();
         self.drain(at);
         self.input(at, |agent, now| agent.handle_wall_clock(wall, now));

@@ -139,7 +139,8 @@ impl Agent {
                 true => TunnelCommand::Upsert { peer: key, allowed_ips },
                 false => TunnelCommand::Remove { peer: key },
             });
-            self.with_peer(&key, |peer, now| peer.set_usable(usable, now));
+            let config = self.config.peer.clone();
+            self.with_peer(&key, |peer, now| peer.set_usable(usable, &config, now));
         }
         self.judge_expiry();
     }

@@ -72,6 +72,9 @@ pub struct Agent {
     listen_port: u16,
     /// Our address as servers see it.
     observed: Option<IpAddr>,
+    /// Counts the changes of where we may be reached, and which of them each session was told last.
+    endpoints_changes: u64,
+    endpoints_told: BTreeMap<ConnId, u64>,
     online: BTreeSet<NodeId>,
     /// A FetchMap is under way, and how many before it left us diverged.
     fetching: Option<(ConnId, u32)>,
@@ -117,6 +120,8 @@ impl Agent {
             own_endpoints: Vec::new(),
             listen_port: 0,
             observed: None,
+            endpoints_changes: 0,
+            endpoints_told: BTreeMap::new(),
             online: BTreeSet::new(),
             fetching: None,
             level_at: None,
@@ -208,6 +213,7 @@ impl Agent {
             + self.peers.len()
             + self.peer_deadlines.len()
             + self.seen_signals.len()
+            + self.endpoints_told.len()
             + self.outputs.len()
             + self.pings.len()
     }
@@ -221,6 +227,7 @@ impl Agent {
         while let Some(output) = self.control.poll_output() {
             self.on_control(output);
         }
+        self.tell_endpoints();
     }
 
     fn on_control(&mut self, output: control::Output) {
@@ -228,6 +235,7 @@ impl Agent {
             control::Output::Resolve(url) => Output::Resolve(url),
             control::Output::Dial(dial) => Output::Dial(dial),
             control::Output::Hello { conn, number, activate } => {
+                self.endpoints_told.insert(conn, self.endpoints_changes);
                 let hello = Hello {
                     number,
                     facts: self.config.facts.clone(),
@@ -247,11 +255,11 @@ impl Agent {
             control::Output::Deactivate { conn } => Output::Send { conn, message: AgentMessage::Deactivate },
             control::Output::Close { conn } => {
                 self.fetching = self.fetching.filter(|(fetching, _)| *fetching != conn);
+                self.endpoints_told.remove(&conn);
                 Output::Close { conn }
             }
             control::Output::Served(served) => {
                 self.save_state_soon();
-                self.update_server();
                 Output::Notice(Notice::Served(served))
             }
             control::Output::Unserved => Output::Notice(Notice::Unserved),

@@ -20,6 +20,8 @@ use std::net::SocketAddr;
 
 /// A server whose maps never add up is left after this many fetches in a row.
 const MAX_DIVERGED: u32 = 3;
+/// Smaller corrections of the time judge nobody anew, seconds.
+const CLOCK_TOLERANCE_S: u64 = 5;
 
 impl Agent {
     /// The addresses of a server's name, or why there are none.
@@ -131,17 +133,19 @@ impl Agent {
     }
 
     fn on_time_told(&mut self, unix_ms: u64) {
-        let first = self.time.at(self.now).is_none();
+        let before = self.time.at(self.now);
         self.time.on_told(UnixTime(unix_ms / 1000), self.now);
-        if first {
+        // The first word, or the wall clock was wrong: who was judged by it is judged again.
+        let moved = |before: UnixTime, after: UnixTime| before.0.abs_diff(after.0) > CLOCK_TOLERANCE_S;
+        if before.zip(self.time.at(self.now)).is_none_or(|(before, after)| moved(before, after)) {
             self.judge_members();
         }
     }
 
-    /// The server that serves us is at this version: we have seen it, and nothing older will be taken.
+    /// The server that serves us is at this version: no server that is behind it will tell us anything.
     fn on_level(&mut self, conn: ConnId, version: MapVersion) {
         if self.control.serving() == Some(conn) && version >= self.netmap.state().version {
-            self.netmap.on_level(version);
+            self.netmap.on_seen(version);
             self.level_at = Some(self.now);
         }
     }
@@ -254,6 +258,9 @@ impl Agent {
     }
 
     fn on_own_certificate(&mut self, signed: &[u8]) {
+        if self.membership.as_ref().is_some_and(|(held, _)| held == signed) {
+            return;
+        }
         let Some((network, root)) = self.netmap.trust() else { return };
         let Ok(membership) = self.own_certificate(signed, network, &root) else { return };
         self.time.on_signed(membership.issued_at);

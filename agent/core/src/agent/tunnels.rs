@@ -3,7 +3,7 @@
 use super::Agent;
 use crate::{
     config::inside,
-    io::{Notice, Output, TunnelCommand, TunnelEvent},
+    io::{ConnId, Notice, Output, TunnelCommand, TunnelEvent},
     path::Paths,
     peer::{Action, Peer},
     time::BootTime,
@@ -85,21 +85,27 @@ impl Agent {
         endpoints
     }
 
-    /// Says to the server that serves us where we are; it may only know what the Hello of a standby said.
-    pub(super) fn update_server(&mut self) {
-        let (facts, endpoints) = (self.config.facts.clone(), self.published_endpoints());
-        if let Some(conn) = self.control.serving() {
-            self.outputs.push_back(Output::Send { conn, message: AgentMessage::Update { facts, endpoints } });
-        }
-    }
-
+    /// Where we may be reached changed.
     pub(super) fn publish_endpoints(&mut self) {
-        self.update_server();
+        self.endpoints_changes += 1;
+        self.tell_endpoints();
         let endpoints = self.published_endpoints();
         let connected: Vec<PublicKey> =
             self.peers.iter().filter(|(_, p)| p.is_connected()).map(|(k, _)| *k).collect();
         for peer in connected {
             self.send_to_peer(peer, Body::Endpoints(endpoints.clone()), None);
+        }
+    }
+
+    /// Every session hears it, since a standby's word counts once it serves; one that was still greeting hears it when it is welcomed.
+    pub(super) fn tell_endpoints(&mut self) {
+        let behind = |conn: &ConnId| self.endpoints_told.get(conn) != Some(&self.endpoints_changes);
+        let sessions: Vec<ConnId> = self.control.sessions().filter(behind).collect();
+        for conn in sessions {
+            self.endpoints_told.insert(conn, self.endpoints_changes);
+            let (facts, endpoints) = (self.config.facts.clone(), self.published_endpoints());
+            let message = AgentMessage::Update { facts, endpoints };
+            self.outputs.push_back(Output::Send { conn, message });
         }
     }
 
@@ -109,8 +115,10 @@ impl Agent {
     }
 
     fn on_unknown_index(&mut self, from: SocketAddr) {
-        let owner = self.peers.iter().find(|(_, peer)| peer.paths.knows(from)).map(|(key, _)| *key);
-        if let Some(key) = owner {
+        // An address may have belonged to another peer before: each that it is known for is asked.
+        let known = self.peers.iter().filter(|(_, peer)| peer.paths.knows(from));
+        let owners: Vec<PublicKey> = known.map(|(key, _)| *key).collect();
+        for key in owners {
             self.with_peer(&key, |peer, now| peer.on_unknown_index(now));
         }
     }
@@ -181,7 +189,7 @@ impl Agent {
             false => TunnelCommand::Remove { peer: *key },
         });
         self.with_peer(key, |peer, now| {
-            let mut actions = peer.set_usable(usable, now);
+            let mut actions = peer.set_usable(usable, &config, now);
             actions.extend(peer.set_mode(mode, &config, now));
             // It has new endpoints, and one of them may be the one that works.
             if waking {

@@ -40,6 +40,8 @@ pub(super) struct Candidate {
     pub(super) server: Option<ServerId>,
     pub(super) rtt: Rtt,
     pub(super) last_error: Option<String>,
+    /// Until then it is taken for another address of a server that we have a session with.
+    twin_until: Option<BootTime>,
     failures: u32,
     failing_since: Option<BootTime>,
     retry_at: Option<BootTime>,
@@ -55,14 +57,26 @@ impl Name {
         Self { url, configured: false, candidates, resolution, error: None }
     }
 
-    /// Takes the addresses of the host; what is known of those that stay is kept.
+    /// Takes the addresses of the host. What is known of those that stay is kept, and so are others that answered: names may lie.
     pub(super) fn set_addresses(&mut self, addrs: &[SocketAddr]) {
-        self.candidates.retain(|c| addrs.contains(&c.addr));
-        addrs.iter().take(MAX_ADDRESSES).for_each(|addr| self.add(*addr));
+        let good = |c: &Candidate| c.server.is_some() && !c.is_failing();
+        self.candidates.retain(|c| addrs.contains(&c.addr) || good(c));
+        if self.candidates.len() + addrs.len() > MAX_ADDRESSES {
+            self.candidates.retain(|c| addrs.contains(&c.addr));
+        }
+        addrs.iter().for_each(|addr| self.add(*addr));
+    }
+
+    /// Nothing of it answers, or it does not resolve.
+    pub(super) fn is_failing(&self) -> bool {
+        match self.candidates.is_empty() {
+            true => self.error.is_some(),
+            false => self.candidates.iter().all(Candidate::is_failing),
+        }
     }
 
     pub(super) fn add(&mut self, addr: SocketAddr) {
-        if !self.candidates.iter().any(|c| c.addr == addr) {
+        if self.candidates.len() < MAX_ADDRESSES && !self.candidates.iter().any(|c| c.addr == addr) {
             self.candidates.push(Candidate::new(addr));
         }
     }
@@ -75,6 +89,7 @@ impl Candidate {
             server: None,
             rtt: Rtt::default(),
             last_error: None,
+            twin_until: None,
             failures: 0,
             failing_since: None,
             retry_at: None,
@@ -88,6 +103,16 @@ impl Candidate {
     /// When it may be dialled; `None`: at once.
     pub(super) fn retry_at(&self) -> Option<BootTime> {
         self.retry_at
+    }
+
+    /// It led to a server that we have a session with. Another machine may answer there later.
+    pub(super) fn on_twin(&mut self, server: ServerId, until: BootTime) {
+        self.on_success(server);
+        self.twin_until = Some(until);
+    }
+
+    pub(super) fn twin_until(&self) -> Option<BootTime> {
+        self.twin_until
     }
 
     /// Exponential back-off with full jitter, its cap growing with the outage.
@@ -116,6 +141,7 @@ impl Candidate {
 
     pub(super) fn on_success(&mut self, server: ServerId) {
         self.server = Some(server);
+        self.twin_until = None;
         self.failures = 0;
         self.failing_since = None;
         self.retry_at = None;
@@ -125,6 +151,7 @@ impl Candidate {
     /// The network changed: what failed may work now.
     pub(super) fn retry_now(&mut self) {
         self.retry_at = None;
+        self.twin_until = None;
         self.failures = 0;
     }
 

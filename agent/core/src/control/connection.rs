@@ -42,8 +42,12 @@ pub(super) struct Connection {
     pub(super) server: Option<ServerId>,
     pub(super) heartbeats: Heartbeats,
     pub(super) draining: bool,
-    /// How long ago the server was level with its database, by its last word.
+    /// How long ago the server was level with its database, by its last word ..
     pub(super) revision_age: Duration,
+    /// .. and so, when it last was.
+    pub(super) level_at: BootTime,
+    /// When the Hello was sent: the answer measures the round trip.
+    greeted_at: BootTime,
     /// The least interval that the server asked for.
     asked_interval: Duration,
 }
@@ -59,8 +63,17 @@ impl Connection {
             heartbeats: Heartbeats::new(now),
             draining: false,
             revision_age: Duration::ZERO,
+            level_at: now,
+            greeted_at: now,
             asked_interval: Duration::ZERO,
         }
+    }
+
+    pub(super) fn on_hello(&mut self, server: ServerId, number: SessionNumber, state: State, now: BootTime) {
+        self.server = Some(server);
+        self.number = number;
+        self.state = state;
+        self.greeted_at = now;
     }
 
     pub(super) fn on_welcome(
@@ -71,6 +84,8 @@ impl Connection {
         now: BootTime,
     ) {
         self.heartbeats = Heartbeats::new(now);
+        self.heartbeats.rtt.sample(now.since(self.greeted_at));
+        self.level_at = now;
         self.asked_interval = welcome.heartbeat_interval;
         self.server = Some(welcome.server);
         self.state = match activate {
@@ -82,6 +97,7 @@ impl Connection {
     pub(super) fn on_heartbeat(&mut self, ack: &HeartbeatAck, config: &ControlConfig, now: BootTime) {
         self.asked_interval = ack.heartbeat_interval;
         self.revision_age = ack.revision_age;
+        self.level_at = now - ack.revision_age;
         let own = match self.state {
             State::Standby => config.standby_keepalive,
             State::Dialling { .. }

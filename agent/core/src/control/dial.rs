@@ -87,16 +87,17 @@ impl Control {
         let mut places: Vec<(bool, Place)> = Vec::new();
         for name in &self.names {
             for candidate in &name.candidates {
-                let known = candidate.server.is_some_and(|server| self.has_session_with(server, None));
+                let has_session = candidate.server.is_some_and(|server| self.has_session_with(server, None));
+                let twin_until = candidate.twin_until().filter(|_| has_session);
                 let under_way =
                     self.connections.values().any(|c| c.addr == candidate.addr && c.is_worth_keeping());
                 let twin = places.iter().any(|(_, place)| place.addr == candidate.addr);
-                if known || under_way || twin {
+                if under_way || twin {
                     continue;
                 }
                 let connect_timeout = candidate.connect_timeout();
                 let (url, addr) = (name.url.clone(), candidate.addr);
-                let place = Place { url, addr, retry_at: candidate.retry_at(), connect_timeout };
+                let place = Place { url, addr, retry_at: candidate.retry_at().max(twin_until), connect_timeout };
                 places.push((candidate.is_failing(), place));
             }
         }

@@ -23,6 +23,7 @@ impl Control {
         let late_at = now + connection.heartbeats.patience(&self.config);
         connection.state = State::Activating { late_at };
         connection.number = number;
+        self.newest_asked = number;
         self.outputs.push_back(Output::Activate { conn, number });
     }
 
@@ -49,7 +50,7 @@ impl Control {
         }
     }
 
-    fn stand_by(&mut self, conn: ConnId, now: BootTime) {
+    pub(super) fn stand_by(&mut self, conn: ConnId, now: BootTime) {
         let server = self.connections.get(&conn).and_then(|c| c.server);
         if server.is_some_and(|server| self.has_session_with(server, Some(conn))) {
             return self.close(conn);
@@ -64,29 +65,36 @@ impl Control {
     pub(super) fn on_serving(&mut self, conn: ConnId, now: BootTime) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.state = State::Serving;
-        let (own_number, server, url) = (connection.number, connection.server, connection.url.clone());
-        let mut newest = own_number;
+        let (server, url) = (connection.server, connection.url.clone());
         for other in self.others_serving(conn) {
-            let Some(connection) = self.connections.get(&other) else { continue };
-            newest = newest.max(connection.number);
-            match connection.draining {
+            let draining = self.connections.get(&other).is_some_and(|c| c.draining);
+            match draining {
                 true => self.end(other, "the server drains".into(), std::time::Duration::ZERO, now),
                 false => self.stand_by(other, now),
             }
-        }
-        if newest > own_number {
-            // Servers believe the newest number: the session that stays must bear it.
-            let number = self.next_number();
-            if let Some(connection) = self.connections.get_mut(&conn) {
-                connection.number = number;
-            }
-            self.outputs.push_back(Output::Activate { conn, number });
         }
         self.bad_news = None;
         self.elect_at = None;
         if let Some(server) = server {
             self.note_served(server, url, now);
         }
+    }
+
+    /// Servers believe the newest number that asked to serve, wherever it was said. Where the session that stays bears an older one (a suspect that
+    /// answered after all, while another was asked), its server may have stepped back in silence: it is asked again.
+    pub(super) fn renumber(&mut self) {
+        if self.is_activating() || self.is_greeting_to_activate() {
+            return;
+        }
+        let newest = self.newest_asked;
+        let serving = |c: &Connection| matches!(c.state, State::Serving) && !c.draining && c.number < newest;
+        let Some(conn) = self.connections.iter().find(|(_, c)| serving(c)).map(|(conn, _)| *conn) else { return };
+        let number = self.next_number();
+        self.newest_asked = number;
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.number = number;
+        }
+        self.outputs.push_back(Output::Activate { conn, number });
     }
 
     fn others_serving(&self, conn: ConnId) -> Vec<ConnId> {
@@ -121,14 +129,16 @@ impl Control {
         self.next_dial_at = now;
     }
 
-    /// A server that lost touch with the database is left, if another is better off.
+    /// A server that lost touch with the database is left, if another is better off: it was level later, by its word. (A standby that spoke last before the
+    /// database went away looks fresh, but is not.)
     pub(super) fn leave_stale(&mut self, now: BootTime) {
-        let serving = self.connections.values().find(|c| matches!(c.state, State::Serving));
-        if !serving.is_some_and(|c| self.is_stale(c)) || self.is_activating() {
+        let Some(serving) = self.connections.values().find(|c| matches!(c.state, State::Serving)) else { return };
+        if !self.is_stale(serving) || self.is_activating() {
             return;
         }
-        let better =
-            self.best_standby().filter(|conn| self.connections.get(conn).is_some_and(|c| !self.is_stale(c)));
+        let level_at = serving.level_at + self.config.keepalive;
+        let is_better = |c: &Connection| !self.is_stale(c) && c.level_at > level_at;
+        let better = self.best_standby().filter(|conn| self.connections.get(conn).is_some_and(is_better));
         self.activate(better, now);
     }
 

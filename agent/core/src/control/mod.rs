@@ -100,6 +100,8 @@ pub struct Control {
     rng: Pcg32,
     boot: u64,
     counter: u64,
+    /// The newest number with which a server was asked to serve us.
+    newest_asked: SessionNumber,
     next_conn: u64,
     names: Vec<Name>,
     connections: BTreeMap<ConnId, Connection>,
@@ -134,6 +136,7 @@ impl Control {
             rng: Pcg32::seed_from_u64(seed),
             boot,
             counter: 0,
+            newest_asked: SessionNumber::default(),
             next_conn: 0,
             names: Vec::new(),
             connections: BTreeMap::new(),
@@ -218,19 +221,23 @@ impl Control {
     pub fn handle_connected(&mut self, conn: ConnId, server: ServerId, now: BootTime) {
         if self.has_session_with(server, Some(conn)) {
             // Two addresses of one server: a second session with it would be no standby.
+            let until = now + self.config.twin_recheck;
             if let Some(candidate) = self.candidate_of(conn) {
-                candidate.on_success(server);
+                candidate.on_twin(server, until);
             }
             self.close(conn);
             return self.run(now);
         }
-        let activate = !self.is_served_or_activating() && !self.is_greeting_to_activate();
+        // A failover that is to be spread is spread for new sessions, too.
+        let asked = self.is_served_or_activating() || self.is_greeting_to_activate() || self.elect_at.is_some();
+        let activate = !asked;
         let number = self.next_number();
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         let give_up_at = now + self.config.greeting_timeout;
-        connection.server = Some(server);
-        connection.number = number;
-        connection.state = State::Greeting { give_up_at, activate };
+        connection.on_hello(server, number, State::Greeting { give_up_at, activate }, now);
+        if activate {
+            self.newest_asked = number;
+        }
         self.outputs.push_back(Output::Hello { conn, number, activate });
         self.run(now);
     }
@@ -239,17 +246,21 @@ impl Control {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         let State::Greeting { activate, .. } = connection.state else { return };
         connection.on_welcome(activate, welcome, &self.config, now);
+        if activate && self.is_served() {
+            // A suspect answered meanwhile, and serves on.
+            self.stand_by(conn, now);
+        }
         if let Some(candidate) = self.candidate_of(conn) {
             candidate.on_success(welcome.server);
         }
         self.bad_news = None;
-        self.add_told(&welcome.servers, now);
+        self.take_told(&welcome.servers, now);
         self.run(now);
     }
 
     /// The servers' list changed while the session is up.
     pub fn handle_servers(&mut self, servers: &[ServerUrl], now: BootTime) {
-        self.add_told(servers, now);
+        self.take_told(servers, now);
         self.run(now);
     }
 
@@ -306,7 +317,7 @@ impl Control {
     pub fn handle_refused(&mut self, conn: ConnId, refused: &Refused, now: BootTime) {
         let about_us = refused.reason.is_about_the_agent();
         let patient = if about_us { self.config.backoff_early_cap } else { Duration::ZERO };
-        let from = self.connections.get(&conn).map(|connection| connection.addr);
+        let from = self.connections.get(&conn).map(|connection| (connection.server, connection.addr));
         self.fail(conn, refused.detail.clone(), refused.retry_after.unwrap_or(patient), now);
         if let (true, Some(from)) = (about_us, from) {
             self.on_bad_news(refused.clone(), from, now);
@@ -395,6 +406,7 @@ impl Control {
         }
         self.expire(now);
         self.elect(now);
+        self.renumber();
         self.beat(now);
         self.resolve(now);
         self.dial(now);
@@ -457,6 +469,18 @@ impl Control {
         SessionNumber { boot: self.boot, counter: self.counter }
     }
 
+    /// The cluster's list: servers that it names no more are forgotten once they fail, unless a person named them.
+    fn take_told(&mut self, servers: &[ServerUrl], now: BootTime) {
+        let connections = &self.connections;
+        let in_use = |name: &Name| connections.values().any(|c| c.url == name.url);
+        if !servers.is_empty() {
+            self.names.retain(|name| {
+                name.configured || servers.contains(&name.url) || !name.is_failing() || in_use(name)
+            });
+        }
+        self.add_told(servers, now);
+    }
+
     fn add_told(&mut self, servers: &[ServerUrl], now: BootTime) {
         for url in servers {
             if self.names.len() < MAX_SERVERS && !self.names.iter().any(|name| name.url == *url) {
@@ -479,7 +503,7 @@ impl Control {
         let addr = connection.addr;
         self.close(conn);
         // Another machine may answer at the same address by now.
-        if !self.connections.values().any(|c| c.addr == addr && c.has_session()) {
+        if !self.connections.values().any(|c| c.addr == addr && c.has_session() && c.is_worth_keeping()) {
             let (config, rng) = (&self.config, &mut self.rng);
             for candidate in self.names.iter_mut().flat_map(|n| &mut n.candidates).filter(|c| c.addr == addr)
             {

@@ -3,22 +3,32 @@
 
 use super::{Control, Output};
 use crate::time::BootTime;
-use proto::session::Refused;
+use proto::session::{Refused, ServerId};
 use std::net::SocketAddr;
 
 /// What a server said against us.
 #[derive(Debug)]
 pub(super) struct BadNews {
     pub(super) refused: Refused,
-    from: SocketAddr,
+    /// Who, as far as it was known, and where.
+    from: (Option<ServerId>, SocketAddr),
     /// `None` once it is believed.
     pub(super) believe_at: Option<BootTime>,
 }
 
 impl Control {
-    pub(super) fn on_bad_news(&mut self, refused: Refused, from: SocketAddr, now: BootTime) {
-        let second =
-            self.bad_news.as_ref().is_some_and(|news| news.from != from && news.believe_at.is_some());
+    pub(super) fn on_bad_news(
+        &mut self,
+        refused: Refused,
+        from: (Option<ServerId>, SocketAddr),
+        now: BootTime,
+    ) {
+        // Another address of the same server is no second opinion.
+        let is_another = |news: &BadNews| match (news.from.0, from.0) {
+            (Some(first), Some(second)) => first != second,
+            (None, _) | (_, None) => news.from.1 != from.1,
+        };
+        let second = self.bad_news.as_ref().is_some_and(|news| news.believe_at.is_some() && is_another(news));
         let only = self.names.iter().map(|name| name.candidates.len()).sum::<usize>() <= 1;
         match &mut self.bad_news {
             Some(news) if news.believe_at.is_none() => news.refused = refused,
