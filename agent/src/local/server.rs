@@ -48,7 +48,7 @@ pub(crate) async fn serve(listener: LocalListener, calls: mpsc::Sender<Call>) {
 
 async fn speak(stream: LocalStream, calls: mpsc::Sender<Call>) {
     let (read, write) = tokio::io::split(stream);
-    if let Err(error) = converse(read, write, &calls).await {
+    if let Err(error) = converse(read, write, &calls, REQUEST_TIMEOUT).await {
         tracing::debug!(%error, "a caller on the local socket went away");
     }
 }
@@ -57,9 +57,10 @@ async fn converse(
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
     calls: &mpsc::Sender<Call>,
+    patience: Duration,
 ) -> io::Result<()> {
     let mut read = BufReader::new(read);
-    let request = match tokio::time::timeout(REQUEST_TIMEOUT, read_request(&mut read)).await {
+    let request = match tokio::time::timeout(patience, read_request(&mut read)).await {
         Ok(Ok(request)) => request,
         Ok(Err(refusal)) => return write_json(&mut write, &error(refusal)).await,
         Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
@@ -160,7 +161,7 @@ mod tests {
         };
         let (read, write) = tokio::io::split(daemon);
         let conversation = async {
-            let ended = converse(read, write, &calls).await;
+            let ended = converse(read, write, &calls, REQUEST_TIMEOUT).await;
             drop(calls);
             ended
         };
@@ -204,12 +205,12 @@ mod tests {
         assert!(answer.contains("65536"), "{answer}");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_silent_caller_is_not_kept() {
         let (_caller, daemon) = tokio::io::duplex(64);
         let (calls, _asked) = mpsc::channel(1);
         let (read, write) = tokio::io::split(daemon);
-        let ended = converse(read, write, &calls).await;
+        let ended = converse(read, write, &calls, Duration::from_millis(10)).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }
