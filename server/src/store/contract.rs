@@ -248,7 +248,8 @@ async fn a_lease_ends_by_the_clock_of_the_database(database: Database) {
     assert!(live.iter().all(|live| live.lease_remaining <= Duration::from_secs(60)));
     let one_is_left = async || store.live_servers().await.unwrap().len() == 1;
     eventually("the short lease ends", one_is_left).await;
-    assert!(begun_at.elapsed() >= TTL);
+    // The clock of a database may count in milliseconds.
+    assert!(begun_at.elapsed() + Duration::from_millis(1) >= TTL);
     store.renew_lease(&server(1), Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.live_servers().await.unwrap().len(), 2);
     store.release_lease(ServerId([1; 16])).await.unwrap();
@@ -466,9 +467,7 @@ async fn the_file_is_for_its_owner_alone() {
     let store::DatabaseUrl::Sqlite(path) = &database.url else { panic!("it is a file") };
     for file in std::fs::read_dir(path.parent().unwrap()).unwrap() {
         let file = file.unwrap();
-        if !file.file_name().to_string_lossy().ends_with("-migration") {
-            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{file:?}");
-        }
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{file:?}");
     }
 }
 

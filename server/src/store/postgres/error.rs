@@ -30,6 +30,7 @@ fn is_passing(error: &tokio_postgres::Error) -> bool {
     const CLASSES: [&str; 3] = ["08", "53", "58"];
     let Some(code) = error.code() else { return true };
     let codes = [
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
         SqlState::LOCK_NOT_AVAILABLE,
         SqlState::QUERY_CANCELED,
         SqlState::ADMIN_SHUTDOWN,

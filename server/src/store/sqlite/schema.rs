@@ -11,7 +11,7 @@ use std::{
 /// SQLite's own wait for another connection's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long another process may take to bring the schema up to date.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(30);
+const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
 
 mod embedded {
     refinery::embed_migrations!("src/store/sqlite/migrations");
@@ -33,27 +33,26 @@ pub(crate) fn known_version() -> u32 {
 
 /// Creates the file where that is wanted, and brings its schema up to date. Blocks.
 pub(crate) fn prepare(path: &Path, location: &str, missing: Missing) -> Result<(), StoreError> {
-    match (path.exists(), missing) {
-        (true, _) => {}
-        (false, Missing::Refuse) => return Err(StoreError::NoCluster { location: location.to_owned() }),
-        (false, Missing::Create) => {
-            open_private(path).map_err(|error| StoreError::unavailable(location, error))?;
-        }
-    }
-    let at = |error: SqliteError| error.at(location);
-    let mut connection = connect(path, Durability::PowerLoss).map_err(at)?;
-    if is_current(&connection, location)? {
-        return Ok(());
-    }
-    if missing == Missing::Refuse && found_version(&connection).map_err(at)?.is_none() {
+    if !path.exists() && missing == Missing::Refuse {
         return Err(StoreError::NoCluster { location: location.to_owned() });
     }
-    let _lock = migration_lock(path, location)?;
-    if is_current(&connection, location)? {
-        return Ok(());
+    // From before the first connection: making a file a WAL database does not wait for others who do.
+    let _lock = opening_lock(path, location)?;
+    open_private(path).map_err(|error| StoreError::unavailable(location, error))?;
+    let at = |error: SqliteError| error.at(location);
+    let mut connection = connect(path, Durability::PowerLoss).map_err(at)?;
+    let known = known_version();
+    match (found_version(&connection).map_err(at)?, missing) {
+        (Some(found), _) if found > known => {
+            Err(StoreError::NewerSchema { location: location.to_owned(), found, known })
+        }
+        (Some(found), _) if found == known => Ok(()),
+        (None, Missing::Refuse) => Err(StoreError::NoCluster { location: location.to_owned() }),
+        (Some(_) | None, _) => {
+            let migrated = embedded::migrations::runner().run(&mut connection);
+            migrated.map(|_| ()).map_err(|error| StoreError::failed(location, error))
+        }
     }
-    let migrated = embedded::migrations::runner().run(&mut connection);
-    migrated.map(|_| ()).map_err(|error| StoreError::failed(location, error))
 }
 
 pub(crate) fn connect(path: &Path, durability: Durability) -> Result<Connection, SqliteError> {
@@ -67,18 +66,6 @@ pub(crate) fn connect(path: &Path, durability: Durability) -> Result<Connection,
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
     Ok(connection)
-}
-
-/// # Errors
-/// The schema is newer than this program.
-fn is_current(connection: &Connection, location: &str) -> Result<bool, StoreError> {
-    let known = known_version();
-    match found_version(connection).map_err(|error| error.at(location))? {
-        Some(found) if found > known => {
-            Err(StoreError::NewerSchema { location: location.to_owned(), found, known })
-        }
-        found => Ok(found == Some(known)),
-    }
 }
 
 pub(crate) fn found_version(connection: &Connection) -> Result<Option<u32>, SqliteError> {
@@ -98,13 +85,13 @@ fn open_private(path: &Path) -> std::io::Result<File> {
     options.open(path)
 }
 
-/// One process at a time: two first starts at once would both find no tables. Held until the file is dropped.
-fn migration_lock(path: &Path, location: &str) -> Result<File, StoreError> {
+/// One opener at a time: two first starts at once would both find no tables. Held until the file is dropped.
+fn opening_lock(path: &Path, location: &str) -> Result<File, StoreError> {
     let failed = |error: std::io::Error| StoreError::unavailable(location, error);
     let mut name = path.as_os_str().to_owned();
-    name.push("-migration");
+    name.push("-lock");
     let file = open_private(Path::new(&name)).map_err(failed)?;
-    let deadline = Instant::now() + MIGRATION_TIMEOUT;
+    let deadline = Instant::now() + OPENING_TIMEOUT;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -113,7 +100,7 @@ fn migration_lock(path: &Path, location: &str) -> Result<File, StoreError> {
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::unavailable(location, "another server is still changing its schema"));
+                return Err(StoreError::unavailable(location, "another server is still opening it"));
             }
         }
     }
