@@ -12,7 +12,7 @@ use crate::{
     config::{Options, Settings, Span},
     local::{ClientError, Done, Request, SecretKey, Watch},
     platform,
-    state_dir::{kept_settings, was_enrolled},
+    state_dir::{kept_settings, wait_released, was_enrolled},
 };
 use anyhow::anyhow;
 use std::time::Duration;
@@ -20,6 +20,9 @@ use tokio::time::Instant;
 
 /// With a cached map up, servers are awaited for this long before the command says so and returns.
 const CACHED_PATIENCE: Duration = Duration::from_secs(3);
+
+/// An agent that was told to end is gone after this.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -89,7 +92,11 @@ async fn connect(
     let watch = Request::Watch { peers: false };
     match context.client().call::<Done>(&request).await {
         Ok(_) => Ok((context.client().ask(&watch).await?, false)),
-        Err(ClientError::NotRunning(_)) => {
+        // The latter is one that is just ending: its successor may start when it is gone.
+        Err(error @ (ClientError::NotRunning(_) | ClientError::Ended)) => {
+            if !wait_released(&context.state_dir, RELEASE_TIMEOUT).await {
+                return Err(error.into());
+            }
             let handover = Handover { options, setup_key: key };
             Ok((start::start(context, &handover, &watch).await?, true))
         }

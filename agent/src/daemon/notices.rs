@@ -69,7 +69,7 @@ fn log_served(served: &Served) {
     match served.after {
         None => tracing::info!(%url, ?server, "served"),
         Some(after) => {
-            tracing::info!(%url, ?server, after_ms = after.as_secs_f64() * 1000.0, "served by another session")
+            tracing::info!(%url, ?server, after_ms = after.as_secs_f64() * 1000.0, "served again")
         }
     }
 }

@@ -82,16 +82,16 @@ impl Driver<'_> {
     }
 
     pub(super) fn save_state(&mut self) {
-        if !self.left {
-            self.state.core = self.agent.saved();
-        }
+        // Of a network that was left, or that never took us in, nothing is kept.
+        self.state = match self.agent.is_enrolled() && !self.left {
+            true => self.state.with(self.agent.saved()),
+            false => self.state.left(),
+        };
         self.disk.save_state(self.state.clone());
     }
 
-    /// The network is left: nothing of it is kept but the boot number.
     pub(super) fn forget_state(&mut self) {
         self.left = true;
-        self.state = self.state.left();
         self.save_state();
     }
 }

@@ -33,14 +33,16 @@ impl Kept {
         newest.or_else(|| read(&self.previous, &decode))
     }
 
+    /// At every moment of a crash one of the two versions is whole.
     pub(crate) fn save(&mut self, content: &[u8]) -> io::Result<()> {
+        let temporary = write_temporary(&self.newest, content)?;
         if self.newest_is_good {
             fs::rename(&self.newest, &self.previous)?;
         }
         self.newest_is_good = false;
-        write_atomically(&self.newest, content)?;
+        fs::rename(temporary, &self.newest)?;
         self.newest_is_good = true;
-        Ok(())
+        sync_directory(&self.newest)
     }
 
     pub(crate) fn remove(&mut self) -> io::Result<()> {
@@ -68,13 +70,6 @@ fn read<T, E: std::fmt::Display>(path: &Path, decode: impl Fn(&[u8]) -> Result<T
     let warn =
         |error| tracing::warn!(path = %path.display(), %error, "a file of the state directory is not usable");
     decoded.map_err(warn).ok()
-}
-
-/// After a crash the file has the old content or the new, never a part.
-pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let temporary = write_temporary(path, content)?;
-    fs::rename(temporary, path)?;
-    sync_directory(path)
 }
 
 /// A synced file beside `path`, readable by the owner only.

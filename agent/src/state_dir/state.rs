@@ -48,9 +48,14 @@ impl State {
         self
     }
 
-    /// The state after leaving the network.
+    /// The state of the same start with what the core keeps by now.
+    pub(crate) fn with(&self, core: Saved) -> Self {
+        Self { format: FORMAT, boot: self.boot, core }
+    }
+
+    /// The state without a network.
     pub(crate) fn left(&self) -> Self {
-        Self { boot: self.boot, ..Self::fresh() }
+        self.with(Saved::default())
     }
 }
 
