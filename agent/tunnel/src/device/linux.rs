@@ -52,9 +52,10 @@ impl Device {
             .mtu(mtu)
             .enable(false)
             .offload(true)
-            .tx_queue_len(TX_QUEUE_LEN)
             .build_sync()
             .map_err(|error| error_of(name, error))?;
+        // Needs privileges outside of the own user namespace, too: where it is refused, bursts are dropped earlier.
+        let _ = device.set_tx_queue_len(TX_QUEUE_LEN);
         hush(name);
         device
             .set_nonblocking(true)
