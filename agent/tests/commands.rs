@@ -2,6 +2,8 @@
 //!
 //! Agents run in network namespaces of their own (`unshare -Urn`), so that these tests touch no interface of the machine.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::{
     fs,
     path::Path,

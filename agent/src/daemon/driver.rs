@@ -179,11 +179,13 @@ impl<'w> Driver<'w> {
     }
 
     async fn wait(&mut self) -> Input {
+        // Who asks during a restart is answered after it.
+        let answers = self.ending.is_none_or(|ending| ending.end == End::Stop);
         let world = &mut *self.world;
         tokio::select! {
             event = world.tunnel_events.next() => Input::Tunnel(event),
             Some(event) = self.happened.recv() => Input::Event(event),
-            Some(call) = world.calls.recv() => Input::Call(call),
+            Some(call) = world.calls.recv(), if answers => Input::Call(call),
             network = world.network_watch.changed() => Input::Network(network),
             () = world.signals.received() => Input::Signal,
             () = self.connections.task_ended() => Input::ConnectionGone,
@@ -330,14 +332,20 @@ impl<'w> Driver<'w> {
     /// The loop ends once everybody was told.
     pub(super) fn end(&mut self, end: End, farewell: Farewell) {
         let now = boot_time();
-        match farewell {
-            Farewell::Drain => self.agent.drain(now),
-            Farewell::Logout => self.agent.logout(now),
-            Farewell::None => {}
-        }
+        let time = match farewell {
+            Farewell::Drain => {
+                self.agent.drain(now);
+                ENDING_TIMEOUT
+            }
+            Farewell::Logout => {
+                self.agent.logout(now);
+                ENDING_TIMEOUT
+            }
+            Farewell::None => Duration::ZERO,
+        };
         // A stop is not undone by a restart that was under way.
         if self.ending.is_none_or(|ending| ending.end != End::Stop) {
-            self.ending = Some(Ending { end, give_up_at: now + ENDING_TIMEOUT });
+            self.ending = Some(Ending { end, give_up_at: now + time });
         }
     }
 
@@ -351,6 +359,7 @@ impl<'w> Driver<'w> {
             return None;
         }
         self.save_state();
+        self.save_map();
         Some(ending.end)
     }
 

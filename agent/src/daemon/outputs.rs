@@ -74,8 +74,8 @@ impl Driver<'_> {
         Ok(())
     }
 
-    fn save_map(&self) {
-        match self.agent.has_map() {
+    pub(super) fn save_map(&self) {
+        match self.agent.has_map() && !self.left {
             true => self.disk.save_map(self.agent.map_cache()),
             false => self.disk.remove_map(),
         }

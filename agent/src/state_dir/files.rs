@@ -37,7 +37,7 @@ impl Kept {
     pub(crate) fn save(&mut self, content: &[u8]) -> io::Result<()> {
         let temporary = write_temporary(&self.newest, content)?;
         if self.newest_is_good {
-            fs::rename(&self.newest, &self.previous)?;
+            self.keep_newest_as_previous()?;
         }
         self.newest_is_good = false;
         fs::rename(temporary, &self.newest)?;
@@ -45,15 +45,25 @@ impl Kept {
         sync_directory(&self.newest)
     }
 
+    /// By a second name, so that the newest is never missing.
+    fn keep_newest_as_previous(&self) -> io::Result<()> {
+        let link = self.previous.with_extension("link");
+        remove_if_there(&link)?;
+        fs::hard_link(&self.newest, &link)?;
+        fs::rename(&link, &self.previous)
+    }
+
     pub(crate) fn remove(&mut self) -> io::Result<()> {
         self.newest_is_good = false;
-        for path in [&self.newest, &self.previous] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-        }
-        Ok(())
+        remove_if_there(&self.newest)?;
+        remove_if_there(&self.previous)
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
