@@ -119,6 +119,11 @@ impl NetMap {
         MapState { version: self.seen, digest: self.map.digest() }
     }
 
+    /// The version of the last step that was applied.
+    pub fn applied(&self) -> MapVersion {
+        self.version
+    }
+
     pub fn objects(&self) -> &Map {
         &self.map
     }

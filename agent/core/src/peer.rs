@@ -50,6 +50,8 @@ enum State {
     Waking(Attempts),
     Connected {
         data_at: BootTime,
+        /// When the session is renewed if the data plane did not; `None` until data flows again.
+        renew_at: Option<BootTime>,
         /// The path is in doubt.
         repair: Option<Attempts>,
     },
@@ -84,6 +86,13 @@ pub struct Peer {
 
 /// Between two initiations that unknown receiver indices or signals bring: 1/s per peer.
 const GREETING_INTERVAL: Duration = Duration::from_secs(1);
+/// WireGuard leaves renewal, after 120 s, to whoever began the session. Where both began at once each may take itself for the responder, and the session
+/// would end under traffic at 180 s: so either renews it in between ..
+const RENEW_AFTER: Duration = Duration::from_secs(150);
+/// .. and again ..
+const RENEW_RETRY: Duration = Duration::from_secs(5);
+/// .. if there was data so lately.
+const RECENT_DATA: Duration = Duration::from_secs(30);
 
 impl Peer {
     pub fn new(paths: Paths) -> Self {
@@ -211,7 +220,7 @@ impl Peer {
             State::Connected { data_at, .. } => data_at,
             State::Idle | State::Waking(_) => now,
         };
-        self.state = State::Connected { data_at, repair: None };
+        self.state = State::Connected { data_at, renew_at: Some(now + RENEW_AFTER), repair: None };
         match was_connected {
             true => Vec::new(),
             false => vec![Action::Up(true), Action::Probe],
@@ -225,8 +234,9 @@ impl Peer {
     }
 
     pub fn on_active(&mut self, now: BootTime) {
-        if let State::Connected { data_at, .. } = &mut self.state {
+        if let State::Connected { data_at, renew_at, .. } = &mut self.state {
             *data_at = now;
+            renew_at.get_or_insert(now);
         }
     }
 
@@ -246,7 +256,10 @@ impl Peer {
         if !self.is_connected() {
             return Vec::new();
         }
-        let mut actions = self.forget();
+        // Nothing is to be forgotten in the data plane: a packet may wait there already, for the next session.
+        self.state = State::Idle;
+        self.paths.on_down();
+        let mut actions = vec![Action::Up(false)];
         if self.is_kept() {
             actions.extend(self.wake(Want::Kept, now));
         }
@@ -278,9 +291,14 @@ impl Peer {
                     None => actions.extend(self.forget()),
                 }
             }
-            State::Connected { data_at, repair: None } => {
+            State::Connected { data_at, renew_at, repair: None } => {
                 if !is_kept && now >= *data_at + config.idle_timeout {
                     actions.extend(self.forget());
+                } else if renew_at.take_if(|at| now >= *at).is_some()
+                    && (is_kept || now.since(*data_at) < RECENT_DATA)
+                {
+                    *renew_at = Some(now + RENEW_RETRY.mul_f64(rng.random_range(1.0..=1.5)));
+                    actions.push(Action::Initiate);
                 }
             }
         }
@@ -293,10 +311,11 @@ impl Peer {
             State::Waking(attempts) | State::Connected { repair: Some(attempts), .. } => {
                 Some(Deadline { at: attempts.retry_at, cause: Cause::Handshake })
             }
-            State::Connected { data_at, repair: None } if !self.is_kept() => {
-                Some(Deadline { at: data_at + config.idle_timeout, cause: Cause::Idle })
+            State::Connected { data_at, renew_at, repair: None } => {
+                let idle = Deadline { at: data_at + config.idle_timeout, cause: Cause::Idle };
+                let renew = renew_at.map(|at| Deadline { at, cause: Cause::Handshake });
+                earliest([(!self.is_kept()).then_some(idle), renew])
             }
-            State::Connected { .. } => None,
         };
         earliest([own, self.paths.deadline()])
     }
@@ -422,7 +441,7 @@ mod tests {
     fn a_lazy_tunnel_is_forgotten_after_its_idle_timeout_and_not_before() {
         let mut world = world();
         world.connect();
-        world.run(Duration::from_secs(200));
+        world.run(Duration::from_secs(100));
         world.peer.on_active(world.now);
         let (_, actions) = world.run(Duration::from_secs(299));
         assert_eq!(actions, []);
@@ -481,6 +500,35 @@ mod tests {
         assert!(!actions.contains(&Action::Forget));
         world.connect();
         assert_eq!(world.run(Duration::from_secs(10)).0, 0);
+    }
+
+    #[test]
+    fn a_session_that_nobody_renews_is_renewed_while_data_flows_and_only_then() {
+        let mut world = world();
+        world.connect();
+        world.run(Duration::from_secs(140));
+        world.peer.on_active(world.now);
+        assert_eq!(world.run(Duration::from_secs(9)).0, 0);
+        assert!(world.run(Duration::from_secs(20)).0 >= 2);
+        world.connect();
+        assert_eq!(world.run(Duration::from_secs(180)).0, 0, "no data, no renewal");
+    }
+
+    #[test]
+    fn a_lost_session_leaves_what_waits_in_the_data_plane_alone() {
+        let mut world = world();
+        world.connect();
+        assert_eq!(world.peer.on_session_lost(START), [Action::Up(false)]);
+        assert_eq!(world.peer.on_packet_waiting(START), [Action::Signal]);
+    }
+
+    #[test]
+    fn a_kept_peer_that_may_be_dialled_again_gets_its_keepalive_again() {
+        let mut world = world();
+        world.peer.set_mode(PeerMode::Reachable, &world.config, START);
+        world.peer.set_usable(false, &world.config, START);
+        let actions = world.peer.set_usable(true, &world.config, START);
+        assert_eq!(actions, [Action::SetKeepalive(Some(world.config.keepalive)), Action::Signal]);
     }
 
     #[test]

@@ -105,6 +105,8 @@ impl Agent {
         }
         self.control.stop();
         self.drain_control();
+        // The process ends: what waited to be written is written now.
+        self.save(|_, _| true);
     }
 
     /// We are no member any more: every tunnel goes.

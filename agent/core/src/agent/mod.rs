@@ -27,6 +27,7 @@ use crate::{
 use pings::Pings;
 use proto::{
     key::PublicKey,
+    map::MapVersion,
     session::{AgentMessage, Hello},
     statement::{Membership, NodeId},
     time::UnixTime,
@@ -39,8 +40,8 @@ use std::{
     time::Duration,
 };
 
-/// State is written this long after it changed: a burst of changes is one write.
-const SAVE_DELAY: Duration = Duration::from_millis(500);
+/// Between two writes of the same file.
+const SAVE_INTERVAL: Duration = Duration::from_millis(500);
 /// Signals are told over both sessions of the sender, and taken once: so many ids are remembered.
 const REMEMBERED_SIGNALS: usize = 1024;
 
@@ -52,6 +53,18 @@ pub struct Identity {
     pub boot: u64,
     /// A setup key is at hand.
     pub can_enrol: bool,
+}
+
+/// A FetchMap under way.
+#[derive(Debug, Clone, Copy)]
+struct Fetching {
+    conn: ConnId,
+    /// How many before it left us diverged.
+    diverged: u32,
+    /// The newest step that the session told meanwhile.
+    told: MapVersion,
+    /// Unless a part comes.
+    give_up_at: BootTime,
 }
 
 /// The agent.
@@ -76,8 +89,7 @@ pub struct Agent {
     endpoints_changes: u64,
     endpoints_told: BTreeMap<ConnId, u64>,
     online: BTreeSet<NodeId>,
-    /// A FetchMap is under way, and how many before it left us diverged.
-    fetching: Option<(ConnId, u32)>,
+    fetching: Option<Fetching>,
     /// When a server last confirmed the map, and whether it was in this start.
     level_at: Option<BootTime>,
     restored_level: Option<UnixTime>,
@@ -85,8 +97,8 @@ pub struct Agent {
     pings: Pings,
     next_probe: u64,
     expiry_at: Option<BootTime>,
-    save_state_at: Option<BootTime>,
-    save_map_at: Option<BootTime>,
+    state_saving: Saving,
+    map_saving: Saving,
     draining: bool,
     outputs: VecDeque<Output>,
 }
@@ -130,8 +142,8 @@ impl Agent {
             pings: Pings::default(),
             next_probe: 0,
             expiry_at: None,
-            save_state_at: None,
-            save_map_at: None,
+            state_saving: Saving::default(),
+            map_saving: Saving::default(),
             draining: false,
             outputs: VecDeque::new(),
         };
@@ -172,9 +184,10 @@ impl Agent {
         earliest([
             self.control.poll_timeout(),
             peer,
+            at(self.fetching.map(|fetching| fetching.give_up_at), Cause::Fetch),
             at(self.expiry_at, Cause::Expiry),
-            at(self.save_state_at, Cause::Save),
-            at(self.save_map_at, Cause::Save),
+            at(self.state_saving.due_at, Cause::Save),
+            at(self.map_saving.due_at, Cause::Save),
             at(self.pings.deadline(), Cause::Probe),
         ])
     }
@@ -183,6 +196,7 @@ impl Agent {
         self.advance(now);
         self.control.handle_timeout(self.now);
         self.drain_control();
+        self.expire_fetch();
         while let Some((at, key)) = self.peer_deadlines.first().copied().filter(|(at, _)| *at <= self.now) {
             self.peer_deadlines.remove(&(at, key));
             let config = self.config.peer.clone();
@@ -193,12 +207,7 @@ impl Agent {
         if self.expiry_at.is_some_and(|at| self.now >= at) {
             self.judge_members();
         }
-        if self.save_state_at.take_if(|at| *at <= self.now).is_some() {
-            self.outputs.push_back(Output::SaveState);
-        }
-        if self.save_map_at.take_if(|at| *at <= self.now).is_some() {
-            self.outputs.push_back(Output::SaveMap);
-        }
+        self.save(|due_at, now| due_at <= now);
         self.pings.expire(self.now);
     }
 
@@ -254,7 +263,7 @@ impl Agent {
             }
             control::Output::Deactivate { conn } => Output::Send { conn, message: AgentMessage::Deactivate },
             control::Output::Close { conn } => {
-                self.fetching = self.fetching.filter(|(fetching, _)| *fetching != conn);
+                self.fetching = self.fetching.filter(|fetching| fetching.conn != conn);
                 self.endpoints_told.remove(&conn);
                 Output::Close { conn }
             }
@@ -290,10 +299,41 @@ impl Agent {
     }
 
     fn save_state_soon(&mut self) {
-        self.save_state_at.get_or_insert(self.now + SAVE_DELAY);
+        self.state_saving.want(self.now);
     }
 
     fn save_map_soon(&mut self) {
-        self.save_map_at.get_or_insert(self.now + SAVE_DELAY);
+        self.map_saving.want(self.now);
+    }
+
+    /// Saves what is wanted and may be saved by this rule.
+    fn save(&mut self, may: impl Fn(BootTime, BootTime) -> bool) {
+        if self.state_saving.take(self.now, &may) {
+            self.outputs.push_back(Output::SaveState);
+        }
+        if self.map_saving.take(self.now, &may) {
+            self.outputs.push_back(Output::SaveMap);
+        }
+    }
+}
+
+/// When something is written: at once, but not again before [`SAVE_INTERVAL`], so that a burst of changes is two writes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Saving {
+    due_at: Option<BootTime>,
+    not_before: BootTime,
+}
+
+impl Saving {
+    fn want(&mut self, now: BootTime) {
+        self.due_at.get_or_insert(now.max(self.not_before));
+    }
+
+    fn take(&mut self, now: BootTime, may: impl Fn(BootTime, BootTime) -> bool) -> bool {
+        let taken = self.due_at.take_if(|due_at| may(*due_at, now)).is_some();
+        if taken {
+            self.not_before = now + SAVE_INTERVAL;
+        }
+        taken
     }
 }

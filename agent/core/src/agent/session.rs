@@ -1,6 +1,6 @@
 //! What servers say: maps, presence, signals, certificates.
 
-use super::{Agent, REMEMBERED_SIGNALS};
+use super::{Agent, Fetching, REMEMBERED_SIGNALS};
 use crate::{
     io::{Closed, ConnId, Connected, Notice, Output},
     netmap::{Applied, Changes},
@@ -16,10 +16,12 @@ use proto::{
     time::UnixTime,
     wire,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 /// A server whose maps never add up is left after this many fetches in a row.
 const MAX_DIVERGED: u32 = 3;
+/// A fetch of which nothing comes for so long is over.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Smaller corrections of the time judge nobody anew, seconds.
 const CLOCK_TOLERANCE_S: u64 = 5;
 
@@ -101,7 +103,10 @@ impl Agent {
                 self.on_level(conn, version);
             }
             ServerMessage::Map(delta) => self.on_map(conn, delta),
-            ServerMessage::Fetch(_) => self.fetch(conn),
+            ServerMessage::Fetch(version) => match &mut self.fetching {
+                Some(fetching) if fetching.conn == conn => fetching.told = fetching.told.max(version),
+                Some(_) | None => self.fetch(conn, 0),
+            },
             ServerMessage::Presence(presence) => self.on_presence(conn, &presence),
             ServerMessage::Signal(signal) => self.on_signal(&signal),
             ServerMessage::Drain { .. } => self.control.handle_drain(conn, self.now),
@@ -151,6 +156,11 @@ impl Agent {
     }
 
     fn on_map(&mut self, conn: ConnId, delta: Delta) {
+        if let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.conn == conn) {
+            // The two streams of a connection may overtake each other: a step is no use before the map that it starts from.
+            fetching.told = fetching.told.max(delta.version);
+            return;
+        }
         match self.netmap.apply(delta) {
             Applied::Stale => {}
             Applied::Partial(changes) => self.on_map_changes(changes),
@@ -160,35 +170,32 @@ impl Agent {
             }
             Applied::Diverged(changes) => {
                 self.on_map_changes(changes);
-                self.fetch(conn);
+                self.fetch(conn, 0);
             }
         }
     }
 
-    fn fetch(&mut self, conn: ConnId) {
-        if self.fetching.is_some_and(|(fetching, _)| fetching == conn) {
-            return;
-        }
-        self.fetching = Some((conn, 0));
+    fn fetch(&mut self, conn: ConnId, diverged: u32) {
+        let (told, give_up_at) = (MapVersion::default(), self.now + FETCH_TIMEOUT);
+        self.fetching = Some(Fetching { conn, diverged, told, give_up_at });
         self.outputs.push_back(Output::Fetch { conn, have: self.netmap.objects().refs() });
     }
 
     /// One part of a fetched map.
     pub fn handle_fetched(&mut self, conn: ConnId, delta: Delta, now: BootTime) {
         self.advance(now);
-        let Some((fetching, diverged)) = self.fetching else { return };
-        if fetching != conn {
-            return;
-        }
+        let give_up_at = self.now + FETCH_TIMEOUT;
+        let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.conn == conn) else { return };
+        fetching.give_up_at = give_up_at;
+        let Fetching { diverged, told, .. } = *fetching;
         match self.netmap.apply(delta) {
             Applied::Partial(changes) => self.on_map_changes(changes),
             Applied::Whole(changes) => {
-                self.fetching = None;
                 self.on_map_changes(changes);
                 self.on_map_level();
+                self.on_fetched(conn, told);
             }
-            // The server moved on behind us and says so in the session.
-            Applied::Stale => self.fetching = None,
+            Applied::Stale => self.on_fetched(conn, told),
             Applied::Diverged(changes) => {
                 self.on_map_changes(changes);
                 self.on_fetch_diverged(conn, diverged + 1);
@@ -197,15 +204,31 @@ impl Agent {
         self.drain_control();
     }
 
+    fn on_fetched(&mut self, conn: ConnId, told: MapVersion) {
+        self.fetching = None;
+        if told > self.netmap.applied() {
+            self.fetch(conn, 0);
+        }
+    }
+
     fn on_fetch_diverged(&mut self, conn: ConnId, diverged: u32) {
         if diverged < MAX_DIVERGED {
-            self.fetching = Some((conn, diverged));
-            self.outputs.push_back(Output::Fetch { conn, have: self.netmap.objects().refs() });
-            return;
+            return self.fetch(conn, diverged);
         }
+        self.leave_fetch(conn, "its maps do not add up to the digest it names");
+    }
+
+    /// A server that lives but does not give its map is left.
+    pub(super) fn expire_fetch(&mut self) {
+        if let Some(fetching) = self.fetching.filter(|fetching| self.now >= fetching.give_up_at) {
+            self.leave_fetch(fetching.conn, "it does not send its map");
+            self.drain_control();
+        }
+    }
+
+    fn leave_fetch(&mut self, conn: ConnId, why: &str) {
         self.fetching = None;
-        let why = Closed::Ended("its maps do not add up to the digest it names".into());
-        self.control.handle_closed(conn, &why, self.now);
+        self.control.handle_closed(conn, &Closed::Ended(why.to_owned()), self.now);
     }
 
     fn on_map_level(&mut self) {

@@ -97,7 +97,8 @@ impl Control {
                 }
                 let connect_timeout = candidate.connect_timeout();
                 let (url, addr) = (name.url.clone(), candidate.addr);
-                let place = Place { url, addr, retry_at: candidate.retry_at().max(twin_until), connect_timeout };
+                let place =
+                    Place { url, addr, retry_at: candidate.retry_at().max(twin_until), connect_timeout };
                 places.push((candidate.is_failing(), place));
             }
         }

@@ -23,6 +23,8 @@ impl Control {
         let late_at = now + connection.heartbeats.patience(&self.config);
         connection.state = State::Activating { late_at };
         connection.number = number;
+        // A standby is asked for life every 10 s only.
+        connection.heartbeats.hasten(now);
         self.newest_asked = number;
         self.outputs.push_back(Output::Activate { conn, number });
     }
@@ -88,7 +90,9 @@ impl Control {
         }
         let newest = self.newest_asked;
         let serving = |c: &Connection| matches!(c.state, State::Serving) && !c.draining && c.number < newest;
-        let Some(conn) = self.connections.iter().find(|(_, c)| serving(c)).map(|(conn, _)| *conn) else { return };
+        let Some(conn) = self.connections.iter().find(|(_, c)| serving(c)).map(|(conn, _)| *conn) else {
+            return;
+        };
         let number = self.next_number();
         self.newest_asked = number;
         if let Some(connection) = self.connections.get_mut(&conn) {
@@ -132,7 +136,9 @@ impl Control {
     /// A server that lost touch with the database is left, if another is better off: it was level later, by its word. (A standby that spoke last before the
     /// database went away looks fresh, but is not.)
     pub(super) fn leave_stale(&mut self, now: BootTime) {
-        let Some(serving) = self.connections.values().find(|c| matches!(c.state, State::Serving)) else { return };
+        let Some(serving) = self.connections.values().find(|c| matches!(c.state, State::Serving)) else {
+            return;
+        };
         if !self.is_stale(serving) || self.is_activating() {
             return;
         }

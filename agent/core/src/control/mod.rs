@@ -229,7 +229,8 @@ impl Control {
             return self.run(now);
         }
         // A failover that is to be spread is spread for new sessions, too.
-        let asked = self.is_served_or_activating() || self.is_greeting_to_activate() || self.elect_at.is_some();
+        let asked =
+            self.is_served_or_activating() || self.is_greeting_to_activate() || self.elect_at.is_some();
         let activate = !asked;
         let number = self.next_number();
         let Some(connection) = self.connections.get_mut(&conn) else { return };
