@@ -66,7 +66,7 @@ pub(crate) struct Stream {
     pub(crate) server_life: u32,
     /// How often the agent had moved: packets from an earlier address are lost.
     moves: u32,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     enrol: bool,
     connected: bool,
     pub(crate) agent_open: bool,

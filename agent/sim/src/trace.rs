@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-const KEPT: usize = 60;
+const KEPT: usize = 2000;
 
 #[derive(Debug)]
 pub(crate) struct Trace {

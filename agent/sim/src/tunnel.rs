@@ -20,6 +20,7 @@ const UNANSWERED: Duration = Duration::from_secs(15);
 const PASSIVE_KEEPALIVE: Duration = Duration::from_secs(10);
 const UNKNOWN_INDEX_INTERVAL: Duration = Duration::from_millis(200);
 const WAITING_LIMIT: usize = 16;
+const SESSIONS: usize = 8;
 
 /// What a tunnel carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +59,8 @@ struct Keys {
     local: u32,
     remote: u32,
     since: BootTime,
-    initiator: bool,
+    /// As responder: the other side has not proved yet that it has it.
+    is_unproved: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -74,14 +76,16 @@ struct Initiation {
 #[derive(Debug, Clone, Default)]
 struct Peer {
     endpoint: Option<SocketAddr>,
+    /// The one in use, by which we send.
     current: Option<Keys>,
-    previous: Option<Keys>,
-    /// As responder: not used before the other side has proved that it has it.
-    next: Option<Keys>,
+    /// Every one that still opens packets, that one included; the oldest goes first.
+    sessions: VecDeque<Keys>,
     initiation: Option<Initiation>,
     waiting: VecDeque<Packet>,
     told_waiting: bool,
     keepalive: Option<Duration>,
+    /// Of the last handshake, whichever session is in use.
+    is_initiator: bool,
     sent_at: BootTime,
     unanswered_since: Option<BootTime>,
     told_unanswered: bool,
@@ -117,7 +121,7 @@ impl Tunnel {
 
     /// Anything that needs a tick.
     pub(crate) fn is_busy(&self) -> bool {
-        self.peers.values().any(|p| p.current.is_some() || p.next.is_some() || p.initiation.is_some())
+        self.peers.values().any(|p| !p.sessions.is_empty() || p.initiation.is_some())
     }
 
     pub(crate) fn command(&mut self, command: TunnelCommand, now: BootTime) {
@@ -183,7 +187,7 @@ impl Tunnel {
     /// Whoever began a session renews it when it sends after two minutes.
     fn renew(&mut self, key: PublicKey, now: BootTime) {
         let Some(peer) = self.peers.get(&key) else { return };
-        let old = peer.current.is_some_and(|keys| keys.initiator && now.since(keys.since) >= REKEY_AFTER);
+        let old = peer.current.is_some_and(|keys| now.since(keys.since) >= REKEY_AFTER) && peer.is_initiator;
         if let (true, None, Some(endpoint)) = (old, &peer.initiation, peer.endpoint) {
             self.initiate(key, vec![endpoint], now);
         }
@@ -221,7 +225,8 @@ impl Tunnel {
     fn on_initiation(&mut self, sender: PublicKey, from: SocketAddr, remote: u32, now: BootTime) {
         let local = self.fresh_index();
         let Some(peer) = self.peers.get_mut(&sender) else { return };
-        peer.next = Some(Keys { local, remote, since: now, initiator: false });
+        peer.add(Keys { local, remote, since: now, is_unproved: true });
+        peer.is_initiator = false;
         let body = Body::Response { sender: self.own, to: remote, index: local };
         self.effects.push(Effect::Send(Datagram { to: from, body }));
     }
@@ -232,7 +237,10 @@ impl Tunnel {
             return;
         }
         peer.initiation = None;
-        peer.take(Keys { local: to, remote, since: now, initiator: true }, from);
+        peer.is_initiator = true;
+        let keys = Keys { local: to, remote, since: now, is_unproved: false };
+        peer.add(keys);
+        peer.take(keys, from);
         self.effects.push(Effect::Event(TunnelEvent::HandshakeDone { peer: key, endpoint: from }));
         self.flush(key, now);
     }
@@ -262,9 +270,8 @@ impl Tunnel {
         let key = *key;
         peer.unanswered_since = None;
         peer.told_unanswered = false;
-        if let Some(next) = peer.next.filter(|next| next.local == to) {
-            peer.next = None;
-            peer.take(next, from);
+        if let Some(keys) = peer.prove(to) {
+            peer.take(keys, from);
             self.effects.push(Effect::Event(TunnelEvent::HandshakeDone { peer: key, endpoint: from }));
             if !peer.waiting.is_empty() {
                 self.flush(key, now);
@@ -324,8 +331,7 @@ impl Tunnel {
     fn tick_session(&mut self, key: PublicKey, now: BootTime) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let alive = |keys: &Keys| now.since(keys.since) < REJECT_AFTER;
-        peer.previous = peer.previous.filter(alive);
-        peer.next = peer.next.filter(alive);
+        peer.sessions.retain(alive);
         if peer.current.is_some_and(|keys| !alive(&keys)) {
             peer.current = None;
             peer.unanswered_since = None;
@@ -349,11 +355,28 @@ impl Tunnel {
 
 impl Peer {
     fn has_index(&self, index: u32) -> bool {
-        [self.current, self.previous, self.next].iter().flatten().any(|keys| keys.local == index)
+        self.sessions.iter().any(|keys| keys.local == index)
+    }
+
+    fn add(&mut self, keys: Keys) {
+        self.sessions.push_back(keys);
+        if self.sessions.len() > SESSIONS {
+            self.sessions.pop_front();
+        }
+    }
+
+    /// The first packet of a session that the other side began.
+    fn prove(&mut self, index: u32) -> Option<Keys> {
+        let keys = self.sessions.iter_mut().find(|keys| keys.local == index && keys.is_unproved)?;
+        keys.is_unproved = false;
+        Some(*keys)
     }
 
     fn take(&mut self, keys: Keys, endpoint: SocketAddr) {
-        self.previous = self.current.replace(keys);
+        // The older of two sessions that were begun at once does not replace the newer.
+        if self.current.is_none_or(|current| current.since <= keys.since) {
+            self.current = Some(keys);
+        }
         self.endpoint = Some(endpoint);
         self.told_waiting = false;
         self.unanswered_since = None;

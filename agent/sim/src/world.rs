@@ -159,10 +159,16 @@ impl World {
         let start = self.now;
         while !holds(self) {
             if self.now.since(start) > limit || !self.step() {
-                self.fail(&format!("not within {limit:?}: {what}"));
+                let agents: Vec<String> = (0..self.nodes.len()).map(|agent| self.describe(agent)).collect();
+                self.fail(&format!("not within {limit:?}: {what}; {}", agents.join("; ")));
             }
         }
         self.now.since(start)
+    }
+
+    fn describe(&self, agent: usize) -> String {
+        let (server, newest) = (self.server_of(agent), self.has_newest_map(agent));
+        format!("agent {agent} is served by {server:?}, newest map: {newest}")
     }
 
     /// The same seed and inputs have the same.
@@ -226,7 +232,7 @@ impl World {
         let passes = |from, to| self.network.passes(from, to);
         let (one, other) = (Host::Agent(agent), Host::Server(stream.server));
         let sound = server.is_alive() && !server.frozen && passes(one, other) && passes(other, one);
-        let routed = self.routes.get(&members::server_addr(stream.server)) == Some(&stream.server);
+        let routed = self.routes.get(&stream.addr) == Some(&stream.server);
         (agrees && sound && routed && self.nodes[agent].is_awake()).then_some(stream.server)
     }
 

@@ -21,7 +21,7 @@ fn a_tunnel_never_used_wakes_within_one_handshake() {
         world.last_round_trip(flow).expect("answered")
     });
     let (_, worst) = measured("first packet", waits.collect());
-    assert!(worst < ms(50));
+    assert!(worst < ms(60), "two round trips: {worst:?}");
 }
 
 #[test]
