@@ -1,0 +1,136 @@
+//! The command line as scripts use it: the real program on a SQLite file, without a server running.
+
+use proto::{key::NodeSecret, session::Facts, setup_key::SetupKey};
+use serde_json::Value;
+use server::{
+    cluster::{Actor, Applicant, enrol},
+    follow::Cluster,
+    store::{self, DatabaseUrl, Missing},
+};
+use std::process::{Command, Output};
+
+struct Fixture {
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// An empty cluster.
+    async fn new() -> Self {
+        let fixture = Self { directory: tempfile::tempdir().unwrap() };
+        fixture.cluster().await;
+        fixture
+    }
+
+    fn url(&self) -> DatabaseUrl {
+        DatabaseUrl::Sqlite(self.directory.path().join("holdfast.db"))
+    }
+
+    async fn cluster(&self) -> Cluster {
+        Cluster::open(store::open(&self.url(), Missing::Create).await.unwrap()).await.unwrap()
+    }
+
+    async fn enrol(&self, key: &str, hostname: &str) {
+        let applicant = Applicant {
+            setup_key_hash: key.parse::<SetupKey>().unwrap().secret.hash(),
+            node_key: NodeSecret::generate().unwrap().public(),
+            facts: Facts { hostname: hostname.to_owned(), ..Facts::default() },
+            endpoints: vec![],
+        };
+        let cluster = self.cluster().await;
+        let entered = cluster.write(Actor::CommandLine, |state, now| enrol(state, now, &applicant));
+        entered.await.unwrap();
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+        let data_dir = self.directory.path();
+        command.args(args).env_clear().env("HOLDFAST_DATA_DIR", data_dir).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn fails(&self, code: i32, args: &[&str], word: &str) {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(word), "{args:?}: {said}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_setup_key_is_made_listed_without_its_secret_and_revoked() {
+    let fixture = Fixture::new().await;
+    let made = fixture.json(&["setup-key", "create", "--reusable", "--groups", "a,b", "--expires", "90"]);
+    let key = made["key"].as_str().unwrap();
+    assert!(key.parse::<SetupKey>().is_ok(), "{key}");
+    assert_eq!(made["expires_unix_s"].as_u64().unwrap() - made["created_unix_s"].as_u64().unwrap(), 90);
+    let listed = fixture.json(&["setup-key", "list"]);
+    assert_eq!((&listed[0]["state"], &listed[0]["groups"][1]), (&"valid".into(), &"b".into()));
+    assert!(!listed.to_string().contains(key.split('_').nth(1).unwrap()));
+    let id = made["id"].to_string();
+    assert_eq!(fixture.json(&["setup-key", "revoke", &id])["state"], "revoked");
+    assert_eq!(fixture.json(&["setup-key", "list"])[0]["state"], "revoked");
+    let plain = fixture.run(&["setup-key", "create"]);
+    let stdout = String::from_utf8(plain.stdout).unwrap();
+    assert!(stdout.trim().parse::<SetupKey>().is_ok(), "for scripts, the output is the key: {stdout}");
+}
+
+#[tokio::test]
+async fn a_node_is_renamed_granted_expired_and_removed() {
+    let fixture = Fixture::new().await;
+    let key = fixture.json(&["setup-key", "create"])["key"].as_str().unwrap().to_owned();
+    fixture.enrol(&key, "Web").await;
+    let listed = fixture.json(&["node", "list"]);
+    assert_eq!((&listed[0]["name"], &listed[0]["online"]), (&"web".into(), &false.into()));
+    let address = listed[0]["addresses"][0].as_str().unwrap();
+    assert_eq!(fixture.json(&["node", "rename", address, "db"])["name"], "db");
+    assert_eq!(fixture.json(&["node", "allow-claim", "db", "10.0.0.0/8"])["claims"][0], "10.0.0.0/8");
+    assert_eq!(fixture.json(&["node", "expire", "db"])["expired"], true);
+    assert_eq!(fixture.json(&["node", "show", "1"])["name"], "db");
+    fixture.json(&["node", "remove", "db"]);
+    assert_eq!(fixture.json(&["node", "list"]), Value::Array(vec![]));
+    fixture.fails(1, &["node", "remove", "db"], "no node db");
+}
+
+#[tokio::test]
+async fn status_is_told_of_a_cluster_without_servers() {
+    let fixture = Fixture::new().await;
+    let status = fixture.json(&["status"]);
+    assert_eq!((&status["revision"], &status["epoch"]), (&1.into(), &1.into()));
+    assert_eq!((&status["database"]["kind"], &status["database"]["ok"]), (&"sqlite".into(), &true.into()));
+    assert_eq!(status["servers"], Value::Array(vec![]));
+    let text = String::from_utf8(fixture.run(&["status"]).stdout).unwrap();
+    assert!(text.contains(status["cluster"].as_str().unwrap()) && text.contains("no server runs"), "{text}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_says_so_with_its_exit_code() {
+    let fixture = Fixture::new().await;
+    fixture.fails(2, &["frobnicate"], "frobnicate");
+    fixture.fails(2, &["status", "--database", "mysql://me:hunter2@h/d"], "mysql");
+    fixture.fails(2, &["setup-key", "create", "--expires", "soon"], "soon");
+    fixture.fails(2, &["setup-key", "create", "--claims", "10/8"], "10/8");
+    fixture.fails(1, &["setup-key", "create", "--claims", "100.64.0.0/16"], "overlay");
+    fixture.fails(1, &["setup-key", "revoke", "7"], "no setup key 7");
+    fixture.fails(1, &["node", "show", "nobody"], "nobody");
+    fixture.fails(2, &["status", "--log-level", "x=y=z"], "log level");
+    let elsewhere = format!("sqlite:{}/none.db", fixture.directory.path().display());
+    fixture.fails(1, &["setup-key", "create", "--database", &elsewhere], "no cluster");
+    assert!(!fixture.directory.path().join("none.db").exists(), "a mistyped path makes no database");
+}
+
+#[tokio::test]
+async fn version_and_completion_need_no_database() {
+    let fixture = Fixture { directory: tempfile::tempdir().unwrap() };
+    let version = fixture.run(&["version"]);
+    assert_eq!(String::from_utf8(version.stdout).unwrap(), format!("server {}\n", env!("CARGO_PKG_VERSION")));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(fixture.run(&["completion", shell]).stdout).unwrap();
+        assert!(script.contains("setup-key"), "{shell}");
+    }
+}
