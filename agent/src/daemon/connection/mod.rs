@@ -25,7 +25,7 @@ use tokio::{
 /// Messages that wait for a connection. The core sends a few per second.
 const BACKLOG: usize = 256;
 /// What was said before a connection is closed is sent for at most this long.
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_millis(200);
 
 /// What a connection needs to prove who we are.
 #[derive(Clone)]
