@@ -1,4 +1,5 @@
 //! The command line as scripts use it: the real program on a SQLite file, without a server running.
+#![allow(clippy::unwrap_used, reason = "the helpers are of tests too")]
 
 use proto::{key::NodeSecret, session::Facts, setup_key::SetupKey};
 use serde_json::Value;
