@@ -112,8 +112,7 @@ impl Plan {
         for number in 0..self.servers {
             mesh.add_server(number)?.start()?;
         }
-        let first = mesh.servers.first().context("a mesh has a server")?;
-        mesh.setup_key = first.setup_key(&["--reusable"])?;
+        mesh.setup_key = mesh.servers.first().context("a mesh has a server")?.first_setup_key()?;
         Ok(mesh)
     }
 }

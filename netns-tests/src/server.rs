@@ -145,6 +145,17 @@ impl Server {
         Ok(made["key"].as_str().context("setup-key create --json printed no \"key\"")?.to_owned())
     }
 
+    /// The same, as soon as a server that has just begun to listen has made its cluster.
+    pub fn first_setup_key(&self) -> Result<String> {
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
+        loop {
+            match self.setup_key(&["--reusable"]) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                done => return done,
+            }
+        }
+    }
+
     pub fn log(&self) -> PathBuf {
         self.cluster.directory.join(format!("{}.log", self.name))
     }

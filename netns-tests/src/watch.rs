@@ -35,7 +35,12 @@ impl Watch {
             let mut watch = Self::attach(command())?;
             let left = deadline.saturating_duration_since(Instant::now());
             // A daemon that has just been started does not listen yet: the command ends, and is tried again.
-            match watch.wait(Instant::now(), left.min(Duration::from_secs(3)), "any state", |_| true) {
+            match watch.wait(
+                Instant::now(),
+                left.min(Duration::from_secs(3)),
+                "a daemon that runs",
+                |status| status.state != "stopped",
+            ) {
                 Ok(_) => return Ok(watch),
                 Err(error) if left.is_zero() => return Err(error.context("no state of the agent to watch")),
                 Err(_) => {

@@ -76,7 +76,7 @@ fn cluster(s: &Scenario) -> Cluster {
 }
 
 fn agents(s: &Scenario, server: &Server, switch: &Switch, gateway: Option<&str>) -> Result<Vec<Agent>> {
-    let key = server.setup_key(&["--reusable"])?;
+    let key = server.first_setup_key()?;
     let mut agents = Vec::new();
     for number in 1..=AGENTS {
         let address = Ipv4Addr::new(192, 0, 2, 100 + number);
