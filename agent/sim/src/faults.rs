@@ -108,7 +108,10 @@ impl World {
             Fault::Cut(host) => self.network.link_mut(host).cut = true,
             Fault::DropIn(host) => self.network.link_mut(host).drops_in = true,
             Fault::DropOut(host) => self.network.link_mut(host).drops_out = true,
-            Fault::Loss(host, loss) => self.network.link_mut(host).loss = loss,
+            Fault::Loss(host, loss) => {
+                self.network.link_mut(host).loss = loss;
+                self.network.was_lossy = true;
+            }
             Fault::Latency(host, latency) => self.network.link_mut(host).latency = latency,
             Fault::Heal(host) => {
                 let link = self.network.link_mut(host);

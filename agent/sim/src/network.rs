@@ -39,6 +39,8 @@ pub(crate) struct Network {
     agents: Vec<Link>,
     servers: Vec<Link>,
     pub(crate) partitions: BTreeSet<(Host, Host)>,
+    /// Some link lost packets at random at some time.
+    pub(crate) was_lossy: bool,
     rng: Pcg32,
 }
 
@@ -53,7 +55,7 @@ impl Network {
             latency: latency.mul_f64(rng.random_range(0.5..=1.5)),
         };
         let (agents, servers) = ((0..agents).map(&mut link).collect(), (0..servers).map(&mut link).collect());
-        Self { agents, servers, partitions: BTreeSet::new(), rng }
+        Self { agents, servers, partitions: BTreeSet::new(), was_lossy: false, rng }
     }
 
     pub(crate) fn link(&self, host: Host) -> &Link {

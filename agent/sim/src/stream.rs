@@ -274,6 +274,7 @@ impl World {
             return;
         }
         let (agent, conn) = (stream.agent, stream.conn);
+        self.trace.note(self.now, || format!("agent {agent} hears on {conn:?}: {said:?}"));
         match said {
             Said::Enrolled(enrolled) => self.input(agent, |a, now| a.handle_enrolled(conn, &enrolled, now)),
             Said::Opened(server) => {
