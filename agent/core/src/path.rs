@@ -47,9 +47,16 @@ impl Paths {
         Self { worked: worked.iter().copied().take(MAX_WORKED).collect(), ..Self::default() }
     }
 
-    /// The endpoints of the peer's map entry.
-    pub fn set_published(&mut self, endpoints: &[SocketAddr]) {
+    /// The endpoints of the peer's map entry. Returns whether they changed.
+    pub fn set_published(&mut self, endpoints: &[SocketAddr]) -> bool {
+        let changed = self.published != endpoints;
         self.published = endpoints.to_vec();
+        changed
+    }
+
+    /// Whether the endpoint in use is one that the peer publishes.
+    pub fn is_published(&self) -> bool {
+        self.current.is_some_and(|current| self.published.contains(&current))
     }
 
     /// The peer asks for our initiation at these.

@@ -113,9 +113,7 @@ impl Atlas {
         Delta {
             version: self.version,
             digest: self.digest_for(key),
-            put: put
-                .map(|(id, _, content)| Object { id: id.clone(), content: content.to_vec() })
-                .collect(),
+            put: put.map(|(id, _, content)| Object { id: id.clone(), content: content.to_vec() }).collect(),
             drop: have.keys().filter(|id| **id == own || self.map.hash(id).is_none()).cloned().collect(),
             last: true,
         }

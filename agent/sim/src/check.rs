@@ -9,15 +9,7 @@
 //! 7. After everything is healed all are served, hold the newest map and reach each other, within [`World::service_bound`] and a little.
 //! 8. Then each agent has one serving session, and agents and servers agree which.
 
-use crate::{
-    event::Event,
-    faults::Fault,
-    members,
-    network::Host,
-    stream::StreamId,
-    traffic::Flow,
-    world::World,
-};
+use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
 use proto::map::{Map, ObjectId};
 use std::time::Duration;
@@ -42,7 +34,10 @@ impl World {
     pub(crate) fn fail(&self, what: &str) -> ! {
         let (seed, at) = (self.seed, self.now.since_boot().as_secs_f64());
         let again = format!("HOLDFAST_SIM_SEED={seed} cargo test -p agent-sim --release --test random");
-        panic!("seed {seed} at {at:.3} s: {what}\nreplay (random runs): {again}\nlast events:{}", self.trace.tail());
+        panic!(
+            "seed {seed} at {at:.3} s: {what}\nreplay (random runs): {again}\nlast events:{}",
+            self.trace.tail()
+        );
     }
 
     pub(crate) fn count_step(&mut self, at: usize) {
@@ -125,7 +120,8 @@ impl World {
     /// Where packets were lost, round trips were measured that hold retransmissions: then patience ends with peer-timeout.
     fn standby_bound(&self, at: usize) -> Duration {
         let server = (0..self.servers.len()).map(|at| self.network.link(Host::Server(at)).latency).max();
-        let round_trip = (self.network.link(Host::Agent(at)).latency + server.unwrap_or_default()).mul_f64(2.4);
+        let round_trip =
+            (self.network.link(Host::Agent(at)).latency + server.unwrap_or_default()).mul_f64(2.4);
         let patience = match self.network.was_lossy {
             true => Duration::from_secs(3),
             false => (round_trip * 4).clamp(Duration::from_millis(300), Duration::from_secs(3)),
@@ -152,14 +148,8 @@ impl World {
         }
     }
 
-    /// What is not a server's fault, by the fault that does it; links are looked at in every check.
-    pub(crate) fn note_disturbance(&mut self, fault: &Fault) {
-        let (agent, needs_server) = match *fault {
-            Fault::Move(agent) | Fault::Remove(agent) => (agent, true),
-            Fault::Stop(agent) | Fault::Launch(agent) => (agent, false),
-            Fault::Sleep(agent) | Fault::WakeUp(agent) => (agent, false),
-            _ => return,
-        };
+    /// Something that is no server's fault befalls an agent's machine; links are looked at in every check.
+    pub(crate) fn disturb(&mut self, agent: usize, needs_server: bool) {
         let now = self.now;
         self.nodes[agent].watch.steady_since = now;
         let cached = cache::decode(&self.nodes[agent].cache).map_or_else(|_| Vec::new(), |c| c.objects);
@@ -269,10 +259,13 @@ impl World {
 
     fn check_agreement(&self, at: usize) {
         let alive = (0..self.servers.len()).filter(|server| self.servers[*server].is_alive());
-        let serving: Vec<usize> = alive.filter(|server| self.servers[*server].serving(at).is_some()).collect();
+        let serving: Vec<usize> =
+            alive.filter(|server| self.servers[*server].serving(at).is_some()).collect();
         if self.server_of(at).map(|server| vec![server]) != Some(serving.clone()) {
             let believed = self.server_of(at);
-            self.fail(&format!("agent {at} says {believed:?} serves it; these servers say they do: {serving:?}"));
+            self.fail(&format!(
+                "agent {at} says {believed:?} serves it; these servers say they do: {serving:?}"
+            ));
         }
         if !self.has_newest_map(at) {
             self.fail(&format!("agent {at} does not hold the newest map"));

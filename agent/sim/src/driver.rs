@@ -22,6 +22,8 @@ impl World {
         if node.agent.is_some() {
             return;
         }
+        self.disturb(at, false);
+        let node = &mut self.nodes[at];
         node.life += 1;
         let key = members::of(at).key;
         let identity = Identity { key, boot: node.life.into(), can_enrol: true };
@@ -41,6 +43,7 @@ impl World {
 
     /// The process is killed: what it had not written is gone.
     pub(crate) fn stop_agent(&mut self, at: usize) {
+        self.disturb(at, false);
         let node = &mut self.nodes[at];
         node.agent = None;
         node.wake_at = None;

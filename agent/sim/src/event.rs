@@ -17,12 +17,30 @@ use std::{
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     /// An agent's deadline.
-    Wake { agent: usize, life: u32 },
+    Wake {
+        agent: usize,
+        life: u32,
+    },
     /// An agent's data plane looks at its timers.
-    Tick { agent: usize, life: u32 },
-    Tunnel { agent: usize, life: u32, event: TunnelEvent },
-    Resolved { agent: usize, life: u32, url: ServerUrl },
-    Datagram { from: SocketAddr, to: SocketAddr, body: Body },
+    Tick {
+        agent: usize,
+        life: u32,
+    },
+    Tunnel {
+        agent: usize,
+        life: u32,
+        event: TunnelEvent,
+    },
+    Resolved {
+        agent: usize,
+        life: u32,
+        url: ServerUrl,
+    },
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        body: Body,
+    },
     /// A dial's first packet is sent; the number counts the tries.
     Syn(StreamId, u32),
     /// It arrives.
@@ -32,16 +50,35 @@ pub(crate) enum Event {
     Arrive(StreamId, Lane),
     /// What could not be sent is tried again.
     Retry(StreamId, Lane),
-    ServerTick { server: usize, life: u32 },
+    ServerTick {
+        server: usize,
+        life: u32,
+    },
     /// A server hears of news in the database.
-    Follow { server: usize, life: u32 },
+    Follow {
+        server: usize,
+        life: u32,
+    },
     /// A server's maps are recomputed.
-    Publish { server: usize, life: u32 },
+    Publish {
+        server: usize,
+        life: u32,
+    },
     /// A server writes what its nodes told.
-    Report { server: usize, life: u32 },
+    Report {
+        server: usize,
+        life: u32,
+    },
     /// A signal through the database.
-    Mail { server: usize, node: NodeId, signal: Signal },
-    DrainEnd { server: usize, life: u32 },
+    Mail {
+        server: usize,
+        node: NodeId,
+        signal: Signal,
+    },
+    DrainEnd {
+        server: usize,
+        life: u32,
+    },
     /// Traffic from one agent to another.
     Flow(usize),
     Fault(Fault),

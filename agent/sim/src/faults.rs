@@ -67,29 +67,35 @@ impl World {
             Fault::DatabaseBack => self.database_away = false,
             Fault::NamesAway => self.names_away = true,
             Fault::NamesBack => self.names_away = false,
-            Fault::Cut(_)
-            | Fault::DropIn(_)
-            | Fault::DropOut(_)
-            | Fault::Loss(..)
-            | Fault::Latency(..)
-            | Fault::Heal(_)
-            | Fault::Partition(..)
-            | Fault::Join(..)
-            | Fault::Route { .. } => self.apply_to_network(fault),
-            Fault::Stop(_)
-            | Fault::Launch(_)
-            | Fault::Sleep(_)
-            | Fault::WakeUp(_)
-            | Fault::Move(_)
-            | Fault::WallClock(..) => self.apply_to_agent(fault),
-            Fault::Rename(agent) => {
-                let name = format!("renamed{}", self.now.since_boot().as_millis());
-                self.write_if_possible(&Change::Rename(agent, name));
-            }
+            Fault::Cut(host) => self.network.link_mut(host).cut = true,
+            Fault::DropIn(host) => self.network.link_mut(host).drops_in = true,
+            Fault::DropOut(host) => self.network.link_mut(host).drops_out = true,
+            Fault::Loss(host, loss) => self.network.lose(host, loss),
+            Fault::Latency(host, latency) => self.network.link_mut(host).latency = latency,
+            Fault::Heal(host) => self.network.link_mut(host).heal(),
+            Fault::Partition(one, other) => drop(self.network.partitions.insert((one, other))),
+            Fault::Join(one, other) => drop(self.network.partitions.remove(&(one, other))),
+            Fault::Route { address_of, to } => drop(self.routes.insert(members::server_addr(address_of), to)),
+            Fault::Stop(agent) => self.stop_agent(agent),
+            Fault::Launch(agent) => self.launch_agent(agent),
+            Fault::Sleep(agent) => self.sleep(agent),
+            Fault::WakeUp(agent) => self.wake_up(agent),
+            Fault::Move(agent) => self.move_agent(agent),
+            Fault::WallClock(agent, ahead_s) => self.set_wall_clock(agent, ahead_s),
+            Fault::Rename(agent) => self.rename(agent),
             Fault::Unseen => self.write_if_possible(&Change::Unseen),
-            Fault::Remove(agent) => self.write_if_possible(&Change::Remove(agent)),
+            Fault::Remove(agent) => self.remove(agent),
         }
-        self.note_disturbance(fault);
+    }
+
+    fn rename(&mut self, agent: usize) {
+        let name = format!("renamed{}", self.now.since_boot().as_millis());
+        self.write_if_possible(&Change::Rename(agent, name));
+    }
+
+    fn remove(&mut self, agent: usize) {
+        self.write_if_possible(&Change::Remove(agent));
+        self.disturb(agent, true);
     }
 
     fn write_if_possible(&mut self, change: &Change) {
@@ -103,54 +109,28 @@ impl World {
         }
     }
 
-    fn apply_to_network(&mut self, fault: &Fault) {
-        match *fault {
-            Fault::Cut(host) => self.network.link_mut(host).cut = true,
-            Fault::DropIn(host) => self.network.link_mut(host).drops_in = true,
-            Fault::DropOut(host) => self.network.link_mut(host).drops_out = true,
-            Fault::Loss(host, loss) => {
-                self.network.link_mut(host).loss = loss;
-                self.network.was_lossy = true;
-            }
-            Fault::Latency(host, latency) => self.network.link_mut(host).latency = latency,
-            Fault::Heal(host) => {
-                let link = self.network.link_mut(host);
-                (link.cut, link.drops_in, link.drops_out, link.loss) = (false, false, false, 0.0);
-            }
-            Fault::Partition(one, other) => {
-                self.network.partitions.insert((one, other));
-            }
-            Fault::Join(one, other) => {
-                self.network.partitions.remove(&(one, other));
-            }
-            Fault::Route { address_of, to } => {
-                self.routes.insert(members::server_addr(address_of), to);
-            }
-            _ => {}
-        }
+    fn sleep(&mut self, agent: usize) {
+        self.nodes[agent].asleep = true;
+        self.disturb(agent, false);
     }
 
-    fn apply_to_agent(&mut self, fault: &Fault) {
-        match *fault {
-            Fault::Stop(agent) => self.stop_agent(agent),
-            Fault::Launch(agent) => self.launch_agent(agent),
-            Fault::Sleep(agent) => self.nodes[agent].asleep = true,
-            Fault::WakeUp(agent) => {
-                self.nodes[agent].asleep = false;
-                self.input(agent, |a, now| a.handle_network_changed(now));
-            }
-            Fault::Move(agent) => {
-                self.nodes[agent].moves += 1;
-                let endpoint = self.nodes[agent].endpoint();
-                self.input(agent, |a, now| a.handle_endpoints(vec![endpoint], endpoint.port(), now));
-                self.input(agent, |a, now| a.handle_network_changed(now));
-            }
-            Fault::WallClock(agent, ahead_s) => {
-                let wall = (self.unix_ms() / 1000).saturating_add_signed(ahead_s.into());
-                self.input(agent, |a, now| a.handle_wall_clock(UnixTime(wall), now));
-            }
-            _ => {}
-        }
+    fn wake_up(&mut self, agent: usize) {
+        self.nodes[agent].asleep = false;
+        self.disturb(agent, false);
+        self.input(agent, |a, now| a.handle_network_changed(now));
+    }
+
+    fn move_agent(&mut self, agent: usize) {
+        self.nodes[agent].moves += 1;
+        self.disturb(agent, true);
+        let endpoint = self.nodes[agent].endpoint();
+        self.input(agent, |a, now| a.handle_endpoints(vec![endpoint], endpoint.port(), now));
+        self.input(agent, |a, now| a.handle_network_changed(now));
+    }
+
+    fn set_wall_clock(&mut self, agent: usize, ahead_s: i32) {
+        let wall = (self.unix_ms() / 1000).saturating_add_signed(ahead_s.into());
+        self.input(agent, |a, now| a.handle_wall_clock(UnixTime(wall), now));
     }
 
     /// Everything is set right.

@@ -28,6 +28,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    pub(crate) fn heal(&mut self) {
+        *self = Self { cut: false, drops_in: false, drops_out: false, loss: 0.0, latency: self.latency };
+    }
+
     fn is_clean(&self) -> bool {
         !self.cut && !self.drops_in && !self.drops_out && self.loss == 0.0
     }
@@ -70,6 +74,11 @@ impl Network {
             Host::Agent(at) => &mut self.agents[at],
             Host::Server(at) => &mut self.servers[at],
         }
+    }
+
+    pub(crate) fn lose(&mut self, host: Host, loss: f64) {
+        self.link_mut(host).loss = loss;
+        self.was_lossy = true;
     }
 
     /// Whether a packet that is not lost by chance arrives.

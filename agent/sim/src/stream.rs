@@ -32,7 +32,9 @@ pub(crate) enum Lane {
 #[derive(Debug, Clone)]
 pub(crate) enum Said {
     /// TLS is done by the agent's side; with a wish to enrol or not.
-    Open { enrol: bool },
+    Open {
+        enrol: bool,
+    },
     Message(AgentMessage),
     FetchMap(Vec<ObjectRef>),
     /// The agent closed.
@@ -65,7 +67,7 @@ pub(crate) struct Stream {
     pub(crate) server: usize,
     pub(crate) server_life: u32,
     /// How often the agent had moved: packets from an earlier address are lost.
-    moves: u32,
+    pub(crate) moves: u32,
     pub(crate) addr: SocketAddr,
     enrol: bool,
     connected: bool,

@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-const KEPT: usize = 2000;
+const KEPT: usize = 150;
 
 #[derive(Debug)]
 pub(crate) struct Trace {

@@ -203,7 +203,8 @@ impl Tunnel {
             let body = Body::Initiation { sender: self.own, receiver: key, index };
             self.effects.push(Effect::Send(Datagram { to: *to, body }));
         }
-        peer.initiation = Some(Initiation { index, earlier, endpoints, since, again_at: now + REKEY_TIMEOUT });
+        peer.initiation =
+            Some(Initiation { index, earlier, endpoints, since, again_at: now + REKEY_TIMEOUT });
     }
 
     fn fresh_index(&mut self) -> u32 {

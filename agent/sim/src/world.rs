@@ -233,7 +233,9 @@ impl World {
         let (one, other) = (Host::Agent(agent), Host::Server(stream.server));
         let sound = server.is_alive() && !server.frozen && passes(one, other) && passes(other, one);
         let routed = self.routes.get(&stream.addr) == Some(&stream.server);
-        (agrees && sound && routed && self.nodes[agent].is_awake()).then_some(stream.server)
+        let node = &self.nodes[agent];
+        let current = node.is_awake() && stream.moves == node.moves;
+        (agrees && sound && routed && current).then_some(stream.server)
     }
 
     pub fn is_served(&self, agent: usize) -> bool {

@@ -20,7 +20,7 @@ fn setup(seed: u64, traced: bool) -> Setup {
         latency: Duration::from_millis([1, 4, 15, 35][(seed / 12 % 4) as usize]),
         named: seed / 48 % 2 == 1,
         peer_mode: [PeerMode::Lazy, PeerMode::Lazy, PeerMode::Always][(seed / 96 % 3) as usize],
-        spread: Duration::from_millis(if seed % 5 == 0 { 200 } else { 0 }),
+        spread: Duration::from_millis(if seed.is_multiple_of(5) { 200 } else { 0 }),
         traced,
     }
 }

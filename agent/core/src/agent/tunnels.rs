@@ -182,8 +182,9 @@ impl Agent {
         let mode = self.peer_config().mode_of(key);
         let config = self.config.peer.clone();
         let peer = self.peers.entry(*key).or_insert_with(|| Peer::new(Paths::default()));
-        peer.paths.set_published(&published);
-        let waking = peer.is_waking();
+        // It has new endpoints, and one of them may be the one that works; or it left the one that we use, and could not say so.
+        let moved = peer.paths.set_published(&published) && !peer.paths.is_published();
+        let initiate = peer.is_waking() || (peer.is_connected() && moved);
         self.tunnel(match usable {
             true => TunnelCommand::Upsert { peer: *key, allowed_ips },
             false => TunnelCommand::Remove { peer: *key },
@@ -191,8 +192,7 @@ impl Agent {
         self.with_peer(key, |peer, now| {
             let mut actions = peer.set_usable(usable, &config, now);
             actions.extend(peer.set_mode(mode, &config, now));
-            // It has new endpoints, and one of them may be the one that works.
-            if waking {
+            if initiate {
                 actions.push(Action::Initiate);
             }
             actions

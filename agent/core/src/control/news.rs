@@ -23,6 +23,10 @@ impl Control {
         from: (Option<ServerId>, SocketAddr),
         now: BootTime,
     ) {
+        // Whoever serves us contradicts it.
+        if self.is_served() {
+            return;
+        }
         // Another address of the same server is no second opinion.
         let is_another = |news: &BadNews| match (news.from.0, from.0) {
             (Some(first), Some(second)) => first != second,

@@ -23,7 +23,10 @@ fn an_agent_between_a_good_server_and_one_that_never_heard_of_it_is_served() {
         world.apply(&Fault::CutOff(1));
         world.apply(&Fault::Partition(Host::Agent(0), Host::Server(0)));
         world.run_for(secs(20));
-        assert!(!world.is_served(0) && !world.is_removed(0), "seed {seed}: nobody who knows it can be reached");
+        assert!(
+            !world.is_served(0) && !world.is_removed(0),
+            "seed {seed}: nobody who knows it can be reached"
+        );
         world.apply(&Fault::Join(Host::Agent(0), Host::Server(0)));
         world.until("served", secs(20), |world| world.is_served(0));
     }

@@ -34,6 +34,6 @@ fn secs(secs: u64) -> Duration {
 fn measured(what: &str, mut outages: Vec<Duration>) -> (Duration, Duration) {
     outages.sort();
     let (median, worst) = (outages[outages.len() / 2], outages[outages.len() - 1]);
-    println!("{what}: p50 {median:?}, worst {worst:?} of {}", outages.len());
+    eprintln!("{what}: p50 {median:?}, worst {worst:?} of {}", outages.len());
     (median, worst)
 }

@@ -29,7 +29,8 @@ fn both_ends_move_and_find_each_other_through_servers() {
         let before = world.traffic(flow).1;
         world.until("a reply", secs(30), |world| world.traffic(flow).1 > before)
     });
-    measured("both moved", outages.collect());
+    let (_, worst) = measured("both moved", outages.collect());
+    assert!(worst < secs(3));
 }
 
 #[test]
