@@ -74,6 +74,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Stops following: with a large map, telling every change is work for the daemon.
+    pub fn unfollow(&mut self) {
+        self.watch = None;
+    }
+
     pub fn start(&mut self) -> Result<()> {
         self.launch()?;
         self.follow()

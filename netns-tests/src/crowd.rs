@@ -16,22 +16,27 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::namespace::Namespace;
 
-/// Enrolments under way at once.
-const AT_ONCE: usize = 32;
+/// Enrolments on one connection: a server ends one that carries no session after a while.
+const PER_CONNECTION: usize = 500;
+/// Enrolments under way at once: a server allows few streams on one connection.
+const AT_ONCE: usize = 4;
 
 /// Enrols `count` nodes with fresh keys and the names `crowd-0`, `crowd-1`, .. at `server`, from inside `namespace`.
 pub fn enrol(namespace: &Namespace, server: SocketAddr, setup_key: &str, count: usize) -> Result<()> {
     let key: SetupKey = setup_key.parse()?;
     namespace.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(enrol_all(server, key, count))
+        let starts = (0..count).step_by(PER_CONNECTION);
+        let batches = starts.map(|start| start..count.min(start + PER_CONNECTION));
+        batches.into_iter().try_for_each(|batch| runtime.block_on(enrol_some(server, &key, batch)))
     })?
 }
 
-async fn enrol_all(server: SocketAddr, key: SetupKey, count: usize) -> Result<()> {
-    let (client, binding, server_key) = connect(server, &key).await?;
-    let enrolments = (0..count).map(|number| {
-        let (mut client, key) = (client.clone(), &key);
+async fn enrol_some(server: SocketAddr, key: &SetupKey, numbers: std::ops::Range<usize>) -> Result<()> {
+    let (client, binding, server_key) = connect(server, key).await?;
+    let count = numbers.len();
+    let enrolments = numbers.map(|number| {
+        let mut client = client.clone();
         async move {
             let secret = NodeSecret::generate()?;
             let request = EnrolRequest {

@@ -13,6 +13,8 @@ use netns_tests::mesh::{Mesh, overlay_address, ping};
 use netns_tests::process::Process;
 use netns_tests::sandbox;
 use netns_tests::scenario::Scenario;
+use netns_tests::status::Status;
+use netns_tests::wait::{hold_for, wait_until};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 type Bench = fn(&Scenario) -> Result<()>;
@@ -94,7 +96,7 @@ fn median(values: &mut [f64]) -> f64 {
 fn latency(scenario: &Scenario) -> Result<()> {
     let mesh = Mesh::plan(1, 2).start(scenario)?;
     let pinger = ping(&mesh.agents[0], &mesh.agents[1])?;
-    netns_tests::wait::hold_for(Duration::from_secs(10), || Ok(()))?;
+    hold_for(Duration::from_secs(10), || Ok(()))?;
     let report = pinger.finish()?;
     let mut round_trips = Samples::new("ping through a tunnel");
     round_trips.extend(report.echoes.iter().filter_map(|echo| Some(echo.replied_at? - echo.sent_at)));
@@ -120,13 +122,17 @@ fn failover(scenario: &Scenario) -> Result<()> {
 /// `agent status --json` with a large map, and what the agent weighs with it.
 fn status(scenario: &Scenario) -> Result<()> {
     let mut mesh = Mesh::plan(1, 1).start(scenario)?;
+    mesh.agents[0].unfollow();
     let lean = mesh.agents[0].process()?.usage()?.0;
     let server = mesh.servers[0].url.parse()?;
     let at = Instant::now();
     netns_tests::crowd::enrol(&mesh.agents[0].host.namespace, server, &mesh.setup_key, CROWD)?;
     println!("{CROWD} enrolments: {}", ms(at.elapsed()));
     let agent = &mesh.agents[0];
-    agent.wait_now(6 * TIMEOUT, "knows everybody", |status| status.peers.len() >= CROWD)?;
+    wait_until("the agent knows everybody", 6 * TIMEOUT, || {
+        let status: Status = serde_json::from_str(&agent.ask(&["status", "--json"])?)?;
+        Ok((status.peers.len() >= CROWD).then_some(()))
+    })?;
     println!("{CROWD} peers known to an agent after {}", ms(at.elapsed()));
     let mut answered = Samples::new(format!("status --json with {CROWD} peers"));
     for _ in 0..20 {

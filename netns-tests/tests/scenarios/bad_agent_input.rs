@@ -115,7 +115,7 @@ pub(crate) fn setup_keys(s: &mut Scenario) -> Result<()> {
     wait_until("the short key has expired", TIMEOUT, || Ok((Instant::now() > expired_at).then_some(())))?;
     refused(spare, &["--servers", &url, "--setup-key", &short], FAILED, &["expired"])?;
     refused(spare, &["--servers", &url, "--setup-key", NO_KEY], WRONG_USAGE, &["setup key"])?;
-    refused(spare, &["--servers", &url, "--setup-key", "file:/nonexistent"], FAILED, &["/nonexistent"])?;
+    refused(spare, &["--servers", &url, "--setup-key", "file:/nonexistent"], WRONG_USAGE, &["/nonexistent"])?;
     let mut unknown = once.into_bytes();
     // Another secret of the same length under the same fingerprint.
     unknown[6] = if unknown[6] == b'a' { b'b' } else { b'a' };
@@ -164,11 +164,11 @@ pub(crate) fn a_host_that_refuses(s: &mut Scenario) -> Result<()> {
 
     // An interface name in use.
     let spare = mesh.add_agent(1)?;
-    spare.host.namespace.ip(&format!("link add {INTERFACE} type dummy"))?;
+    spare.host.namespace.ip(&format!("link add {INTERFACE} type bridge"))?;
     let output = up(spare, &options)?;
     told(&output, FAILED, &[INTERFACE], "an interface name in use")?;
     let links = spare.host.namespace.output("ip", &["-d", "link", "show", INTERFACE])?;
-    ensure!(links.contains("dummy"), "the interface of somebody else is gone: {links}");
+    ensure!(links.contains("bridge"), "the interface of somebody else is gone: {links}");
     spare.host.namespace.ip(&format!("link del {INTERFACE}"))?;
 
     // No permission for TUN.

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use netns_tests::agent::{Agent, INTERFACE};
 use netns_tests::mesh::{Mesh, ping};
 use netns_tests::scenario::Scenario;
-use netns_tests::wait::wait_until;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -74,13 +73,16 @@ pub(crate) fn the_start_after_kill_9_cleans_up(s: &mut Scenario) -> Result<()> {
     nothing_left(&mesh.agents[0])
 }
 
-/// A setup key in a file, the first key that a server prints, and `logout`.
+/// Who logs out is forgotten by the others; the agent runs on without a membership, until it is told to end.
 pub(crate) fn logout_ends_the_membership(s: &mut Scenario) -> Result<()> {
     let mesh = Mesh::plan(1, 2).start(s)?;
     mesh.agents[1].ask(&["logout"])?;
     mesh.agents[0]
         .wait(Instant::now(), TIMEOUT, "forgets who logged out", |status| status.peers.is_empty())?;
-    wait_until("the interface goes", TIMEOUT, || Ok(nothing_left(&mesh.agents[1]).ok()))
+    mesh.agents[1]
+        .wait_now(TIMEOUT, "knows that it has logged out", |status| status.state == "needs-enrolment")?;
+    mesh.agents[1].ask(&["down"])?;
+    nothing_left(&mesh.agents[1])
 }
 
 fn code(agent: &Agent, arguments: &[&str], expected: i32, word: &str) -> Result<()> {

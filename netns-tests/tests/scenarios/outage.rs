@@ -8,9 +8,12 @@ use netns_tests::mesh::{FIVE_MS, Mesh, overlay_address, ping};
 use netns_tests::ping::Pinger;
 use netns_tests::scenario::Scenario;
 use netns_tests::wait::{hold_for, wait_until};
+use netns_tests::watch::summary;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_secs(1);
+/// Agents write what changes to disk with a delay that gathers changes.
+const SETTLED: Duration = Duration::from_secs(3);
 const MINUTE: Duration = Duration::from_secs(60);
 
 pub(crate) fn lone_server_back_after_10_s(s: &mut Scenario) -> Result<()> {
@@ -82,6 +85,7 @@ pub(crate) fn agents_restarted_without_servers_carry_traffic(s: &mut Scenario) -
     let mut mesh = Mesh::plan(3, 2).start(s)?;
     let target = overlay_address(&mesh.agents[0], &mesh.agents[1])?;
     ping(&mesh.agents[0], &mesh.agents[1])?.finish()?;
+    hold_for(SETTLED, || Ok(()))?;
     kill_all_servers(&mut mesh)?;
     let mut flows = Samples::new("both agents killed and started: traffic after the second start");
     for round in 0..20 {
@@ -95,7 +99,7 @@ pub(crate) fn agents_restarted_without_servers_carry_traffic(s: &mut Scenario) -
         let pinger = Pinger::start("a1 to a2", &mesh.agents[0].host.namespace, target, FIVE_MS)?;
         mesh.agents[0].launch()?;
         let second = mesh.agents[1].launch()?;
-        let answer = pinger.first_reply_after(second, TIMEOUT)?;
+        let answer = pinger.first_reply_after(second, TIMEOUT).with_context(|| plights(&mut mesh))?;
         flows.push(answer - second);
         for agent in &mut mesh.agents {
             agent.follow()?;
@@ -124,6 +128,20 @@ pub(crate) fn ten_minutes_without_servers_cost_nothing(s: &mut Scenario) -> Resu
     let (early, late) = (cpu[1].max(100), cpu[9]);
     s.require(late <= 2 * early, format!("a minute took {early} ms of CPU at first and {late} ms at last"));
     Ok(())
+}
+
+/// For messages: the agents' states.
+fn plights(mesh: &mut Mesh) -> String {
+    let mut plights = Vec::new();
+    for agent in &mut mesh.agents {
+        let status = agent.follow().and_then(|()| agent.status());
+        plights.push(format!(
+            "{}: {}",
+            agent.name,
+            status.map_or_else(|error| error.to_string(), |status| summary(&status))
+        ));
+    }
+    plights.join("; ")
 }
 
 fn kill_all_servers(mesh: &mut Mesh) -> Result<()> {
