@@ -3,7 +3,7 @@
 
 use super::{Control, Output};
 use crate::time::BootTime;
-use proto::session::{Refused, ServerId};
+use proto::session::{Reason, Refused, ServerId};
 use std::net::SocketAddr;
 
 /// What a server said against us.
@@ -23,8 +23,8 @@ impl Control {
         from: (Option<ServerId>, SocketAddr),
         now: BootTime,
     ) {
-        // Whoever serves us contradicts it.
-        if self.is_served() {
+        // Whoever serves us contradicts it, unless it can be proved: the server that serves us may be the one that is behind.
+        if self.is_served() && refused.reason != Reason::Removed {
             return;
         }
         // Another address of the same server is no second opinion.
