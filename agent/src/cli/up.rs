@@ -125,7 +125,7 @@ async fn follow(mut watch: Watch, timeout: Duration, progress: &Progress) -> Res
             Err(_elapsed) => return gave_up(last, timeout),
         };
         let view: View = serde_json::from_str(&line).map_err(|error| not_up(error.into()))?;
-        if let Some(url) = view.served_by().filter(|_| view.is_enrolled()) {
+        if let Some(url) = view.ready_by() {
             return Ok(format!("up: {} ({}), served by {url}", view.own.name, view.own.addresses.join(", ")));
         }
         if let Some(refused) = view.control.refused.as_ref().filter(|_| !view.is_enrolled()) {

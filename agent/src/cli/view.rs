@@ -75,6 +75,11 @@ impl View {
         self.state == "running"
     }
 
+    /// The URL of the server that serves us, once its map is here.
+    pub(super) fn ready_by(&self) -> Option<&str> {
+        self.served_by().filter(|_| self.is_enrolled() && self.control.map_source == "live")
+    }
+
     /// The URL of the server that serves us.
     pub(super) fn served_by(&self) -> Option<&str> {
         let connected = self.control.state == "connected";

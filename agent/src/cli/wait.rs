@@ -18,7 +18,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// A server serves the agent
+    /// A server serves the agent, and has given it the map
     Served,
     /// There is a tunnel to each of the peers
     Connected,
@@ -50,7 +50,7 @@ async fn wait(context: &Context, args: &Args) -> Result<(), Failure> {
     while let Some(line) = watch.next_line().await? {
         let view: View = serde_json::from_str(&line).map_err(Failure::failed)?;
         let reached = match args.what {
-            What::Served => view.served_by().is_some(),
+            What::Served => view.ready_by().is_some(),
             What::Connected => args.peers.iter().all(|host| is_connected(&view, host)),
         };
         if reached {

@@ -358,8 +358,11 @@ impl<'w> Driver<'w> {
         if !self.connections.all_ended() && boot_time() < ending.give_up_at {
             return None;
         }
-        self.save_state();
-        self.save_map();
+        // The core saves by itself when it is told to leave.
+        if ending.end != End::Stop {
+            self.save_state();
+            self.save_map();
+        }
         Some(ending.end)
     }
 
