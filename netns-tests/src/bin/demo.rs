@@ -11,7 +11,7 @@ use clap::Parser;
 use netns_tests::binaries::Binaries;
 use netns_tests::figures::ms;
 use netns_tests::mesh::{Database, FIVE_MS, Mesh, overlay_address, ping};
-use netns_tests::ping::Pinger;
+use netns_tests::ping::{PingReport, Pinger};
 use netns_tests::sandbox;
 use netns_tests::scenario::{Scenario, log_tails};
 use netns_tests::wait::hold_for;
@@ -61,7 +61,9 @@ fn tell(story: &mut Story, scenario: &Scenario, database: &str) -> Result<()> {
     idle_tunnel_wakes(story, &mesh)?;
     agent_restarts(story, &mut mesh)?;
     servers_return(story, &mut mesh)?;
-    hold_for(LOOK, || Ok(()))
+    hold_for(LOOK, || Ok(()))?;
+    // While the mesh is there: afterwards nobody would answer.
+    story.finish_pings()
 }
 
 /// One server fails; the agents it served are watched until another serves them.
@@ -152,13 +154,14 @@ struct Story {
     begin: Instant,
     colour: bool,
     pings: Option<Pinger>,
+    report: Option<PingReport>,
     summary: Vec<String>,
 }
 
 impl Story {
     fn new() -> Self {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { begin: Instant::now(), colour, pings: None, summary: Vec::new() }
+        Self { begin: Instant::now(), colour, pings: None, report: None, summary: Vec::new() }
     }
 
     fn say(&self, text: &str) {
@@ -212,25 +215,25 @@ impl Story {
         }
     }
 
+    fn finish_pings(&mut self) -> Result<()> {
+        self.report = self.pings.take().map(Pinger::finish).transpose().context("the pings")?;
+        Ok(())
+    }
+
     /// The summary; returns whether anything was not as it must be.
-    fn conclude(mut self, result: Result<()>, scenario: &Scenario) -> bool {
-        let report = self.pings.take().map(Pinger::finish);
+    fn conclude(&self, result: Result<()>, scenario: &Scenario) -> bool {
         println!();
         self.summary.iter().for_each(|line| println!("  {line}"));
-        let mut failed = result.is_err();
-        match report.transpose().context("the pings") {
-            Ok(Some(report)) => {
-                failed |= report.lost() > 0;
-                println!(
-                    "  pings across the open tunnel: {} sent, {} lost, longest gap {}",
-                    report.sent(),
-                    report.lost(),
-                    ms(report.longest_gap())
-                );
-            }
-            Ok(None) => failed = true,
-            Err(error) => println!("  {error:#}"),
+        if let Some(report) = &self.report {
+            println!(
+                "  pings across the open tunnel: {} sent, {} lost, longest gap {}",
+                report.sent(),
+                report.lost(),
+                ms(report.longest_gap())
+            );
         }
+        let lost = self.report.as_ref().is_none_or(|report| report.lost() > 0);
+        let failed = lost || result.is_err();
         if let Err(error) = result {
             println!("  FAILED: {error:#}\n{}", log_tails(&scenario.directory, 8));
         }
