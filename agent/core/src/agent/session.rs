@@ -12,7 +12,7 @@ use proto::{
     root::RootKey,
     server_url::ServerUrl,
     session::{HeartbeatAck, Presence, Reason, Refused, ServerMessage, Signal, Welcome},
-    statement::{Membership, NetworkId, Statement, StatementError},
+    statement::{Membership, NetworkId, Removal, Statement, StatementError},
     time::UnixTime,
     wire,
 };
@@ -307,8 +307,14 @@ impl Agent {
         }
         if let Ok(Statement::Removal(removal)) = Statement::verify(&refused.removal, network, &root)
             && removal.node_key == self.identity.key
+            && !self.was_taken_in_since(&removal)
         {
             self.forget_network();
         }
+    }
+
+    /// A server that lags may still hold the removal of a node that enrolled again.
+    fn was_taken_in_since(&self, removal: &Removal) -> bool {
+        self.membership.as_ref().is_some_and(|(_, own)| own.issued_at > removal.removed_at)
     }
 }

@@ -302,11 +302,14 @@ fn only_the_roots_signature_removes_us_and_then_everything_goes() {
         retry_after: None,
         removal,
     };
-    let removal = Statement::Removal(Removal { node_key: key(1), removed_at: UnixTime(NOW_S) });
-    for (signer, is_removed) in [(RootSecret::from_seed(&[1; 32]), false), (root(), true)] {
+    let removal = |at| Statement::Removal(Removal { node_key: key(1), removed_at: UnixTime(at) });
+    let (stranger, enrolled_at) = (RootSecret::from_seed(&[1; 32]), NOW_S - 1000);
+    // The last one is from before we enrolled (again): a server that lags says it.
+    let cases = [(stranger, NOW_S, false), (root(), NOW_S, true), (root(), enrolled_at - 1, false)];
+    for (signer, removed_at, is_removed) in cases {
         let mut bench = Bench::served();
         bench.tell(2, vec![peer_object(2, "b", certificate(2, None))], Vec::new());
-        let signed = removal.sign(NETWORK, &signer);
+        let signed = removal(removed_at).sign(NETWORK, &signer);
         bench.say(ConnId(0), ServerMessage::Refused(refused(signed)));
         let outputs = bench.outputs();
         assert_eq!(!bench.agent.is_enrolled(), is_removed);
