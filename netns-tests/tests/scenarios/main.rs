@@ -1,7 +1,7 @@
 //! The scenarios: what the mesh must show, on real processes in the lab.
 //!
-//! `cargo test -p netns-tests --release [-- FILTER..] [--list]`. Long and quiet scenarios run together in the background,
-//! those that measure milliseconds one at a time. The last line is `N passed, N failed`, and the exit code says the same.
+//! `cargo test -p netns-tests --release [-- FILTER..] [--list]`. How each may run beside others is its
+//! [`Pace`]. The last line is `N passed, N failed`, and the exit code says the same.
 
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
@@ -30,10 +30,12 @@ use netns_tests::scenario::{Scenario, Verdict, log_tails};
 /// How a scenario may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// Measures short spans: alone.
+    /// Waits for minutes and takes no processor time: beside all others.
+    Background,
+    /// Long, with traffic, and bounds that a busy machine keeps: together, and first.
+    Together,
+    /// Measures milliseconds: one at a time, when those together are done.
     Alone,
-    /// Waits most of its time: together with others.
-    Quiet,
 }
 
 struct Case {
@@ -46,8 +48,12 @@ const fn alone(name: &'static str, run: fn(&mut Scenario) -> Result<()>) -> Case
     Case { name, pace: Pace::Alone, run }
 }
 
-const fn quiet(name: &'static str, run: fn(&mut Scenario) -> Result<()>) -> Case {
-    Case { name, pace: Pace::Quiet, run }
+const fn together(name: &'static str, run: fn(&mut Scenario) -> Result<()>) -> Case {
+    Case { name, pace: Pace::Together, run }
+}
+
+const fn background(name: &'static str, run: fn(&mut Scenario) -> Result<()>) -> Case {
+    Case { name, pace: Pace::Background, run }
 }
 
 /// All there are; [`alone`] ones run in this order.
@@ -100,20 +106,23 @@ const CASES: &[Case] = &[
     alone("bad_input_database_urls", bad_server_input::database_urls),
     alone("bad_input_a_newer_schema", bad_server_input::a_newer_schema),
     alone("bad_input_a_taken_server_port", bad_server_input::a_taken_port),
-    quiet("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
-    quiet("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
-    quiet("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
-    quiet(
+    together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
+    together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
+    together("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
+    together(
         "no_server_open_tunnels_lose_nothing_in_60_s",
         outage::open_tunnels_lose_nothing_in_60_s_without_servers,
     ),
-    quiet("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
-    quiet("idle_tunnel_is_silent_and_wakes", idle::an_idle_tunnel_is_silent_and_wakes_with_its_next_packet),
-    quiet(
+    background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
+    background(
+        "idle_tunnel_is_silent_and_wakes",
+        idle::an_idle_tunnel_is_silent_and_wakes_with_its_next_packet,
+    ),
+    background(
         "idle_always_connects_and_lazy_stays",
         idle::a_peer_made_always_connects_and_one_made_lazy_stays_until_its_timeout,
     ),
-    quiet("idle_an_expired_peer_is_never_dialled", idle::an_expired_peer_is_never_dialled),
+    background("idle_an_expired_peer_is_never_dialled", idle::an_expired_peer_is_never_dialled),
 ];
 
 /// What cargo and people pass.
@@ -176,11 +185,15 @@ impl Run {
     }
 
     fn all(&self, cases: &[&'static Case]) {
+        let at = |pace| cases.iter().copied().filter(move |case| case.pace == pace);
         std::thread::scope(|scope| {
-            for case in cases.iter().filter(|case| case.pace == Pace::Quiet) {
-                scope.spawn(|| self.one(case));
+            at(Pace::Background).for_each(|case| drop(scope.spawn(|| self.one(case))));
+            let together: Vec<_> = at(Pace::Together).map(|case| scope.spawn(|| self.one(case))).collect();
+            for case in together {
+                // What happened is in the verdict, even of a scenario that panicked.
+                case.join().ok();
             }
-            cases.iter().filter(|case| case.pace == Pace::Alone).for_each(|case| self.one(case));
+            at(Pace::Alone).for_each(|case| self.one(case));
         });
     }
 
