@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netns_tests::binaries::Binaries;
 use netns_tests::figures::{Samples, ms};
 use netns_tests::mesh::{Mesh, overlay_address, ping};
@@ -48,8 +48,9 @@ fn throughput(scenario: &Scenario) -> Result<()> {
     ping(&mesh.agents[0], &mesh.agents[1])?.finish()?;
     let target = overlay_address(&mesh.agents[0], &mesh.agents[1])?.to_string();
     let mut server = mesh.agents[1].host.namespace.command("iperf3");
-    server.args(["-s", "-B", &target]);
-    let _server = Process::start("iperf3", server, &scenario.directory.join("iperf3.txt"))?;
+    server.args(["-s", "--forceflush", "-B", &target]);
+    let server = Process::start("iperf3", server, &scenario.directory.join("iperf3.txt"))?;
+    wait_until("iperf3 listens", TIMEOUT, || Ok(server.log_tail(5).contains("listening").then_some(())))?;
     for (label, options) in
         [("TCP, 1 stream", &[][..]), ("TCP, 4 streams", &["-P", "4"]), ("TCP, reverse", &["-R"])]
     {
@@ -78,7 +79,11 @@ fn throughput(scenario: &Scenario) -> Result<()> {
 fn iperf(mesh: &Mesh, target: &str, options: &[&str]) -> Result<serde_json::Value> {
     let arguments = [&["-c", target, "-t", "4", "-J", "--connect-timeout", "3000"], options].concat();
     let text = mesh.agents[0].host.namespace.output("iperf3", &arguments)?;
-    serde_json::from_str(&text).context("iperf3 printed no JSON")
+    let report: serde_json::Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
+    match report["error"].as_str() {
+        Some(error) => bail!("iperf3: {error}"),
+        None => Ok(report),
+    }
 }
 
 /// Processor time of both agents.
