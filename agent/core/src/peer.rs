@@ -50,6 +50,8 @@ enum State {
     Waking(Attempts),
     Connected {
         data_at: BootTime,
+        /// When the newest session was made, by either side.
+        session_at: BootTime,
         /// When the session is renewed if the data plane did not; `None` until data flows again.
         renew_at: Option<BootTime>,
         /// The path is in doubt.
@@ -86,6 +88,8 @@ pub struct Peer {
 
 /// Between two initiations that unknown receiver indices or signals bring: 1/s per peer.
 const GREETING_INTERVAL: Duration = Duration::from_secs(1);
+/// WireGuard's REJECT_AFTER_TIME (whitepaper, section 6.1).
+const SESSION_LIFE: Duration = Duration::from_secs(180);
 /// WireGuard leaves renewal, after 120 s, to whoever began the session. Where both began at once each may take itself for the responder, and the session
 /// would end under traffic at 180 s: so either renews it in between ..
 const RENEW_AFTER: Duration = Duration::from_secs(150);
@@ -220,7 +224,8 @@ impl Peer {
             State::Connected { data_at, .. } => data_at,
             State::Idle | State::Waking(_) => now,
         };
-        self.state = State::Connected { data_at, renew_at: Some(now + RENEW_AFTER), repair: None };
+        let renew_at = Some(now + RENEW_AFTER);
+        self.state = State::Connected { data_at, session_at: now, renew_at, repair: None };
         match was_connected {
             true => Vec::new(),
             false => vec![Action::Up(true), Action::Probe],
@@ -291,8 +296,8 @@ impl Peer {
                     None => actions.extend(self.forget()),
                 }
             }
-            State::Connected { data_at, renew_at, repair: None } => {
-                if !is_kept && now >= *data_at + config.idle_timeout {
+            State::Connected { data_at, session_at, renew_at, repair: None } => {
+                if !is_kept && now >= idle_at(*data_at, *session_at, config) {
                     actions.extend(self.forget());
                 } else if renew_at.take_if(|at| now >= *at).is_some()
                     && (is_kept || now.since(*data_at) < RECENT_DATA)
@@ -311,8 +316,8 @@ impl Peer {
             State::Waking(attempts) | State::Connected { repair: Some(attempts), .. } => {
                 Some(Deadline { at: attempts.retry_at, cause: Cause::Handshake })
             }
-            State::Connected { data_at, renew_at, repair: None } => {
-                let idle = Deadline { at: data_at + config.idle_timeout, cause: Cause::Idle };
+            State::Connected { data_at, session_at, renew_at, repair: None } => {
+                let idle = Deadline { at: idle_at(data_at, session_at, config), cause: Cause::Idle };
                 let renew = renew_at.map(|at| Deadline { at, cause: Cause::Handshake });
                 earliest([(!self.is_kept()).then_some(idle), renew])
             }
@@ -352,6 +357,11 @@ impl Peer {
             false => vec![Action::Forget],
         }
     }
+}
+
+/// When a lazy tunnel is forgotten: never while the other side may use a session that it renewed.
+fn idle_at(data_at: BootTime, session_at: BootTime, config: &PeerConfig) -> BootTime {
+    (data_at + config.idle_timeout).max(session_at + SESSION_LIFE)
 }
 
 impl Attempts {
@@ -474,6 +484,18 @@ mod tests {
         assert!(world.peer.is_connected());
         world.run(Duration::from_secs(1));
         assert!(!world.peer.is_connected());
+    }
+
+    #[test]
+    fn a_lazy_side_keeps_the_session_that_a_kept_side_renews() {
+        let mut world = world();
+        for _ in 0..20 {
+            world.connect();
+            world.run(Duration::from_secs(120));
+            assert!(world.peer.is_connected());
+        }
+        world.run(Duration::from_secs(60));
+        assert!(!world.peer.is_connected(), "the other side went");
     }
 
     #[test]

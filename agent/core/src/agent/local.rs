@@ -105,7 +105,8 @@ impl Agent {
         }
         self.control.stop();
         self.drain_control();
-        // The process ends: what waited to be written is written now.
+        // The process ends: what waited to be written is written now, and how old the map is by then.
+        self.save_state_soon();
         self.save(|_, _| true);
     }
 
@@ -217,7 +218,8 @@ impl Agent {
     fn control_status(&self, now: BootTime) -> status::Control {
         let control = self.control.status(now);
         let version = self.netmap.state().version;
-        let live = control.server.is_some() && self.fetching.is_none() && self.level_at.is_some();
+        let live =
+            control.server.is_some() && self.fetching.is_none() && self.level_at.is_some() && self.has_map();
         let age = match (self.level_at, self.restored_level, self.time.at(now)) {
             (Some(at), _, _) => Some(now.since(at).as_secs()),
             (None, Some(level), Some(time)) => Some(time.since(level).as_secs()),

@@ -25,6 +25,10 @@ impl Agent {
                 self.with_peer(&peer, |peer, now| peer.on_packet_waiting(now))
             }
             TunnelEvent::HandshakeDone { peer, endpoint } => {
+                let known = self.peers.get(&peer).and_then(|peer| peer.paths.current());
+                if known != Some(endpoint) {
+                    self.save_state_soon();
+                }
                 self.with_peer(&peer, |peer, now| peer.on_handshake(endpoint, now));
             }
             TunnelEvent::EndpointChanged { peer, endpoint } => {
@@ -77,8 +81,10 @@ impl Agent {
         let mut endpoints = self.own_endpoints.clone();
         if let Some(observed) = self.observed.filter(|_| self.listen_port != 0) {
             let reflexive = SocketAddr::new(observed, self.listen_port);
-            if !endpoints.contains(&reflexive) && !self.is_overlay(reflexive) {
-                endpoints.push(reflexive);
+            if !self.is_overlay(reflexive) {
+                // First, since peers try eight, and a host may have more bridges than that.
+                endpoints.retain(|endpoint| *endpoint != reflexive);
+                endpoints.insert(0, reflexive);
             }
         }
         endpoints.truncate(proto::map::MAX_ENDPOINTS);

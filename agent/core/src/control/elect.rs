@@ -101,6 +101,17 @@ impl Control {
         self.outputs.push_back(Output::Activate { conn, number });
     }
 
+    /// While nobody served us several servers were dialled; one standby is kept of those that answered.
+    pub(super) fn release_surplus(&mut self) {
+        if !self.is_served() || self.connections.values().any(|c| matches!(c.state, State::Suspect)) {
+            return;
+        }
+        let Some(best) = self.best_standby() else { return };
+        let surplus = self.connections.iter().filter(|(conn, c)| **conn != best && c.is_ready());
+        let surplus: Vec<ConnId> = surplus.map(|(conn, _)| *conn).collect();
+        surplus.into_iter().for_each(|conn| self.close(conn));
+    }
+
     fn others_serving(&self, conn: ConnId) -> Vec<ConnId> {
         let serves = |c: &Connection| match c.state {
             State::Serving | State::Activating { .. } => true,

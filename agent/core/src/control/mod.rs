@@ -53,6 +53,9 @@ use std::{
 /// At most this many servers are kept of what servers tell.
 const MAX_SERVERS: usize = 64;
 
+/// A failover is never spread over more than this, whatever a server says.
+const MAX_SPREAD: Duration = Duration::from_secs(1);
+
 /// A server began to serve us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
@@ -182,9 +185,15 @@ impl Control {
         self.config.peer_timeout = peer_timeout;
     }
 
-    /// Whether dials enrol first: while we are not a member and have a setup key.
+    /// Whether dials enrol first: while we are not a member and have a setup key. A new key is a new question: earlier refusals say nothing about it.
     pub fn set_enrol(&mut self, enrol: bool) {
         self.enrol = enrol;
+        if enrol {
+            self.bad_news = None;
+            let fresh = self.connections.iter().filter(|(_, c)| !c.has_session());
+            let fresh: Vec<ConnId> = fresh.map(|(conn, _)| *conn).collect();
+            fresh.into_iter().for_each(|conn| self.close(conn));
+        }
     }
 
     /// Begins: the first dials and look-ups.
@@ -284,7 +293,7 @@ impl Control {
         if let Some(candidate) = self.candidate_of(conn) {
             candidate.rtt = rtt;
         }
-        self.spread = ack.spread;
+        self.spread = ack.spread.min(MAX_SPREAD);
         self.on_life(conn, now);
         self.leave_stale(now);
         self.run(now);
@@ -408,6 +417,7 @@ impl Control {
         self.expire(now);
         self.elect(now);
         self.renumber();
+        self.release_surplus();
         self.beat(now);
         self.resolve(now);
         self.dial(now);

@@ -4,7 +4,7 @@
 use super::{Control, Output};
 use crate::time::BootTime;
 use proto::session::{Reason, Refused, ServerId};
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 /// What a server said against us.
 #[derive(Debug)]
@@ -34,14 +34,18 @@ impl Control {
         };
         let second = self.bad_news.as_ref().is_some_and(|news| news.believe_at.is_some() && is_another(news));
         let only = self.names.iter().map(|name| name.candidates.len()).sum::<usize>() <= 1;
+        let wait = if second || only { Duration::ZERO } else { self.config.bad_news_timeout };
+        let is_proof = |refused: &Refused| refused.reason == Reason::Removed;
         match &mut self.bad_news {
-            Some(news) if news.believe_at.is_none() => news.refused = refused,
-            _ if second || only => self.bad_news = Some(BadNews { refused, from, believe_at: Some(now) }),
-            Some(_) => {}
-            None => {
-                let believe_at = Some(now + self.config.bad_news_timeout);
-                self.bad_news = Some(BadNews { refused, from, believe_at });
+            // What can be proved is not displaced by what cannot, and is told even after that was believed.
+            Some(news) if is_proof(&news.refused) && !is_proof(&refused) => {}
+            Some(news) if is_proof(&news.refused) == is_proof(&refused) => {
+                news.refused = refused;
+                if let Some(believe_at) = &mut news.believe_at {
+                    *believe_at = (*believe_at).min(now + wait);
+                }
             }
+            Some(_) | None => self.bad_news = Some(BadNews { refused, from, believe_at: Some(now + wait) }),
         }
     }
 
