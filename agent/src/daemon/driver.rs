@@ -13,7 +13,7 @@ use crate::{
     state_dir::State,
 };
 use agent_core::{Agent, BootTime, Identity, cache, config::PeerConfig};
-use proto::{root::Fingerprint, session::Refused, time::UnixTime, tls};
+use proto::{map::MAX_ENDPOINTS, root::Fingerprint, session::Refused, time::UnixTime, tls};
 use rustls::ClientConfig;
 use std::{
     collections::BTreeMap,
@@ -304,11 +304,17 @@ impl<'w> Driver<'w> {
         }
     }
 
+    /// Before the tunnel is up its port is a guess, nearly always right: peers then know where we are as soon as they know us.
     pub(super) fn credentials(&self) -> Option<Credentials> {
+        let port = match self.listen_port {
+            0 => self.settings.listen_port,
+            port => port,
+        };
+        let addresses = self.world.network.addresses.iter().take(MAX_ENDPOINTS);
         let enrolment = self.world.setup_key.as_ref().map(|key| Enrolment {
             setup_secret: key.secret.clone(),
             facts: self.settings.core(platform::os_version()).facts,
-            endpoints: self.own_endpoints.clone(),
+            endpoints: addresses.map(|address| SocketAddr::new(*address, port)).collect(),
         });
         Some(Credentials { secret: self.world.secret.clone(), tls: self.tls.clone()?, enrolment })
     }
