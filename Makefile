@@ -21,7 +21,8 @@ test: deps lint docs unit scenarios
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@if $(CARGO) tree -q -p agent-core -e normal | grep -wE 'tokio|mio|async-std'; then \
+	@tree=$$($(CARGO) tree -q -p agent-core -e normal) || exit 1; \
+	if echo "$$tree" | grep -wE 'tokio|mio|async-std'; then \
 		echo "agent-core decides without I/O: no runtime may be among its dependencies" >&2; exit 1; fi
 
 docs:
