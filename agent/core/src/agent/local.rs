@@ -50,6 +50,7 @@ impl Agent {
         self.identity.can_enrol = true;
         if self.membership.is_none() {
             self.control.set_enrol(true);
+            self.control.start(self.now);
             self.control.handle_network_changed(self.now);
             self.drain_control();
         }

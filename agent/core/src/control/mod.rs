@@ -121,7 +121,8 @@ pub struct Control {
     bad_news: Option<BadNews>,
     /// Whether a dial enrols first.
     enrol: bool,
-    stopped: bool,
+    /// Between start and stop: else nothing is dialled and nothing is due.
+    running: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -152,7 +153,7 @@ impl Control {
             failovers: 0,
             bad_news: None,
             enrol: false,
-            stopped: false,
+            running: false,
             outputs: VecDeque::new(),
         };
         control.set_servers(servers, now);
@@ -196,8 +197,9 @@ impl Control {
         }
     }
 
-    /// Begins: the first dials and look-ups.
+    /// Begins: the first dials and look-ups. Who is no member and cannot become one has nothing to say to a server.
     pub fn start(&mut self, now: BootTime) {
+        self.running = true;
         self.run(now);
     }
 
@@ -352,7 +354,7 @@ impl Control {
 
     /// Ends all sessions: the agent goes.
     pub fn stop(&mut self) {
-        self.stopped = true;
+        self.running = false;
         let open: Vec<ConnId> = self.connections.keys().copied().collect();
         open.into_iter().for_each(|conn| self.close(conn));
     }
@@ -362,7 +364,7 @@ impl Control {
     }
 
     pub fn poll_timeout(&self) -> Option<Deadline> {
-        if self.stopped {
+        if !self.running {
             return None;
         }
         let elect = self.elect_at.map(|at| Deadline { at, cause: Cause::Spread });
@@ -411,7 +413,7 @@ impl Control {
 
     /// Everything that follows from the current state, in order of urgency.
     fn run(&mut self, now: BootTime) {
-        if self.stopped {
+        if !self.running {
             return;
         }
         self.expire(now);
