@@ -41,7 +41,7 @@ use std::{
 };
 
 /// Between two writes of the same file.
-const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+const SAVE_INTERVAL: Duration = Duration::from_millis(200);
 /// Signals are told over both sessions of the sender, and taken once: so many ids are remembered.
 const REMEMBERED_SIGNALS: usize = 1024;
 

@@ -11,7 +11,12 @@ fn an_idle_tunnel_is_forgotten_and_its_next_packet_is_delivered() {
         world.run_for(secs(10));
         world.set_flow(flow, false);
         assert!(world.has_tunnel(0, 1));
-        world.run_for(secs(320));
+        world.run_for(secs(285));
+        assert!(
+            world.has_tunnel(0, 1) && world.has_tunnel(1, 0),
+            "it stays for the idle timeout; seed {seed}"
+        );
+        world.run_for(secs(15 + 180));
         assert!(!world.has_tunnel(0, 1) && !world.has_tunnel(1, 0), "seed {seed}");
         let before = world.traffic(flow);
         world.set_flow(flow, true);
