@@ -6,7 +6,7 @@
 mod accept;
 mod admin;
 mod advertise;
-#[cfg(not(target_env = "msvc"))]
+#[cfg(feature = "jemalloc")]
 mod alloc;
 pub mod cluster;
 pub mod cmd;
