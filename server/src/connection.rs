@@ -79,6 +79,14 @@ impl ConnectionState {
         }
     }
 
+    /// The connection has nothing more to say: it ends before `span` is over, or when it would have ended anyway.
+    pub(crate) fn ends_within(&self, span: Duration) {
+        let deadline = millis(self.opened_at.elapsed().saturating_add(span));
+        if deadline < self.deadline_ms.fetch_min(deadline, Ordering::Relaxed) {
+            self.moved.wake();
+        }
+    }
+
     fn deadline(&self) -> Instant {
         self.opened_at + Duration::from_millis(self.deadline_ms.load(Ordering::Relaxed))
     }

@@ -12,9 +12,11 @@ use std::{
 const ID_FILE: &str = "server-id";
 
 /// What a server keeps in its data directory.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct ServerFiles {
     pub(crate) id: ServerId,
+    /// Locked while the server runs: two servers with one id would take each other's agents for their own.
+    _lock: fs::File,
 }
 
 impl ServerFiles {
@@ -28,7 +30,7 @@ impl ServerFiles {
         let path = data_dir.join(ID_FILE);
         match fs::read_to_string(&path) {
             Ok(text) => match text.trim().parse() {
-                Ok(id) => Ok(Self { id }),
+                Ok(id) => Ok(Self { id, _lock: lock(data_dir, &path)? }),
                 Err(error) => {
                     bail!("{}: {error}; restore the file, or remove it for a new id", path.display())
                 }
@@ -37,9 +39,22 @@ impl ServerFiles {
                 let id = new_id()?;
                 write_new(data_dir, &path, &format!("{id}\n"))
                     .with_context(|| format!("cannot write {}", path.display()))?;
-                Ok(Self { id })
+                Ok(Self { id, _lock: lock(data_dir, &path)? })
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}
+
+fn lock(data_dir: &Path, path: &Path) -> anyhow::Result<fs::File> {
+    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            bail!("another server runs on {}; give each its own --data-dir", data_dir.display())
+        }
+        Err(fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
     }
 }
@@ -84,14 +99,22 @@ mod tests {
     fn the_id_is_kept_and_private() {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("data");
-        let first = ServerFiles::open(&data_dir).unwrap();
-        assert_eq!(ServerFiles::open(&data_dir).unwrap(), first);
+        let first = ServerFiles::open(&data_dir).unwrap().id;
+        assert_eq!(ServerFiles::open(&data_dir).unwrap().id, first);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
             let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
             assert_eq!((mode(&data_dir), mode(&data_dir.join(ID_FILE))), (0o700, 0o600));
         }
+    }
+
+    #[test]
+    fn a_second_server_on_the_same_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _running = ServerFiles::open(dir.path()).unwrap();
+        let error = ServerFiles::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("--data-dir"), "{error}");
     }
 
     #[test]

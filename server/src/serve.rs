@@ -28,6 +28,8 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 /// How long agents have to leave a server that drains.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Taking this server out of the database's lists: whoever stops it may wait 10 s in all.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections whose handshake is done and that wait to be served.
 const READY_CONNECTIONS: usize = 256;
 /// Calls of one agent at a time: its session, and a fetch or an enrolment.
@@ -53,7 +55,7 @@ pub(crate) struct Server {
 pub(crate) struct Running {
     pub(crate) server: Arc<Server>,
     accepting: AbortHandle,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Server {
@@ -106,7 +108,7 @@ pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow:
     tasks.spawn(write_reports(server.clone()));
     tasks.spawn(send_signals(server.clone()));
     tasks.spawn(receive_signals(server.clone()));
-    Ok(Running { server, accepting, _tasks: tasks })
+    Ok(Running { server, accepting, tasks })
 }
 
 /// Keeps the atlas level with the state, for ever.
@@ -127,7 +129,7 @@ async fn follow_state(server: Arc<Server>) {
 
 impl Running {
     /// Sends the agents away, waits until they have left, and takes this server out of the cluster's lists.
-    pub(crate) async fn drain(self) {
+    pub(crate) async fn drain(mut self) {
         let server = &self.server;
         self.accepting.abort();
         server.hub.drain();
@@ -137,13 +139,19 @@ impl Running {
             Err(_elapsed) => {
                 let left = server.hub.all();
                 tracing::info!(sessions = left.len(), "agents that did not leave are cut off");
-                left.iter().for_each(|slot| slot.ends_in(Duration::ZERO));
+                left.iter().for_each(|slot| slot.ends_within(Duration::ZERO));
             }
         }
-        let store = server.cluster.store();
-        let ended = server.presence.end(server).await;
-        if let Err(error) = ended.and(store.release_lease(server.id).await) {
-            tracing::debug!(%error, "the lease ends by itself");
+        // Nothing may renew the lease, or a seat, behind what follows.
+        self.tasks.shutdown().await;
+        let goodbye = async {
+            server.presence.end(server).await?;
+            server.cluster.store().release_lease(server.id).await
+        };
+        match timeout(GOODBYE_TIMEOUT, goodbye).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the lease ends by itself"),
+            Err(_elapsed) => tracing::debug!("the database does not answer; the lease ends by itself"),
         }
     }
 }

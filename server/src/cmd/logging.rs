@@ -25,7 +25,9 @@ pub(crate) fn start(args: &LogArgs, verbosity: Verbosity) -> Result<(), Failure>
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let level = args.log_level.clone().or(from_environment).unwrap_or_else(|| default.to_owned());
     let filter = EnvFilter::try_new(&level)
-        .map_err(|error| ConfigError::LogLevel { level, reason: error.to_string() })?;
+        .map_err(|error| ConfigError::LogLevel { level, reason: error.to_string() })?
+        // At debug it tells the parameters of every statement: keys, hashes of setup keys, certificates.
+        .add_directive("tokio_postgres=info".parse().expect("a directive"));
     let has_colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let logs = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(has_colours);
     let started = match args.log_format.unwrap_or_default() {

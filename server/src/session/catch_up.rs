@@ -149,6 +149,7 @@ impl Serving {
             MapProgress::Resuming(_) => self.ask_to_fetch(atlas, outbox),
             MapProgress::Fetching => {}
             MapProgress::Level(told) if Arc::ptr_eq(told, atlas) || atlas.version() < told.version() => {}
+            MapProgress::Level(_) if atlas.version() < slot.floor() => {}
             MapProgress::Level(told) => match seen.step_from(told, STEP_LIMIT_BYTES) {
                 Step::None => self.map = MapProgress::Level(atlas.clone()),
                 Step::Delta(delta) => {

@@ -44,11 +44,12 @@ async fn admit(
     }
     let applicant = applicant(server, connection, request)?;
     // Who asks again needs no change, so no database either.
-    let known = cluster::enrol(&server.cluster.state(), unix_time(), &applicant);
-    if let Ok((ops, node)) = known
-        && ops.is_empty()
-    {
-        return Ok(node);
+    match judge(server, &applicant) {
+        Ok((ops, node)) if ops.is_empty() => return Ok(node),
+        Ok(_) => {}
+        // The key may have been made on another server a moment ago. Strangers with useless keys must not take the lock that every change waits for.
+        Err(_) if !greeting::until_level(server).await => return Err(refusal::database("not level with it")),
+        Err(_) => drop(judge(server, &applicant).map_err(refuse)?),
     }
     let actor = Actor::Node(applicant.node_key);
     let written = server.cluster.write(actor, |state, now| cluster::enrol(state, now, &applicant)).await;
@@ -59,6 +60,10 @@ async fn admit(
             refusal::database(error)
         }
     })
+}
+
+fn judge(server: &Server, applicant: &Applicant) -> Result<(Vec<cluster::Op>, Node), Refusal> {
+    cluster::enrol(&server.cluster.state(), unix_time(), applicant)
 }
 
 fn refuse(refused: Refusal) -> Refused {

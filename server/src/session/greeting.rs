@@ -4,7 +4,8 @@ use crate::{cluster::Node, connection::ConnectionState, serve::Server, session::
 use proto::{
     auth,
     key::PublicKey,
-    session::{AgentMessage, Hello, Reason, Refused, Welcome},
+    map::MapVersion,
+    session::{AgentMessage, Hello, Refused, Welcome},
     wire,
 };
 use std::{sync::Arc, time::Duration};
@@ -31,19 +32,39 @@ pub(super) fn greet(
     }
 }
 
-/// The node of `key`, which is not known here: until this server was level with the database once, so that an agent may
-/// enrol on one server and go to another in the same breath.
-pub(super) async fn look_again(server: Arc<Server>, key: PublicKey) -> Result<Arc<Node>, Refused> {
+/// The node of `key`, of which nothing good is known here: until this server was level with the database once, so that an agent may
+/// enrol on one server, even after a removal, and go to another in the same breath. A server that does not get level, or that is behind what the agent `saw`, has
+/// no bad news to tell: it does not know.
+pub(super) async fn look_again(
+    server: Arc<Server>,
+    key: PublicKey,
+    saw: MapVersion,
+) -> Result<Arc<Node>, Refused> {
     let asked_at = Instant::now();
     loop {
         let was_level = server.cluster.health().level_age < asked_at.elapsed();
         let found = member(&server, &key);
-        let is_unknown = matches!(&found, Err(refused) if refused.reason == Reason::UnknownNode);
-        if !is_unknown || was_level || asked_at.elapsed() > LOOK_AGAIN_TIMEOUT {
+        let is_level = was_level && server.cluster.state().version() >= saw;
+        if found.is_ok() || is_level {
             return found;
+        }
+        if asked_at.elapsed() > LOOK_AGAIN_TIMEOUT {
+            return found.map_err(|_| refusal::unknown_node());
         }
         sleep(LOOK_AGAIN_INTERVAL).await;
     }
+}
+
+/// Waits until this server was level with the database once; `false` if it does not get level.
+pub(super) async fn until_level(server: &Server) -> bool {
+    let asked_at = Instant::now();
+    while server.cluster.health().level_age >= asked_at.elapsed() {
+        if asked_at.elapsed() > LOOK_AGAIN_TIMEOUT {
+            return false;
+        }
+        sleep(LOOK_AGAIN_INTERVAL).await;
+    }
+    true
 }
 
 /// Checks version and proof; returns the node key that is proved.

@@ -73,10 +73,12 @@ pub(crate) fn second_session() -> Refused {
     refused(Reason::Invalid, "this connection has a session already; open another connection")
 }
 
+/// Where the database is, and what it says, is for the operator's log, not for whoever asks.
 pub(crate) fn database(error: impl std::fmt::Display) -> Refused {
+    tracing::debug!(%error, "a change that an agent asked for was not made");
     Refused {
         retry_after: Some(DATABASE_RETRY),
-        ..refused(Reason::Database, format_args!("{error}; try again in a moment"))
+        ..refused(Reason::Database, "the servers' database is not available; try again in a moment")
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 use futures_util::{Stream, future::BoxFuture};
 use proto::{
-    session::{AgentMessage, HeartbeatAck, Hello, MapState, Reason, Refused, ServerMessage, SessionNumber},
+    session::{AgentMessage, HeartbeatAck, Hello, MapState, Refused, ServerMessage, SessionNumber},
     wire,
 };
 use std::{
@@ -88,7 +88,7 @@ impl Drop for Seat {
             let grace = if self.leaves { Duration::ZERO } else { VANISHED_GRACE };
             self.server.presence.left(self.slot.node, self.slot.number(), grace);
         }
-        self.slot.ends_in(LAST_WORDS_TIMEOUT);
+        self.slot.ends_within(LAST_WORDS_TIMEOUT);
         tracing::debug!(node = %self.slot.node, key = ?self.slot.key, "session ended");
     }
 }
@@ -123,11 +123,11 @@ impl Session {
         };
         match greeting::member(&self.server, &key) {
             Ok(node) => self.welcome(&node, hello),
-            Err(refused) if refused.reason == Reason::UnknownNode => {
-                let again = Box::pin(greeting::look_again(self.server.clone(), key));
+            // Another server may have taken it in, or back, a moment ago.
+            Err(_) => {
+                let again = Box::pin(greeting::look_again(self.server.clone(), key, hello.map.version));
                 self.phase = Phase::LookingAgain(Box::new(hello), again);
             }
-            Err(refused) => self.end(Some(refused)),
         }
     }
 
@@ -189,6 +189,8 @@ impl Session {
         }
         slot.raise_floor(map.version);
         self.server.presence.served(slot.node, number);
+        // What an earlier fetch on this connection ended with is older than what the agent says now.
+        slot.take_fetched();
         session.serving = Some(Serving::resuming(map));
         session.publish();
         let version = self.server.cluster.state().version();
@@ -240,7 +242,7 @@ impl Session {
             metrics::counter!("holdfast_sessions_refused_total").increment(1);
             self.outbox.push_back(ServerMessage::Refused(refused));
         }
-        self.connection.ends_in(LAST_WORDS_TIMEOUT);
+        self.connection.ends_within(LAST_WORDS_TIMEOUT);
         self.phase = Phase::Over;
     }
 }

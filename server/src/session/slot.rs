@@ -132,9 +132,9 @@ impl Slot {
     }
 
     /// Ends the connection after `span`.
-    pub(crate) fn ends_in(&self, span: Duration) {
+    pub(crate) fn ends_within(&self, span: Duration) {
         if let Some(connection) = self.connection.upgrade() {
-            connection.ends_in(span);
+            connection.ends_within(span);
         }
     }
 

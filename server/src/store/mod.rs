@@ -32,6 +32,9 @@ use tokio::sync::broadcast;
 
 /// No call takes longer: what has not answered by then counts as away.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Why a database whose root is encrypted cannot be used.
+pub(crate) const WRAPPED_ROOT: &str =
+    "its root key is encrypted under a cluster key, which this version does not know";
 /// Changes of the log that are kept for followers that fell behind.
 pub(crate) const CHANGES_KEPT: u64 = 10_000;
 /// Signals that wait for one server at most; what comes on top is dropped.

@@ -143,7 +143,7 @@ async fn an_agent_that_falls_silent_is_forgotten() {
     let mut talk = agent.serving(&server, 1, MapState::default()).await;
     // What silence does after ten seconds, now.
     let slot = server.running.server.hub.all().remove(0);
-    slot.ends_in(Duration::ZERO);
+    slot.ends_within(Duration::ZERO);
     assert!(talk.find(|_| None::<()>).await.is_none());
     let mut connected = server.running.server.hub.connected();
     timeout(PATIENCE, connected.wait_for(|count| *count == 0)).await.unwrap().unwrap();

@@ -9,6 +9,7 @@ use crate::{
         postgres::{error::PgError, execute, notify, query},
     },
 };
+use bytes::BytesMut;
 use deadpool_postgres::{ClientWrapper, GenericClient};
 use proto::{
     map::{MapVersion, Network},
@@ -18,7 +19,10 @@ use proto::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio_postgres::{IsolationLevel, Row, types::Json};
+use tokio_postgres::{
+    IsolationLevel, Row,
+    types::{IsNull, Json, ToSql, Type, to_sql_checked},
+};
 
 pub(crate) async fn found(
     client: &mut ClientWrapper,
@@ -33,7 +37,7 @@ pub(crate) async fn found(
              next_node_id) VALUES ($1, $2, $3, $4, $5, 1, 1, $6, 1) ON CONFLICT DO NOTHING",
         &[
             &founding.network_id.0.as_slice(),
-            &founding.root.expose().as_slice(),
+            &Seed(founding.root.expose()),
             &network.name,
             &network.overlay_v4.to_string(),
             &network.overlay_v6.to_string(),
@@ -55,6 +59,31 @@ pub(crate) async fn found(
     Ok(true)
 }
 
+/// The root's seed as a parameter: the driver tells its parameters at debug.
+struct Seed<'a>(&'a [u8; 32]);
+
+impl std::fmt::Debug for Seed<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl ToSql for Seed<'_> {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.as_slice().to_sql(ty, out)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        <&[u8] as ToSql>::accepts(ty)
+    }
+
+    to_sql_checked!();
+}
+
 /// `None`: there is no cluster.
 pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapshot>, PgError> {
     let transaction =
@@ -62,7 +91,8 @@ pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapsh
     let transaction = transaction.start().await?;
     let cluster = query(
         &transaction,
-        "SELECT epoch, revision, last_change, network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id
+        "SELECT epoch, revision, last_change, network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id,
+             root_wrapped
          FROM cluster",
         &[],
     );
@@ -79,8 +109,11 @@ pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapsh
     Ok(Some(snapshot))
 }
 
-/// Columns 3 to 7.
+/// Columns 3 to 7, and 9.
 fn read_founding(row: &Row) -> Result<Founding, PgError> {
+    if row.try_get(9)? {
+        return Err(PgError::unreadable(crate::store::WRAPPED_ROOT));
+    }
     let prefix = |text: &str| text.parse().map_err(PgError::unreadable);
     Ok(Founding {
         network_id: NetworkId(fixed(row, 3)?),

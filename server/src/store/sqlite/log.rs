@@ -48,7 +48,8 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
     let transaction = connection.transaction()?;
     let Some(head) = read_head(&transaction)? else { return Ok(None) };
     let (founding, next_node_id) = transaction.query_row(
-        "SELECT network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id FROM cluster",
+        "SELECT network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id, root_wrapped
+         FROM cluster",
         [],
         |row| Ok((read_founding(row), row.get(5)?)),
     )?;
@@ -63,6 +64,9 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
 }
 
 fn read_founding(row: &Row<'_>) -> Result<Founding, SqliteError> {
+    if row.get(6)? {
+        return Err(SqliteError::unreadable(crate::store::WRAPPED_ROOT));
+    }
     let prefix = |text: String| text.parse().map_err(SqliteError::unreadable);
     Ok(Founding {
         network_id: NetworkId(row.get(0)?),
