@@ -34,7 +34,7 @@ impl File {
         let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
         match std::fs::read_to_string(&path) {
             Ok(text) => {
-                Self::parse(&text).map_err(|error| FileError::Content { reason: error.to_string(), path })
+                Self::parse(&text).map_err(|error| FileError::Content { reason: reason(&error, &text), path })
             }
             Err(error) if !named && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(FileError::Read { path, source }),
@@ -54,9 +54,29 @@ impl File {
     }
 }
 
+/// Without the line itself, which may hold a setup key.
+fn reason(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {}", 1 + before.matches('\n').count(), error.message()),
+        None => error.message().to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_names_the_line_and_never_quotes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        for line in ["setup-key = hf1_secret", "setup-key = 'hf1_secret", "setup-key = 'hf1_secret' x"] {
+            std::fs::write(&path, format!("keepalive = 2\n{line}\n")).unwrap();
+            let error = File::load(Some(&path)).unwrap_err().to_string();
+            assert!(error.contains("line 2: ") && !error.contains("secret"), "{error}");
+        }
+    }
 
     #[test]
     fn options_and_paths_stand_in_one_file() {
