@@ -48,6 +48,8 @@ pub(super) struct Plane {
     device: Option<Device>,
     tunnel: Option<Arc<Tunnel>>,
     addresses: Vec<IpAddr>,
+    /// Those of them that the interface has: without IPv6 on this system, not all.
+    usable: Vec<IpAddr>,
     overlay: Vec<IpNet>,
     routes: Option<Routes>,
     sender: EventSender,
@@ -83,6 +85,7 @@ impl Plane {
             device: Some(device),
             tunnel: None,
             addresses: Vec::new(),
+            usable: Vec::new(),
             overlay: Vec::new(),
             routes: None,
             sender: EventSender { sender, queued },
@@ -117,12 +120,14 @@ impl Plane {
             Some(device) => device,
             None => create(&self.interface).await?,
         };
+        let mut usable = Vec::new();
         for address in &addresses {
             match device.set_addresses(&[IpNet::from(*address)]) {
+                Ok(()) => usable.push(*address),
                 Err(error) if address.is_ipv6() => {
                     tracing::info!(%address, %error, "no IPv6 in the tunnel: this system has it switched off");
                 }
-                set => set?,
+                Err(error) => return Err(error.into()),
             }
         }
         let config = Config {
@@ -141,6 +146,7 @@ impl Plane {
         }
         self.tunnel = Some(Arc::new(tunnel));
         self.addresses = addresses;
+        self.usable = usable;
         Ok(())
     }
 
@@ -148,7 +154,7 @@ impl Plane {
         if let Some(routes) = self.routes.take() {
             routes.remove().await;
         }
-        match Routes::add(&self.interface, &self.addresses, &overlay, MARK).await {
+        match Routes::add(&self.interface, &self.usable, &overlay, MARK).await {
             Ok(routes) => {
                 self.routes = Some(routes);
                 self.overlay = overlay;
@@ -164,6 +170,7 @@ impl Plane {
         }
         self.device = None;
         self.addresses.clear();
+        self.usable.clear();
         self.overlay.clear();
         let Some(mut tunnel) = self.tunnel.take() else { return };
         // A status that is being written may hold it for a moment; the last owner's drop ends the thread.

@@ -50,7 +50,7 @@ pub(crate) enum RouteError {
 
 impl Routes {
     /// Routes the prefixes into `interface`, with the own address of the same family as source. A prefix of a family that we
-    /// have no address of is left out.
+    /// have no address of is left out, and so is IPv6 where it cannot be routed. On an error nothing is left behind.
     pub(crate) async fn add(
         interface: &str,
         addresses: &[IpAddr],
@@ -63,24 +63,40 @@ impl Routes {
         for (prefix, source) in
             overlay.iter().filter_map(|prefix| Some((prefix, source_for(prefix, addresses)?)))
         {
-            let table = TABLE_BASE + index;
-            routes.add_rule(family(source), table, mark).await?;
-            let route = RouteMessageBuilder::<IpAddr>::new()
-                .destination_prefix(prefix.network(), prefix.prefix_len())
-                .and_then(|route| route.pref_source(source));
-            let Ok(route) = route else { continue };
-            let route = route
-                .output_interface(index)
-                .table_id(table)
-                .protocol(PROTOCOL)
-                .scope(RouteScope::Link)
-                .build();
-            let added = routes.handle.route().add(route).replace().execute().await;
-            let failed =
-                |error| RouteError::Route { prefix: *prefix, interface: interface.to_owned(), source: error };
-            added.map_err(failed)?;
+            let added = match routes.add_rule(family(source), TABLE_BASE + index, mark).await {
+                Ok(()) => routes.add_route(prefix, source, (interface, index)).await,
+                Err(error) => Err(error),
+            };
+            match added {
+                Ok(()) => {}
+                Err(error) if source.is_ipv6() => tracing::info!(%error, "no IPv6 in the tunnel"),
+                Err(error) => {
+                    routes.remove().await;
+                    return Err(error);
+                }
+            }
         }
         Ok(routes)
+    }
+
+    async fn add_route(
+        &self,
+        prefix: &IpNet,
+        source: IpAddr,
+        (interface, index): (&str, u32),
+    ) -> Result<(), RouteError> {
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(prefix.network(), prefix.prefix_len())
+            .and_then(|route| route.pref_source(source));
+        let Ok(route) = route else { return Ok(()) };
+        let route = route
+            .output_interface(index)
+            .table_id(TABLE_BASE + index)
+            .protocol(PROTOCOL)
+            .scope(RouteScope::Link)
+            .build();
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(|source| RouteError::Route { prefix: *prefix, interface: interface.to_owned(), source })
     }
 
     /// One rule for each family.
