@@ -35,16 +35,16 @@ impl State {
         }
     }
 
-    /// The state of a node that no server knows. Its boot number must be above all that were used, even if the file that
-    /// counted them was lost: the seconds since 1970 are.
+    /// The state of a node that no server knows.
     pub(crate) fn fresh() -> Self {
-        let boot = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { format: FORMAT, boot, core: Saved::default() }
+        Self { format: FORMAT, boot: 0, core: Saved::default() }
     }
 
-    /// The state for the next start.
+    /// The state for the next start. Its boot number is above all that were used, even if the file that counted them is
+    /// lost later: at least the seconds since 1970.
     pub(crate) fn started(mut self) -> Self {
-        self.boot += 1;
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.boot = wall.max(self.boot + 1);
         self
     }
 
@@ -65,10 +65,20 @@ mod tests {
 
     #[test]
     fn state_survives_its_file_and_counts_starts() {
-        let first = State::fresh().started();
+        let mut first = State::fresh().started();
+        // Later than any clock: starts are counted all the same.
+        first.boot += 1 << 32;
         let bytes = serde_json::to_vec(&first).unwrap();
         let second = State::decode(&bytes).unwrap().started();
         assert_eq!(second.boot, first.boot + 1);
+    }
+
+    #[test]
+    fn a_start_without_the_earlier_state_is_numbered_above_all_starts_with_it() {
+        let mut early = State::fresh();
+        early.boot = 7;
+        let with = early.started().boot;
+        assert!(with > 1_700_000_000 && State::fresh().started().boot >= with);
     }
 
     #[test]
