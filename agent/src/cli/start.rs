@@ -4,11 +4,11 @@ use super::{Context, daemon::Handover, failure::Failure};
 use crate::{
     local::{ClientError, Request, Watch},
     platform,
-    state_dir::log_path,
+    state_dir::{log_path, prepare},
 };
 use anyhow::{Context as _, anyhow};
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Seek, SeekFrom, Write},
     path::Path,
     process::{Child, Command, Stdio},
@@ -18,6 +18,8 @@ use tokio::time::Instant;
 
 /// An interface, a socket and a few files: it takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// A longer log is put aside when a daemon starts; the one before it goes.
+const MAX_LOG: u64 = 10 * 1024 * 1024;
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Starts a daemon, and returns the watch of its status once it listens.
@@ -26,9 +28,7 @@ pub(super) async fn start(
     handover: &Handover,
     request: &Request,
 ) -> Result<Watch, Failure> {
-    platform::create_private_dir(&context.state_dir)
-        .with_context(|| format!("cannot use the state directory {}", context.state_dir.display()))
-        .map_err(Failure::Failed)?;
+    prepare(&context.state_dir).map_err(Failure::failed)?;
     let path = log_path(&context.state_dir);
     let (log, begin) = open_log(&path)
         .with_context(|| format!("cannot log to {}", path.display()))
@@ -50,6 +50,9 @@ pub(super) async fn start(
 }
 
 fn open_log(path: &Path) -> std::io::Result<(File, u64)> {
+    if fs::metadata(path).is_ok_and(|log| log.len() > MAX_LOG) {
+        fs::rename(path, path.with_extension("log.1"))?;
+    }
     let log = File::options().create(true).append(true).open(path)?;
     platform::make_private(path)?;
     let begin = log.metadata()?.len();
@@ -85,5 +88,23 @@ fn last_error(path: &Path, begin: u64) -> String {
     match (read, last) {
         (Ok(_), Some(last)) => last.strip_prefix("error: ").unwrap_or(last).to_owned(),
         (Ok(_), None) | (Err(_), _) => "the agent ended at once, and did not say why".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_grew_long_is_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.log");
+        let (log, begin) = open_log(&path).unwrap();
+        assert_eq!(begin, 0);
+        log.set_len(MAX_LOG).unwrap();
+        assert_eq!(open_log(&path).unwrap().1, MAX_LOG);
+        log.set_len(MAX_LOG + 1).unwrap();
+        assert_eq!(open_log(&path).unwrap().1, 0);
+        assert_eq!(fs::metadata(directory.path().join("agent.log.1")).unwrap().len(), MAX_LOG + 1);
     }
 }

@@ -12,8 +12,8 @@ use unsupported as system;
 
 pub(crate) use system::{
     Alarm, LocalListener, LocalStream, NetworkWatch, Routes, StopSignals, boot_time, clean_up, connect_local,
-    create_private_dir, create_private_file, detach, hostname, make_private, os_version,
-    prepare_control_socket,
+    create_private_dir, create_private_file, detach, hostname, is_open_to_others, is_own_file, make_private,
+    os_version, prepare_control_socket,
 };
 
 use std::net::IpAddr;

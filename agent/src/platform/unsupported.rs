@@ -120,6 +120,14 @@ pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
+pub(crate) fn is_open_to_others(_path: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
+pub(crate) fn is_own_file(path: &Path) -> io::Result<bool> {
+    path.try_exists()
+}
+
 pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
     File::create(path)
 }

@@ -33,6 +33,19 @@ impl Kept {
         newest.or_else(|| read(&self.previous, &decode))
     }
 
+    /// What `decode` says of the newest version, if there is one that can be read.
+    pub(super) fn newest<T, E>(&self, decode: impl Fn(&[u8]) -> Result<T, E>) -> Option<Result<T, E>> {
+        fs::read(&self.newest).ok().map(|content| decode(&content))
+    }
+
+    /// Gives the newest version another name, under which it is neither loaded nor overwritten by what is saved.
+    pub(super) fn put_aside(&mut self) -> io::Result<()> {
+        let mut damaged = self.newest.clone().into_os_string();
+        damaged.push(".damaged");
+        self.newest_is_good = false;
+        fs::rename(&self.newest, damaged)
+    }
+
     /// At every moment of a crash one of the two versions is whole.
     pub(crate) fn save(&mut self, content: &[u8]) -> io::Result<()> {
         let temporary = write_temporary(&self.newest, content)?;

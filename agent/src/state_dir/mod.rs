@@ -3,10 +3,10 @@
 //! ```text
 //! agent.lock             held while an agent runs; contains its process id
 //! agent.sock             the local socket
-//! agent.log              of a daemon started by `up`
+//! agent.log              of a daemon started by `up`; with .1, the one before it
 //! node.key               the node's private key, 0600; never overwritten
 //! settings.json          what `up` and `set` were told
-//! state.json             boot number, and what the core keeps: membership, servers, endpoints that worked
+//! state.json             boot number, and what the core keeps: membership, servers, endpoints that worked; with .damaged, one that could not be read
 //! map.cache              the map; with .previous, the one before it
 //! ```
 
@@ -17,6 +17,7 @@ mod state;
 pub(crate) use files::Kept;
 pub(crate) use key::KeyError;
 pub(crate) use state::State;
+use state::StateError;
 
 use crate::platform;
 use proto::key::NodeSecret;
@@ -26,6 +27,9 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+const LOCK_RETRIES: u32 = 20;
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// A state directory that this process holds alone.
 #[derive(Debug)]
@@ -42,17 +46,41 @@ pub(crate) enum OpenError {
     InUse { path: PathBuf, pid: Option<u32> },
     #[error("cannot use the state directory {}: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error("the directory {} holds other things and is open to other users; give another --state-dir, or close this one with `chmod 700` if it is for the agent alone", .0.display())]
+    Foreign(PathBuf),
+    #[error("{} was written by a newer agent (format {format}); run that one, or move the file away: then this node must enrol again", .path.display())]
+    Newer { path: PathBuf, format: u32 },
 }
 
 fn process(pid: &Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
+/// Makes the directory if it is missing, and closes it to others. A directory that others use is left as it is.
+pub(crate) fn prepare(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Io { path: path.to_owned(), source };
+    if is_foreign(path).map_err(failed)? {
+        return Err(OpenError::Foreign(path.to_owned()));
+    }
+    platform::create_private_dir(path).map_err(failed)
+}
+
+fn is_foreign(path: &Path) -> io::Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => {
+            let is_used = entries.next().is_some() && !platform::is_own_file(&path.join("agent.lock"))?;
+            Ok(is_used && platform::is_open_to_others(path)?)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 impl StateDir {
     /// Makes the directory if it is missing, and takes it for this process.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Io { path: path.to_owned(), source };
-        platform::create_private_dir(path).map_err(failed)?;
+        prepare(path)?;
         let mut lock = File::options()
             .create(true)
             .truncate(false)
@@ -60,7 +88,7 @@ impl StateDir {
             .write(true)
             .open(path.join("agent.lock"))
             .map_err(failed)?;
-        match lock.try_lock() {
+        match lock_patiently(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let pid = fs::read_to_string(path.join("agent.lock"))
@@ -94,6 +122,32 @@ impl StateDir {
     pub(crate) fn settings(&self) -> Kept {
         Kept::new(settings_path(&self.path))
     }
+
+    /// What was saved last, if it can be used, and its file. What would be overwritten and lost is a newer program's state,
+    /// which is refused, and a damaged one, which is put aside.
+    pub(crate) fn load_state(&self) -> Result<(Kept, Option<State>), OpenError> {
+        let mut file = self.state();
+        let newest = file.newest(State::decode);
+        if let Some(Err(StateError::Newer(format))) = newest {
+            return Err(OpenError::Newer { path: self.path.join("state.json"), format });
+        }
+        let state = file.load(State::decode);
+        if let Some(Err(StateError::Damaged(_))) = newest {
+            file.put_aside().map_err(|source| OpenError::Io { path: self.path.clone(), source })?;
+        }
+        Ok((file, state))
+    }
+}
+
+/// Commands look at the lock for a moment, with [`wait_released`]: that is no other agent.
+fn lock_patiently(lock: &File) -> Result<(), TryLockError> {
+    for _ in 0..LOCK_RETRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_RETRY_DELAY),
+            locked => return locked,
+        }
+    }
+    lock.try_lock()
 }
 
 pub(crate) fn socket_path(directory: &Path) -> PathBuf {
@@ -110,8 +164,10 @@ fn settings_path(directory: &Path) -> PathBuf {
 
 /// Whether an agent was enrolled here, as far as files tell.
 pub(crate) fn was_enrolled(directory: &Path) -> bool {
-    let state = Kept::new(directory.join("state.json")).load(State::decode);
-    state.is_some_and(|state| state.core.is_enrolled())
+    let mut file = Kept::new(directory.join("state.json"));
+    // Of a newer program's state the daemon says more.
+    let is_newer = matches!(file.newest(State::decode), Some(Err(StateError::Newer(_))));
+    is_newer || file.load(State::decode).is_some_and(|state| state.core.is_enrolled())
 }
 
 /// The kept settings of an agent that may or may not run.
@@ -151,6 +207,56 @@ mod tests {
         assert!(text.contains(&directory.path().display().to_string()), "{text}");
         drop(first);
         assert!(StateDir::open(directory.path()).is_ok());
+    }
+
+    #[test]
+    fn a_glance_at_the_lock_stops_no_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(StateDir::open(directory.path()).unwrap());
+        let glance = File::open(directory.path().join("agent.lock")).unwrap();
+        glance.try_lock().unwrap();
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| StateDir::open(directory.path()));
+            drop(glance);
+            assert!(opened.join().unwrap().is_ok());
+        });
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_others_use_is_refused_and_left_as_it_is() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("open");
+        let mode = || fs::metadata(&directory).unwrap().permissions().mode() & 0o777;
+        let open_up = || fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(&directory).unwrap();
+        open_up();
+        fs::write(directory.join("of-others"), "").unwrap();
+        assert!(matches!(StateDir::open(&directory), Err(OpenError::Foreign(_))));
+        assert_eq!(mode(), 0o755);
+        fs::remove_file(directory.join("of-others")).unwrap();
+        drop(StateDir::open(&directory).unwrap());
+        assert_eq!(mode(), 0o700);
+        open_up();
+        assert!(StateDir::open(&directory).is_ok());
+        assert_eq!(mode(), 0o700);
+    }
+
+    #[test]
+    fn a_newer_state_is_refused_and_a_damaged_one_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(directory.path()).unwrap();
+        let path = directory.path().join("state.json");
+        let newer = br#"{"format":2,"else":1}"#;
+        fs::write(&path, newer).unwrap();
+        assert!(matches!(state_dir.load_state(), Err(OpenError::Newer { format: 2, .. })));
+        assert_eq!(fs::read(&path).unwrap(), newer);
+        fs::write(&path, "damaged").unwrap();
+        let (mut file, state) = state_dir.load_state().unwrap();
+        assert!(state.is_none());
+        file.save(b"new").unwrap();
+        assert_eq!(fs::read(directory.path().join("state.json.damaged")).unwrap(), b"damaged");
     }
 
     #[tokio::test]

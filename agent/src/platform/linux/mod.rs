@@ -8,7 +8,9 @@ mod process;
 mod routes;
 
 pub(crate) use clock::{Alarm, boot_time};
-pub(crate) use files::{create_private_dir, create_private_file, make_private};
+pub(crate) use files::{
+    create_private_dir, create_private_file, is_open_to_others, is_own_file, make_private,
+};
 pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
 pub(crate) use process::{StopSignals, detach, hostname, os_version};
