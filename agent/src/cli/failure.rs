@@ -41,7 +41,7 @@ impl From<ClientError> for Failure {
         match &error {
             ClientError::NotRunning(_) => Self::NotRunning(error.into()),
             ClientError::Refused(refusal) => match refusal.code {
-                Code::Failed => Self::Failed(error.into()),
+                Code::Failed | Code::Ending => Self::Failed(error.into()),
                 Code::Usage => Self::Usage(error.into()),
                 Code::NotEnrolled => Self::NotEnrolled(error.into()),
             },

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{Options, Settings, Span},
-    local::{ClientError, Done, Request, SecretKey, Watch},
+    local::{ClientError, Code, Done, Request, SecretKey, Watch},
     platform,
     state_dir::{kept_settings, wait_released, was_enrolled},
 };
@@ -22,7 +22,7 @@ use tokio::time::Instant;
 const CACHED_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An agent that was told to end is gone after this.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -92,8 +92,8 @@ async fn connect(
     let watch = Request::Watch { peers: false };
     match context.client().call::<Done>(&request).await {
         Ok(_) => Ok((context.client().ask(&watch).await?, false)),
-        // The latter is one that is just ending: its successor may start when it is gone.
-        Err(error @ (ClientError::NotRunning(_) | ClientError::Ended)) => {
+        // One that is just ending: its successor may start when it is gone.
+        Err(error) if is_gone(&error) => {
             if !wait_released(&context.state_dir, RELEASE_TIMEOUT).await {
                 return Err(error.into());
             }
@@ -101,6 +101,15 @@ async fn connect(
             Ok((start::start(context, &handover, &watch).await?, true))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether no agent runs, or not for much longer.
+fn is_gone(error: &ClientError) -> bool {
+    match error {
+        ClientError::NotRunning(_) | ClientError::Ended => true,
+        ClientError::Refused(refusal) => refusal.code == Code::Ending,
+        ClientError::NoPermission(_) | ClientError::Io(_) | ClientError::Answer(_) => false,
     }
 }
 

@@ -4,7 +4,6 @@ use super::driver::{Driver, End, Farewell};
 use crate::{
     config::{Options, Settings},
     local::{Answer, Call, Refusal, Request, SecretKey},
-    platform,
 };
 use agent_core::BootTime;
 use proto::{key::PublicKey, setup_key::SetupKey};
@@ -15,7 +14,7 @@ impl Driver<'_> {
     pub(super) fn answer(&mut self, call: Call, now: BootTime) {
         let Call { request, answer } = call;
         let answered = match request {
-            _ if self.is_ending() => Answer::Refused(Refusal::failed("the agent is ending")),
+            _ if self.is_ending() => Answer::Refused(Refusal::ending()),
             Request::Status => Answer::Status(Arc::new(self.snapshot())),
             Request::Watch { .. } => {
                 let first = self.snapshot();
@@ -58,7 +57,7 @@ impl Driver<'_> {
 
     fn take_setup_key(&mut self, key: SetupKey, now: BootTime) -> Result<(), Refusal> {
         if self.agent.is_enrolled() {
-            return match self.state.core.fingerprint() {
+            return match self.world.state.core.fingerprint() {
                 Some(root) if root != key.fingerprint => {
                     Err(Refusal::failed(super::DaemonError::OtherNetwork(root).to_string()))
                 }
@@ -82,7 +81,7 @@ impl Driver<'_> {
             super::settings(&given, &self.world.file, &kept).map_err(|e| Refusal::usage(e.to_string()))?;
         self.world.given = given;
         self.world.kept = kept;
-        self.disk.save_settings(self.world.kept.clone());
+        self.world.disk.save_settings(self.world.kept.clone());
         let mut message = "the settings are in use".to_owned();
         for rule in options.peer_mode.iter().filter_map(|rule| rule.peer.as_ref()) {
             if self.agent.find_peer(rule).is_none() {
@@ -119,16 +118,22 @@ impl Driver<'_> {
     }
 
     fn logout(&mut self, answer: oneshot::Sender<Answer>) {
-        let served = self.agent.status(platform::boot_time()).control.server.is_some();
-        let message = match served {
-            true => "this node left the network",
-            false => {
-                "this node left the network, but no server could be told: remove it there with `server node remove`"
-            }
-        };
-        tracing::info!(told = served, "leaving the network");
+        tracing::info!("leaving the network");
+        self.leaving = Some(answer);
         self.end(End::Restart, Farewell::Logout);
         self.forget_state();
+    }
+
+    /// Answers who asked for the logout: `confirmed` by a server, or nothing came of the wait for that.
+    pub(super) fn on_left(&mut self, confirmed: bool) {
+        let Some(answer) = self.leaving.take() else { return };
+        tracing::info!(confirmed, "left the network");
+        let message = match confirmed {
+            true => "this node left the network",
+            false => {
+                "this node left the network, but no server confirmed it: see that it is gone there, with `server node remove`"
+            }
+        };
         // A caller who did not wait is not told.
         let _ = answer.send(Answer::Done { message: message.into() });
     }

@@ -1,4 +1,5 @@
-//! Writes what is to be kept, on a thread of its own: a sync may take as long as it likes. Of several versions of one file that wait, only the last is written.
+//! Writes what is to be kept, on a thread of its own: a sync may take as long as it likes. Of each file one version waits, the newest: a disk that stalls
+//! costs no memory.
 
 use crate::{
     config::Options,
@@ -6,9 +7,11 @@ use crate::{
 };
 use std::{
     io,
-    sync::mpsc::{self, Receiver, Sender},
-    thread::{self, JoinHandle},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
 };
+use tokio::sync::oneshot;
 
 /// The files, as they were loaded.
 pub(super) struct Files {
@@ -17,58 +20,94 @@ pub(super) struct Files {
     pub(super) settings: Kept,
 }
 
-enum Job {
-    Map(Vec<u8>),
-    NoMap,
-    State(Box<State>),
-    Settings(Options),
+/// Dropping it ends the thread when everything is written, and does not wait for that.
+pub(super) struct Disk {
+    slots: Arc<Slots>,
+    /// Says nothing, and goes with the thread.
+    running: oneshot::Receiver<()>,
 }
 
-/// Dropping it waits until everything is written.
-pub(super) struct Disk {
-    jobs: Option<Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+#[derive(Default)]
+struct Slots {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+}
+
+/// What waits. They are written in this order.
+#[derive(Default)]
+struct Pending {
+    /// `Some(None)`: to be removed.
+    map: Option<Option<Vec<u8>>>,
+    state: Option<State>,
+    settings: Option<Options>,
+    /// Nothing comes after this.
+    end: bool,
 }
 
 impl Disk {
     pub(super) fn start(files: Files) -> io::Result<Self> {
-        let (jobs, inbox) = mpsc::channel();
-        let thread =
-            thread::Builder::new().name("disk".into()).spawn(move || Writer::new(files).run(&inbox))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        let slots: Arc<Slots> = Arc::default();
+        let (ended, running) = oneshot::channel();
+        let writer = Writer { files, told: false };
+        let inbox = Arc::clone(&slots);
+        thread::Builder::new().name("disk".into()).spawn(move || {
+            writer.run(&inbox);
+            drop::<oneshot::Sender<()>>(ended);
+        })?;
+        Ok(Self { slots, running })
     }
 
     pub(super) fn save_map(&self, encoded: Vec<u8>) {
-        self.give(Job::Map(encoded));
+        self.slots.change(|pending| pending.map = Some(Some(encoded)));
     }
 
     pub(super) fn remove_map(&self) {
-        self.give(Job::NoMap);
+        self.slots.change(|pending| pending.map = Some(None));
     }
 
     pub(super) fn save_state(&self, state: State) {
-        self.give(Job::State(Box::new(state)));
+        self.slots.change(|pending| pending.state = Some(state));
     }
 
     pub(super) fn save_settings(&self, settings: Options) {
-        self.give(Job::Settings(settings));
+        self.slots.change(|pending| pending.settings = Some(settings));
     }
 
-    fn give(&self, job: Job) {
-        if let Some(jobs) = &self.jobs {
-            // The thread ends after its sender only.
-            let _ = jobs.send(job);
-        }
+    /// Writes the rest. `false`: that takes longer.
+    pub(super) async fn finish(mut self, timeout: Duration) -> bool {
+        self.slots.change(|pending| pending.end = true);
+        tokio::time::timeout(timeout, &mut self.running).await.is_ok()
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic there was reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.slots.change(|pending| pending.end = true);
+    }
+}
+
+impl Slots {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is something to write, or the end.
+    fn take(&self) -> Pending {
+        let pending = self.changed.wait_while(self.lock(), |pending| pending.is_empty() && !pending.end);
+        let mut pending = pending.unwrap_or_else(PoisonError::into_inner);
+        let end = pending.end;
+        std::mem::replace(&mut *pending, Pending { end, ..Pending::default() })
+    }
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.map.is_none() && self.state.is_none() && self.settings.is_none()
     }
 }
 
@@ -78,35 +117,13 @@ struct Writer {
     told: bool,
 }
 
-/// The last version of each file that waits. `Some(None)`: to be removed.
-#[derive(Default)]
-struct Pending {
-    map: Option<Option<Vec<u8>>>,
-    state: Option<Box<State>>,
-    settings: Option<Options>,
-}
-
-impl Pending {
-    fn add(&mut self, job: Job) {
-        match job {
-            Job::Map(encoded) => self.map = Some(Some(encoded)),
-            Job::NoMap => self.map = Some(None),
-            Job::State(state) => self.state = Some(state),
-            Job::Settings(settings) => self.settings = Some(settings),
-        }
-    }
-}
-
 impl Writer {
-    fn new(files: Files) -> Self {
-        Self { files, told: false }
-    }
-
-    fn run(mut self, inbox: &Receiver<Job>) {
-        while let Ok(first) = inbox.recv() {
-            let mut pending = Pending::default();
-            pending.add(first);
-            inbox.try_iter().for_each(|job| pending.add(job));
+    fn run(mut self, slots: &Slots) {
+        loop {
+            let pending = slots.take();
+            if pending.is_empty() {
+                return;
+            }
             let written = [self.map(pending.map), self.state(pending.state), self.settings(pending.settings)];
             let failed = written.into_iter().find_map(Result::err);
             match failed {
@@ -128,7 +145,7 @@ impl Writer {
         }
     }
 
-    fn state(&mut self, state: Option<Box<State>>) -> io::Result<()> {
+    fn state(&mut self, state: Option<State>) -> io::Result<()> {
         state.map_or(Ok(()), |state| self.files.state.save(&serde_json::to_vec(&state)?))
     }
 
@@ -142,22 +159,45 @@ mod tests {
     use super::*;
     use crate::state_dir::StateDir;
 
-    #[test]
-    fn everything_given_is_on_disk_after_the_drop_and_the_last_version_wins() {
+    /// More than any test takes.
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn files(directory: &StateDir) -> Files {
+        Files { map: directory.map_cache(), state: directory.state(), settings: directory.settings() }
+    }
+
+    #[tokio::test]
+    async fn everything_given_is_on_disk_at_the_end_and_the_last_version_wins() {
         let directory = tempfile::tempdir().unwrap();
         let state_dir = StateDir::open(directory.path()).unwrap();
-        let files =
-            || Files { map: state_dir.map_cache(), state: state_dir.state(), settings: state_dir.settings() };
-        let disk = Disk::start(files()).unwrap();
-        let first = State::fresh();
-        let boot = first.boot;
+        let disk = Disk::start(files(&state_dir)).unwrap();
+        let first = State::fresh().started();
         disk.save_state(first.clone());
         (0..100u8).for_each(|version| disk.save_map(vec![version]));
-        disk.save_state(first.started());
-        drop(disk);
-        let mut files = files();
-        assert_eq!(files.state.load(State::decode).unwrap().boot, boot + 1);
+        let second = first.started();
+        disk.save_state(second.clone());
+        assert!(disk.finish(LONG).await);
+        let mut files = files(&state_dir);
+        assert_eq!(files.state.load(State::decode).unwrap().boot, second.boot);
         let number = |bytes: &[u8]| bytes.first().copied().ok_or("empty");
         assert_eq!(files.map.load(number), Some(99));
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_disk_that_stalls_keeps_one_version_and_delays_no_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(directory.path()).unwrap();
+        // Opening a pipe that nobody reads stalls.
+        let pipe = directory.path().join("map.cache.new");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let disk = Disk::start(files(&state_dir)).unwrap();
+        disk.save_map(vec![0]);
+        while disk.slots.lock().map.is_some() {
+            tokio::task::yield_now().await;
+        }
+        (1..100u8).for_each(|version| disk.save_map(vec![version]));
+        assert_eq!(disk.slots.lock().map, Some(Some(vec![99])));
+        assert!(!disk.finish(Duration::from_millis(50)).await);
     }
 }

@@ -3,17 +3,21 @@
 use super::{
     DaemonError, Event, World,
     connection::{Connections, Credentials, Enrolment},
-    disk::{Disk, Files},
     plane,
 };
 use crate::{
     config::Settings,
     local::{Answer, Call, Snapshot},
     platform::{self, Network, boot_time},
-    state_dir::State,
 };
 use agent_core::{Agent, BootTime, Identity, cache, config::PeerConfig};
-use proto::{map::MAX_ENDPOINTS, root::Fingerprint, session::Refused, time::UnixTime, tls};
+use proto::{
+    map::MAX_ENDPOINTS,
+    root::Fingerprint,
+    session::{Reason, Refused, ServerMessage},
+    time::UnixTime,
+    tls,
+};
 use rustls::ClientConfig;
 use std::{
     collections::BTreeMap,
@@ -31,6 +35,10 @@ const ENDING_TIMEOUT: Duration = Duration::from_secs(1);
 const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(600);
 /// Boot time that passed while this program's monotonic clock stood still.
 const SLEPT: Duration = Duration::from_secs(1);
+/// A deadline that is over for longer says that this program stood still: what came meanwhile lies unread.
+const STALLED: Duration = Duration::from_millis(50);
+/// What was received passes through the tasks of TCP, HTTP/2 and the connection: so many turns of all tasks bring it here.
+const CATCH_UP_TURNS: usize = 16;
 
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +84,6 @@ pub(super) struct Driver<'w> {
     pub(super) settings: Settings,
     /// With the rules for single peers, as the core has it.
     pub(super) peer_config: PeerConfig,
-    pub(super) state: State,
-    pub(super) disk: Disk,
     pub(super) connections: Connections,
     pub(super) events: mpsc::Sender<Event>,
     happened: mpsc::Receiver<Event>,
@@ -88,6 +94,10 @@ pub(super) struct Driver<'w> {
     listen_port: u16,
     /// The network was left.
     pub(super) left: bool,
+    /// Who waits for the end of a logout.
+    pub(super) leaving: Option<oneshot::Sender<Answer>>,
+    /// The data plane failed, and is made anew then.
+    renew_at: Option<BootTime>,
     ending: Option<Ending>,
     wall_clock_at: BootTime,
     /// Boot time less monotonic time: grows by what the machine sleeps.
@@ -100,9 +110,8 @@ impl<'w> Driver<'w> {
         let system = |what| move |source| DaemonError::System { what, source };
         let settings = world.settings()?;
         settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let (mut state_file, mut map) = (world.state_dir.state(), world.state_dir.map_cache());
-        let state = state_file.load(State::decode).unwrap_or_else(State::fresh).started();
-        let saved_root = state.core.fingerprint();
+        world.state = world.state.clone().started();
+        let saved_root = world.state.core.fingerprint();
         match (saved_root, &world.setup_key) {
             (Some(root), Some(key)) if root != key.fingerprint => {
                 return Err(DaemonError::OtherNetwork(root));
@@ -110,25 +119,23 @@ impl<'w> Driver<'w> {
             (Some(_), _) => world.setup_key = None,
             (None, _) => {}
         }
-        let cached = map.load(cache::decode);
-        let disk = Disk::start(Files { map, state: state_file, settings: world.state_dir.settings() })
-            .map_err(system("start a thread"))?;
-        disk.save_state(state.clone());
-        disk.save_settings(world.kept.clone());
+        world.disk.save_state(world.state.clone());
+        world.disk.save_settings(world.kept.clone());
         let now = boot_time();
-        let identity =
-            Identity { key: world.secret.public(), boot: state.boot, can_enrol: world.setup_key.is_some() };
+        let identity = Identity {
+            key: world.secret.public(),
+            boot: world.state.boot,
+            can_enrol: world.setup_key.is_some(),
+        };
         let seed = random().map_err(system("get random numbers"))?;
         let config = settings.core(platform::os_version());
         let peer_config = config.peer.clone();
-        let agent = Agent::new(config, identity, state.core.clone(), cached, seed, now);
+        let agent = Agent::new(config, identity, world.state.core.clone(), world.cached.take(), seed, now);
         let (events, happened) = mpsc::channel(BACKLOG);
         let mut driver = Self {
             agent,
             settings,
             peer_config,
-            state,
-            disk,
             connections: Connections::new(events.clone()),
             events,
             happened,
@@ -138,6 +145,8 @@ impl<'w> Driver<'w> {
             own_endpoints: Vec::new(),
             listen_port: 0,
             left: false,
+            leaving: None,
+            renew_at: None,
             ending: None,
             wall_clock_at: now,
             sleep_offset: now.since_boot(),
@@ -175,6 +184,7 @@ impl<'w> Driver<'w> {
                 .map_err(|source| DaemonError::System { what: "set a timer", source })?;
             let input = self.wait().await;
             self.handle(input)?;
+            self.handle_timeout().await?;
         }
     }
 
@@ -206,7 +216,7 @@ impl<'w> Driver<'w> {
                 Ok(event) => self.agent.handle_tunnel(event, now),
                 Err(fault) => {
                     tracing::warn!(fault, "the data plane failed; it is started again");
-                    self.end(End::RestartAll, Farewell::None);
+                    self.renew_at = Some(self.world.renewals.next(now));
                 }
             },
             Input::Event(event) => return self.handle_event(event, now),
@@ -219,8 +229,36 @@ impl<'w> Driver<'w> {
             }
             Input::ConnectionGone => {}
         }
+        Ok(())
+    }
+
+    async fn handle_timeout(&mut self) -> Result<(), DaemonError> {
+        let is_over = |at: BootTime| at + STALLED <= boot_time();
+        if self.agent.poll_timeout().is_some_and(|deadline| is_over(deadline.at)) {
+            self.catch_up().await?;
+        }
+        let now = boot_time();
         if self.agent.poll_timeout().is_some_and(|deadline| deadline.at <= now) {
             self.agent.handle_timeout(now);
+        }
+        if self.renew_at.is_some_and(|at| at <= now) {
+            self.renew_at = None;
+            self.end(End::RestartAll, Farewell::None);
+        }
+        Ok(())
+    }
+
+    /// A server that answered while this program stood still must not be taken for a silent one.
+    async fn catch_up(&mut self) -> Result<(), DaemonError> {
+        for _ in 0..CATCH_UP_TURNS {
+            tokio::task::yield_now().await;
+            // At most what waits now: more comes in with the next turn.
+            for _ in 0..self.happened.len() {
+                self.do_outputs().await?;
+                if let Ok(event) = self.happened.try_recv() {
+                    self.handle_event(event, boot_time())?;
+                }
+            }
         }
         Ok(())
     }
@@ -249,6 +287,7 @@ impl<'w> Driver<'w> {
                 self.connections.close(conn);
                 self.agent.handle_closed(conn, &why, now);
             }
+            Event::Message(_, message) if self.leaving.is_some() => self.on_last_words(&message),
             // Of a connection that the core has given up.
             Event::Enrolled(..)
             | Event::Connected(..)
@@ -259,11 +298,19 @@ impl<'w> Driver<'w> {
         Ok(())
     }
 
+    /// The core has closed the connection, and does not hear what the server says to our leaving.
+    fn on_last_words(&mut self, message: &ServerMessage) {
+        if matches!(message, ServerMessage::Refused(refused) if refused.reason == Reason::Removed) {
+            self.on_left(true);
+        }
+    }
+
     /// The first moment at which something is to be done.
     fn deadline(&self) -> Option<BootTime> {
         let core = self.agent.poll_timeout().map(|deadline| deadline.at);
         let ending = self.ending.map(|ending| ending.give_up_at);
-        [core, ending, self.world.watchers.due(), Some(self.wall_clock_at)].into_iter().flatten().min()
+        let own = [self.renew_at, self.world.watchers.due(), Some(self.wall_clock_at)];
+        own.into_iter().chain([core, ending]).flatten().min()
     }
 
     /// Notices that the machine slept, and tells the wall clock's time now and then.
@@ -344,6 +391,7 @@ impl<'w> Driver<'w> {
                 ENDING_TIMEOUT
             }
             Farewell::Logout => {
+                self.connections.await_last_words(ENDING_TIMEOUT);
                 self.agent.logout(now);
                 ENDING_TIMEOUT
             }
@@ -364,10 +412,13 @@ impl<'w> Driver<'w> {
         if !self.connections.all_ended() && boot_time() < ending.give_up_at {
             return None;
         }
+        self.on_left(false);
         // The core saves by itself when it is told to leave.
         if ending.end != End::Stop {
             self.save_state();
             self.save_map();
+            let kept = self.agent.has_map() && !self.left;
+            self.world.cached = kept.then(|| cache::decode(&self.agent.map_cache()).ok()).flatten();
         }
         Some(ending.end)
     }

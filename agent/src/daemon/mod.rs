@@ -11,6 +11,7 @@ mod driver;
 mod notices;
 mod outputs;
 mod plane;
+mod renewals;
 mod resolve;
 mod watchers;
 
@@ -18,12 +19,14 @@ use crate::{
     config::{Options, Settings, SettingsError},
     local::{self, Answer, Asked},
     platform::{self, Alarm, LocalListener, Network, NetworkWatch, StopSignals},
-    state_dir::{KeyError, OpenError, StateDir, socket_path},
+    state_dir::{KeyError, OpenError, State, StateDir, socket_path},
 };
 use agent_core::{
     ConnId,
+    cache::{self, Cached},
     io::{Closed, Connected},
 };
+use disk::{Disk, Files};
 use driver::{Driver, End};
 use plane::{Plane, PlaneError};
 use proto::{
@@ -35,6 +38,8 @@ use proto::{
     setup_key::SetupKey,
     wire::Enrolled,
 };
+use renewals::Renewals;
+use resolve::Resolver;
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -46,6 +51,8 @@ use watchers::Watchers;
 pub(crate) const MARK: u32 = 0x4866;
 /// Callers' last answers are written for at most this long.
 const FAREWELL_TIME: Duration = Duration::from_millis(500);
+/// A disk that stalls is waited for this long at the end.
+const WRITING_TIME: Duration = Duration::from_secs(3);
 
 /// How a daemon is started.
 #[derive(Debug)]
@@ -97,7 +104,13 @@ enum Event {
 
 /// What outlives a core.
 struct World {
-    state_dir: StateDir,
+    /// Held for as long as anything is written there.
+    _state_dir: StateDir,
+    disk: Disk,
+    /// As last written.
+    state: State,
+    /// For the next core: the map of the one before it, or of an earlier start.
+    cached: Option<Cached>,
     secret: NodeSecret,
     given: Options,
     file: Options,
@@ -113,6 +126,8 @@ struct World {
     signals: StopSignals,
     alarm: Alarm,
     watchers: Watchers,
+    resolver: Resolver,
+    renewals: Renewals,
     /// Callers who are answered when everything is done and gone.
     farewells: Vec<(oneshot::Sender<Answer>, String)>,
 }
@@ -146,11 +161,18 @@ impl World {
         let system = |what| move |source| DaemonError::System { what, source };
         let state_dir = StateDir::open(&launch.state_dir)?;
         let secret = state_dir.key()?;
-        let kept = state_dir.settings().load(|bytes| serde_json::from_slice(bytes)).unwrap_or_default();
+        let (state_file, state) = state_dir.load_state()?;
+        let mut files =
+            Files { map: state_dir.map_cache(), state: state_file, settings: state_dir.settings() };
+        let cached = files.map.load(cache::decode);
+        let kept = files.settings.load(|bytes| serde_json::from_slice(bytes)).unwrap_or_default();
         let kept = if launch.keep { launch.given.clone().or(&kept) } else { kept };
         let settings = settings(&launch.given, &launch.file, &kept)?;
-        platform::clean_up().await.map_err(system("look for what a killed agent left"))?;
+        // Who can ask for the status can also stop us in good order.
+        let signals = StopSignals::new().map_err(system("wait for signals"))?;
         let (plane, tunnel_events) = Plane::new(&launch.interface, settings.listen_port, &secret).await?;
+        // A killed agent's rules are known by its interface's absence: it is gone once ours has the name.
+        platform::clean_up().await.map_err(system("look for what a killed agent left"))?;
         let mut network_watch =
             NetworkWatch::start(&launch.interface, MARK).map_err(system("watch the network for changes"))?;
         let path = socket_path(state_dir.path());
@@ -169,11 +191,16 @@ impl World {
             calls,
             network: network_watch.changed().await,
             network_watch,
-            signals: StopSignals::new().map_err(system("wait for signals"))?,
+            signals,
             alarm: Alarm::new().map_err(system("make a timer"))?,
             watchers: Watchers::default(),
+            resolver: Resolver::default(),
+            renewals: Renewals::default(),
             farewells: Vec::new(),
-            state_dir,
+            disk: Disk::start(files).map_err(system("start a thread"))?,
+            state: state.unwrap_or_else(State::fresh),
+            cached,
+            _state_dir: state_dir,
         };
         Ok((world, local))
     }
@@ -191,7 +218,7 @@ impl World {
         Ok(())
     }
 
-    /// Takes everything away, then answers those who asked for it.
+    /// Takes everything away, then answers those who asked for it. Only then the disk is waited for.
     async fn end(mut self, local: JoinHandle<()>) {
         self.plane.stop().await;
         self.watchers.end();
@@ -203,6 +230,9 @@ impl World {
         let abort = local.abort_handle();
         if tokio::time::timeout(FAREWELL_TIME, local).await.is_err() {
             abort.abort();
+        }
+        if !self.disk.finish(WRITING_TIME).await {
+            tracing::error!("the state directory takes too long to write: what is new is lost");
         }
     }
 }

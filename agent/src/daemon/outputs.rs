@@ -4,7 +4,6 @@ use super::{
     DaemonError,
     driver::{Driver, End, Farewell},
     plane::Configured,
-    resolve,
 };
 use crate::platform::boot_time;
 use agent_core::{
@@ -18,7 +17,7 @@ impl Driver<'_> {
     pub(super) async fn do_outputs(&mut self) -> Result<(), DaemonError> {
         while let Some(output) = self.agent.poll_output() {
             match output {
-                Output::Resolve(url) => resolve::resolve(url, self.events.clone()),
+                Output::Resolve(url) => self.world.resolver.resolve(url, self.events.clone()),
                 Output::Dial(dial) => self.dial(dial),
                 Output::Send { conn, message } => {
                     let said = self.connections.say(conn, message);
@@ -76,18 +75,19 @@ impl Driver<'_> {
 
     pub(super) fn save_map(&self) {
         match self.agent.has_map() && !self.left {
-            true => self.disk.save_map(self.agent.map_cache()),
-            false => self.disk.remove_map(),
+            true => self.world.disk.save_map(self.agent.map_cache()),
+            false => self.world.disk.remove_map(),
         }
     }
 
     pub(super) fn save_state(&mut self) {
         // Of a network that was left, or that never took us in, nothing is kept.
-        self.state = match self.agent.is_enrolled() && !self.left {
-            true => self.state.with(self.agent.saved()),
-            false => self.state.left(),
+        let state = &self.world.state;
+        self.world.state = match self.agent.is_enrolled() && !self.left {
+            true => state.with(self.agent.saved()),
+            false => state.left(),
         };
-        self.disk.save_state(self.state.clone());
+        self.world.disk.save_state(self.world.state.clone());
     }
 
     pub(super) fn forget_state(&mut self) {

@@ -84,6 +84,8 @@ pub(crate) enum Code {
     Failed,
     Usage,
     NotEnrolled,
+    /// The agent ends: its successor may be asked.
+    Ending,
 }
 
 impl Refusal {
@@ -93,6 +95,10 @@ impl Refusal {
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { code: Code::Usage, message: message.into() }
+    }
+
+    pub(crate) fn ending() -> Self {
+        Self { code: Code::Ending, message: "the agent is ending".into() }
     }
 
     pub(crate) fn not_enrolled() -> Self {

@@ -22,8 +22,10 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-/// Messages that wait for a connection. The core sends a few per second.
+/// Messages that wait for a connection. The core sends a few per second, but may ask many peers at once to open their sides.
 const BACKLOG: usize = 256;
+/// Of these, so many are for other messages than signals.
+const KEPT_FOR_OTHERS: usize = 64;
 /// What was said before a connection is closed is sent for at most this long.
 const LINGER: Duration = Duration::from_millis(200);
 
@@ -54,9 +56,16 @@ struct Handle {
     say: mpsc::Sender<AgentMessage>,
     fetch: mpsc::Sender<Vec<ObjectRef>>,
     /// Dropped to close: the task then ends by itself, once what was said is sent.
-    _closing: oneshot::Sender<()>,
+    closing: Option<oneshot::Sender<Linger>>,
     task: AbortHandle,
     connected: bool,
+}
+
+/// How a closed connection goes on for a while.
+struct Linger {
+    time: Duration,
+    /// While it lives, our direction of the stream stays open.
+    _say: mpsc::Sender<AgentMessage>,
 }
 
 /// The task's side of a connection.
@@ -75,16 +84,16 @@ impl Connections {
     pub(super) fn dial(&mut self, dial: Dial, credentials: Credentials) {
         let (say, said) = mpsc::channel(BACKLOG);
         let (fetch, fetches) = mpsc::channel(4);
-        let (closing, closed) = oneshot::channel::<()>();
+        let (closing, closed) = oneshot::channel();
         let conn = dial.conn;
         let line = Line { conn, say: said, fetch: fetches, events: self.events.clone() };
         let task = self.tasks.spawn(async move {
             tokio::select! {
                 () = run(dial, credentials, line) => {}
-                () = async { let _ = closed.await; tokio::time::sleep(LINGER).await } => {}
+                () = linger(closed) => {}
             }
         });
-        self.open.insert(conn, Handle { say, fetch, _closing: closing, task, connected: false });
+        self.open.insert(conn, Handle { say, fetch, closing: Some(closing), task, connected: false });
     }
 
     /// Whether what this connection reports still counts.
@@ -98,9 +107,13 @@ impl Connections {
         }
     }
 
-    /// The reason to give up a server that does not read what it is told.
+    /// The reason to give up a server that does not read what it is told. Signals are hints, and leave room for the rest.
     pub(super) fn say(&mut self, conn: ConnId, message: AgentMessage) -> Result<(), Closed> {
         let Some(handle) = self.open.get(&conn) else { return Ok(()) };
+        if matches!(message, AgentMessage::Signal(_)) && handle.say.capacity() <= KEPT_FOR_OTHERS {
+            tracing::debug!(conn = conn.0, "a signal is left out: too many wait");
+            return Ok(());
+        }
         handle.say.try_send(message).map_err(|_| Closed::Ended("it does not read what it is told".into()))
     }
 
@@ -115,6 +128,16 @@ impl Connections {
             && !handle.connected
         {
             handle.task.abort();
+        }
+    }
+
+    /// Connections that are closed from now on wait so long for the server's last words.
+    pub(super) fn await_last_words(&mut self, time: Duration) {
+        for handle in self.open.values_mut() {
+            if let Some(closing) = handle.closing.take() {
+                // A task that has ended waits for nothing.
+                let _ = closing.send(Linger { time, _say: handle.say.clone() });
+            }
         }
     }
 
@@ -134,6 +157,13 @@ impl Connections {
             Some(_) => {}
             None => std::future::pending().await,
         }
+    }
+}
+
+async fn linger(closed: oneshot::Receiver<Linger>) {
+    match closed.await {
+        Ok(linger) => tokio::time::sleep(linger.time).await,
+        Err(_dropped) => tokio::time::sleep(LINGER).await,
     }
 }
 
