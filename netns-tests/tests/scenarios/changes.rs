@@ -14,6 +14,7 @@ use netns_tests::server::Server;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const ROUNDS: u8 = 20;
+const RENAMES: u8 = 5;
 
 pub(crate) fn reach_the_other_server_on_sqlite(s: &mut Scenario) -> Result<()> {
     changes(s, Database::Sqlite, Duration::from_millis(250))
@@ -36,14 +37,17 @@ fn changes(s: &mut Scenario, database: Database, bound: Duration) -> Result<()> 
         newcomer.options[1] = first;
         let launched = newcomer.launch()?;
         enrolled.push(seen_on_a2(&mesh, launched, "knows the newcomer", &name, true)?);
-        let new_name = format!("renamed-{round}");
+        let mut name = name;
+        for rename in 0..RENAMES {
+            let new_name = format!("renamed-{round}-{rename}");
+            let at = Instant::now();
+            run(&mesh.servers[0], &["node", "rename", &name, &new_name])?;
+            renamed.push(seen_on_a2(&mesh, at, "knows the new name", &new_name, true)?);
+            name = new_name;
+        }
         let at = Instant::now();
-        run(&mesh.servers[0], &["node", "rename", &name, &new_name])?;
-        let after_rename = seen_on_a2(&mesh, at, "knows the new name", &new_name, true)?;
-        renamed.push(after_rename);
-        let at = Instant::now();
-        run(&mesh.servers[0], &["node", "remove", &new_name])?;
-        removed.push(seen_on_a2(&mesh, at, "forgets the removed", &new_name, false)?);
+        run(&mesh.servers[0], &["node", "remove", &name])?;
+        removed.push(seen_on_a2(&mesh, at, "forgets the removed", &name, false)?);
         drop(mesh.agents.pop());
     }
     for samples in [&enrolled, &renamed, &removed] {
