@@ -68,8 +68,10 @@ pub(crate) fn prepare(path: &Path) -> Result<(), OpenError> {
 fn is_foreign(path: &Path) -> io::Result<bool> {
     match fs::read_dir(path) {
         Ok(mut entries) => {
-            let is_used = entries.next().is_some() && !platform::is_own_file(&path.join("agent.lock"))?;
-            Ok(is_used && platform::is_open_to_others(path)?)
+            // The key alone may be of a backup.
+            let ours = platform::is_own_file(&path.join("agent.lock"))?
+                || platform::is_own_file(&path.join("node.key"))?;
+            Ok(!ours && entries.next().is_some() && platform::is_open_to_others(path)?)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
