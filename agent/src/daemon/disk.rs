@@ -3,8 +3,9 @@
 
 use crate::{
     config::Options,
-    state_dir::{Kept, State},
+    state_dir::{Kept, OpenError, State, StateDir},
 };
+use agent_core::cache::{self, Cached};
 use std::{
     io,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -18,6 +19,27 @@ pub(super) struct Files {
     pub(super) map: Kept,
     pub(super) state: Kept,
     pub(super) settings: Kept,
+}
+
+/// What was in them.
+pub(super) struct Contents {
+    pub(super) map: Option<Cached>,
+    pub(super) state: State,
+    pub(super) settings: Options,
+}
+
+impl Files {
+    pub(super) fn load(state_dir: &StateDir) -> Result<(Self, Contents), OpenError> {
+        let (state_file, state) = state_dir.load_state()?;
+        let mut files =
+            Self { map: state_dir.map_cache(), state: state_file, settings: state_dir.settings() };
+        let contents = Contents {
+            map: files.map.load(cache::decode),
+            state: state.unwrap_or_else(State::fresh),
+            settings: files.settings.load(|bytes| serde_json::from_slice(bytes)).unwrap_or_default(),
+        };
+        Ok((files, contents))
+    }
 }
 
 /// Dropping it ends the thread when everything is written, and does not wait for that.
@@ -157,7 +179,6 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state_dir::StateDir;
 
     /// More than any test takes.
     const LONG: Duration = Duration::from_secs(30);

@@ -409,7 +409,8 @@ impl<'w> Driver<'w> {
 
     fn ended(&mut self) -> Option<End> {
         let ending = self.ending?;
-        if !self.connections.all_ended() && boot_time() < ending.give_up_at {
+        let all_is_said = self.connections.all_ended() && self.happened.is_empty();
+        if !all_is_said && boot_time() < ending.give_up_at {
             return None;
         }
         self.on_left(false);

@@ -23,7 +23,7 @@ use crate::{
 };
 use agent_core::{
     ConnId,
-    cache::{self, Cached},
+    cache::Cached,
     io::{Closed, Connected},
 };
 use disk::{Disk, Files};
@@ -161,12 +161,8 @@ impl World {
         let system = |what| move |source| DaemonError::System { what, source };
         let state_dir = StateDir::open(&launch.state_dir)?;
         let secret = state_dir.key()?;
-        let (state_file, state) = state_dir.load_state()?;
-        let mut files =
-            Files { map: state_dir.map_cache(), state: state_file, settings: state_dir.settings() };
-        let cached = files.map.load(cache::decode);
-        let kept = files.settings.load(|bytes| serde_json::from_slice(bytes)).unwrap_or_default();
-        let kept = if launch.keep { launch.given.clone().or(&kept) } else { kept };
+        let (files, found) = Files::load(&state_dir)?;
+        let kept = if launch.keep { launch.given.clone().or(&found.settings) } else { found.settings };
         let settings = settings(&launch.given, &launch.file, &kept)?;
         // Who can ask for the status can also stop us in good order.
         let signals = StopSignals::new().map_err(system("wait for signals"))?;
@@ -198,8 +194,8 @@ impl World {
             renewals: Renewals::default(),
             farewells: Vec::new(),
             disk: Disk::start(files).map_err(system("start a thread"))?,
-            state: state.unwrap_or_else(State::fresh),
-            cached,
+            state: found.state,
+            cached: found.map,
             _state_dir: state_dir,
         };
         Ok((world, local))

@@ -176,3 +176,29 @@ async fn run(dial: Dial, credentials: Credentials, line: Line) {
     // Without an event loop nobody is interested any more.
     let _ = events.send(Event::Closed(conn, why)).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{key::PublicKey, session::Signal};
+
+    #[tokio::test]
+    async fn many_signals_leave_room_for_the_rest_and_close_nothing() {
+        let (events, _happened) = mpsc::channel(1);
+        let mut connections = Connections::new(events);
+        let (say, _said) = mpsc::channel(BACKLOG);
+        let (fetch, _fetches) = mpsc::channel(1);
+        let task = connections.tasks.spawn(std::future::pending());
+        let conn = ConnId(1);
+        connections.open.insert(conn, Handle { say, fetch, closing: None, task, connected: true });
+        for id in 0..2 * BACKLOG as u64 {
+            let signal = Signal { peer: PublicKey([1; 32]), id, endpoints: Vec::new() };
+            assert_eq!(connections.say(conn, AgentMessage::Signal(signal)), Ok(()));
+        }
+        let heartbeat = || AgentMessage::Heartbeat { sequence: 1, standby: false };
+        for _ in 0..KEPT_FOR_OTHERS {
+            assert_eq!(connections.say(conn, heartbeat()), Ok(()));
+        }
+        assert!(connections.say(conn, heartbeat()).is_err());
+    }
+}
