@@ -71,6 +71,10 @@ impl Atlas {
         self.version
     }
 
+    pub(crate) fn object_count(&self) -> usize {
+        self.objects.len()
+    }
+
     /// What the node with this key sees.
     pub(crate) fn seen_by(&self, node: PublicKey) -> NodeMap<'_> {
         NodeMap { atlas: self, own: ObjectId::peer(node) }

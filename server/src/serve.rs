@@ -6,9 +6,7 @@ use crate::{
     lease::{self, Servers},
     map::Atlas,
     presence::{self, Presence},
-    session::{
-        ControlService, Hub, LimitedService, Reports, Signals, receive_signals, send_signals, write_reports,
-    },
+    session::{Hub, LimitedService, Reports, Signals, receive_signals, send_signals, write_reports},
     store::ServerRow,
 };
 use anyhow::Context;
@@ -89,7 +87,7 @@ pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow:
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
     let accepting = tasks.spawn(accept::accept(listener, server.identity.tls.clone(), ready));
-    let service = LimitedService::new(ControlService(server.clone()));
+    let service = LimitedService::new(server.clone());
     let grpc = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)

@@ -80,6 +80,26 @@ pub struct State {
     recent: Recent,
 }
 
+impl Snapshot {
+    /// Numbers that leave room for the next ones, in a column too.
+    ///
+    /// # Errors
+    /// What is out of range.
+    pub(crate) fn check(self) -> Result<Self, String> {
+        const LIMIT: u64 = i64::MAX as u64;
+        if let Some(node) = self.nodes.iter().find(|node| node.id.0 >= LIMIT) {
+            return Err(format!("the number of node {} is out of range", node.id));
+        }
+        if let Some(key) = self.setup_keys.iter().find(|key| key.id.0 >= LIMIT || key.uses >= LIMIT) {
+            return Err(format!("a number of setup key {} is out of range", key.id));
+        }
+        match self.next_node_id.0 >= LIMIT || self.head.version.revision >= LIMIT {
+            true => Err("its counters are out of range".to_owned()),
+            false => Ok(self),
+        }
+    }
+}
+
 impl Founding {
     /// A new cluster: root, number, and a ULA /48 of its own (RFC 4193).
     ///
@@ -149,7 +169,7 @@ impl State {
     fn put(&mut self, entity: Entity) {
         match entity {
             Entity::Node(node) => {
-                self.next_node_id = self.next_node_id.max(NodeId(node.id.0 + 1));
+                self.next_node_id = self.next_node_id.max(NodeId(node.id.0.saturating_add(1)));
                 self.nodes.put(*node);
             }
             Entity::SetupKey(key) => {

@@ -73,10 +73,17 @@ impl Node {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// Signs a certificate for the node as it is now. Never older than a removal of the same key, which it undoes.
+    /// Signs a certificate for the node as it is now. Whatever the clock did, it is newer than one that says otherwise, and
+    /// than a removal of the same key, which it undoes: the newest is believed.
     pub(crate) fn certify(&mut self, state: &State, now: UnixTime) {
-        let removed_at = state.removal(&self.key).map(|removed| removed.removed_at);
-        self.issued_at = removed_at.map_or(now, |at| now.max(at.saturating_add(Duration::from_secs(1))));
+        const NEXT: Duration = Duration::from_secs(1);
+        let removed = state.removal(&self.key).map(|removed| removed.removed_at.saturating_add(NEXT));
+        let before = match Statement::trust(&self.membership) {
+            Ok((_, Statement::Membership(before))) if self.is_told_by(&before) => Some(before.issued_at),
+            Ok((_, Statement::Membership(before))) => Some(before.issued_at.saturating_add(NEXT)),
+            Ok((_, Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown)) | Err(_) => None,
+        };
+        self.issued_at = [removed, before].into_iter().flatten().fold(now, UnixTime::max);
         self.not_after = Some(self.issued_at.saturating_add(MEMBERSHIP_LIFETIME));
         let membership = Membership {
             node_id: self.id,
@@ -87,6 +94,13 @@ impl Node {
             not_after: self.not_after,
         };
         self.membership = Statement::Membership(membership).sign(state.network_id, &state.root);
+    }
+
+    /// Whether the certificate says what the node is now.
+    fn is_told_by(&self, membership: &Membership) -> bool {
+        membership.node_id == self.id
+            && membership.addresses == self.addresses()
+            && membership.claims == self.claims
     }
 }
 
@@ -212,6 +226,19 @@ mod tests {
         let inside = "100.64.0.0/16".parse().unwrap();
         assert_eq!(allow_claim(&state, &node, inside, testing::NOW), Err(NodeError::ClaimInOverlay(inside)));
         assert!(allow_claim(&state, &node, "0.0.0.0/0".parse().unwrap(), testing::NOW).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_that_says_something_else_is_newer_even_if_the_clock_went_back() {
+        let (mut state, node) = testing::with_node("router");
+        let earlier = UnixTime(testing::NOW.0 - 3600);
+        let ops = allow_claim(&state, &node, "10.0.0.0/8".parse().unwrap(), earlier).unwrap();
+        testing::apply(&mut state, ops);
+        let mut changed = Node::clone(state.node(node.id).unwrap());
+        assert!(changed.issued_at > node.issued_at);
+        let issued_at = changed.issued_at;
+        changed.certify(&state, earlier);
+        assert_eq!(changed.issued_at, issued_at, "it says the same");
     }
 
     #[test]

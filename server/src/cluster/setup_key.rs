@@ -66,7 +66,7 @@ impl SetupKey {
     ) -> (Self, SecretKey) {
         let last = state.setup_keys().last().map_or(0, |key| key.id.0);
         let record = Self {
-            id: SetupKeyId(last + 1),
+            id: SetupKeyId(last.saturating_add(1)),
             hash: secret.hash(),
             reusable: terms.reusable,
             ephemeral: terms.ephemeral,
@@ -105,7 +105,7 @@ impl SetupKey {
     }
 
     pub(crate) fn used(&self, now: UnixTime) -> Self {
-        Self { uses: self.uses + 1, last_used_at: Some(now), ..self.clone() }
+        Self { uses: self.uses.saturating_add(1), last_used_at: Some(now), ..self.clone() }
     }
 
     /// Nothing to do where it was revoked before.

@@ -31,7 +31,7 @@ pub(crate) struct CreateArgs {
     /// Lets in any number of nodes, not one
     #[arg(long)]
     reusable: bool,
-    /// Its nodes are removed when they have been offline for a while
+    /// Marks its nodes as ephemeral. Those that stay offline are not removed by themselves yet: that comes with the next release
     #[arg(long)]
     ephemeral: bool,
     /// Groups that its nodes are in

@@ -26,7 +26,7 @@ pub(super) async fn enrol(
             ("enrolled".to_owned(), Outcome::Enrolled(enrolled(server, node)))
         }
         Err(refused) => {
-            tracing::info!(peer = %connection.peer, reason = ?refused.reason, "enrolment refused: {refused}");
+            tracing::debug!(peer = %connection.peer, reason = ?refused.reason, "enrolment refused: {refused}");
             (format!("{:?}", refused.reason), Outcome::Refused(refused.into()))
         }
     };

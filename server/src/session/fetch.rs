@@ -2,7 +2,12 @@
 //! version. The next chunk is made when the last one is on its way. While a fetch runs the session says nothing of the map, and goes
 //! on from what was fetched.
 
-use crate::{connection::ConnectionState, map::Atlas, serve::Server, session::slot::FetchGuard};
+use crate::{
+    connection::ConnectionState,
+    map::Atlas,
+    serve::Server,
+    session::{greeting, slot::FetchGuard},
+};
 use futures_util::Stream;
 use proto::{
     key::PublicKey,
@@ -41,6 +46,13 @@ pub(super) fn fetch(
     let slot = connection.session().ok_or_else(|| {
         Status::unauthenticated("maps are for sessions: open one on this connection and wait for its welcome")
     })?;
+    // First of all: from here on the session says nothing of the map, so what is judged below stays true.
+    let guard =
+        slot.begin_fetch().ok_or_else(|| Status::aborted("a fetch is under way on this connection"))?;
+    let is_member = greeting::member(server, &slot.key).is_ok_and(|node| node.id == slot.node);
+    if !is_member || !server.hub.has(slot) {
+        return Err(Status::permission_denied("the session is over; open another"));
+    }
     let have = parse_refs(request.have).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let atlas = server.atlas.load_full();
     if atlas.version() < slot.floor() {
@@ -48,11 +60,6 @@ pub(super) fn fetch(
             "this server has not caught up with what the agent has seen; try again",
         ));
     }
-    if server.cluster.state().node_by_key(&slot.key).is_none() {
-        return Err(Status::permission_denied("the node is no longer a member"));
-    }
-    let guard =
-        slot.begin_fetch().ok_or_else(|| Status::aborted("a fetch is under way on this connection"))?;
     slot.raise_floor(atlas.version());
     metrics::counter!("holdfast_map_fetches_total").increment(1);
     Ok(Chunks { node: slot.key, atlas, have, progress: Progress::After(None, guard) })

@@ -108,6 +108,11 @@ impl Hub {
         served
     }
 
+    /// Whether the session has a place here: it was welcomed and is not over.
+    pub(crate) fn has(&self, slot: &Slot) -> bool {
+        self.seats().all.contains_key(&slot.id)
+    }
+
     pub(crate) fn serving(&self, node: NodeId) -> Option<Arc<Slot>> {
         self.seats().serving.get(&node).cloned()
     }

@@ -1,7 +1,7 @@
 //! How large a message may be. tonic knows one limit for all calls of a service; here the list of objects that a member sends with FetchMap may be
-//! large, and everything else, above all what strangers send, is small.
+//! as large as the cluster needs, and everything else, above all what strangers send, is small.
 
-use crate::{connection::ConnectionState, session::ControlService};
+use crate::{connection::ConnectionState, serve::Server, session::ControlService};
 use proto::wire::control_server::{ControlServer, SERVICE_NAME};
 use std::{
     sync::Arc,
@@ -13,25 +13,29 @@ use tonic::{
     server::NamedService,
 };
 
-/// Of a member's list of objects: about 70 bytes each.
-const MAX_LIST_BYTES: usize = 16 * 1024 * 1024;
+/// Of each object in a member's list: about 70 are needed.
+const LISTED_OBJECT_BYTES: usize = 128;
+/// A member may list what has gone since: it must get over a database that was restored, too.
+const LISTED_OBJECTS_SPARE: usize = 4096;
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 const FETCH_MAP: &str = "/FetchMap";
 
 /// The control service, with a limit for each call.
 #[derive(Clone)]
 pub(crate) struct LimitedService {
-    members: ControlServer<ControlService>,
-    strangers: ControlServer<ControlService>,
+    server: Arc<Server>,
+    calls: ControlServer<ControlService>,
 }
 
 impl LimitedService {
-    pub(crate) fn new(service: ControlService) -> Self {
-        let service = ControlServer::new(service);
-        Self {
-            members: service.clone().max_decoding_message_size(MAX_LIST_BYTES),
-            strangers: service.max_decoding_message_size(MAX_MESSAGE_BYTES),
-        }
+    pub(crate) fn new(server: Arc<Server>) -> Self {
+        let calls = ControlServer::new(ControlService(server.clone()));
+        Self { calls: calls.max_decoding_message_size(MAX_MESSAGE_BYTES), server }
+    }
+
+    fn max_list_bytes(&self) -> usize {
+        let objects = self.server.atlas.load().object_count() + LISTED_OBJECTS_SPARE;
+        objects * LISTED_OBJECT_BYTES
     }
 }
 
@@ -52,8 +56,8 @@ impl Service<http::Request<Body>> for LimitedService {
         let connection = request.extensions().get::<Arc<ConnectionState>>();
         let is_member = connection.is_some_and(|connection| connection.session().is_some());
         match is_member && request.uri().path().ends_with(FETCH_MAP) {
-            true => self.members.call(request),
-            false => self.strangers.call(request),
+            true => self.calls.clone().max_decoding_message_size(self.max_list_bytes()).call(request),
+            false => self.calls.call(request),
         }
     }
 }

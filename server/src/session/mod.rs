@@ -24,6 +24,6 @@ mod tests;
 pub(crate) use hub::Hub;
 pub(crate) use limits::LimitedService;
 pub(crate) use reports::{Reports, write_reports};
-pub(crate) use service::ControlService;
+use service::ControlService;
 pub(crate) use signals::{Signals, receive_signals, send_signals};
 pub(crate) use slot::Slot;

@@ -62,6 +62,10 @@ on_both_databases!(
     signals_are_taken_once_in_order_and_not_when_old,
     another_server_is_woken,
     a_newer_schema_is_refused,
+    an_older_schema_is_brought_up_to_date_by_a_server_and_no_command,
+    a_wrapped_root_is_refused,
+    numbers_out_of_range_are_refused,
+    an_address_that_cannot_be_read_hides_no_server,
     a_command_makes_no_cluster,
     a_log_that_went_back_begins_a_new_epoch_everywhere,
     a_follower_that_the_log_has_left_behind_loads_everything,
@@ -356,6 +360,48 @@ async fn a_newer_schema_is_refused(database: Database) {
     let Err(error) = store::open(&database.url, Missing::Create).await else { panic!("it was opened") };
     assert!(matches!(&error, StoreError::NewerSchema { found: 99, .. }), "{error}");
     assert!(error.to_string().contains("update this server"), "{error}");
+}
+
+async fn an_older_schema_is_brought_up_to_date_by_a_server_and_no_command(database: Database) {
+    drop(database.cluster().await);
+    database.sql("UPDATE refinery_schema_history SET version = 0").await;
+    let Err(error) = store::open(&database.url, Missing::Refuse).await else { panic!("it was opened") };
+    assert!(matches!(&error, StoreError::OlderSchema { found: 0, .. }), "{error}");
+    assert!(error.to_string().contains("start a server"), "{error}");
+}
+
+async fn a_wrapped_root_is_refused(database: Database) {
+    let store = database.cluster().await.store().clone();
+    database
+        .sql(match &database.url {
+            store::DatabaseUrl::Sqlite(_) => "UPDATE cluster SET root_wrapped = 1",
+            store::DatabaseUrl::Postgres(_) => "UPDATE cluster SET root_wrapped = true",
+        })
+        .await;
+    let error = store.snapshot().await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Corrupt { reason, .. } if reason.contains("cluster key")),
+        "{error}"
+    );
+}
+
+async fn numbers_out_of_range_are_refused(database: Database) {
+    let store = database.cluster().await.store().clone();
+    database.sql(&format!("UPDATE cluster SET next_node_id = {}", i64::MAX)).await;
+    let error = store.snapshot().await.unwrap_err();
+    assert!(matches!(&error, StoreError::Corrupt { .. }), "{error}");
+}
+
+async fn an_address_that_cannot_be_read_hides_no_server(database: Database) {
+    let store = database.open().await;
+    for id in [1, 2] {
+        store.renew_lease(&server(id), Duration::from_secs(60)).await.unwrap();
+    }
+    let urls = r#"["gopher:/x:y:z", 7, "192.0.2.9:7443"]"#;
+    database.sql(&format!("UPDATE servers SET urls = '{urls}' WHERE name = 'server-1'")).await;
+    let live = store.live_servers().await.unwrap();
+    let urls: Vec<_> = live.iter().flat_map(|live| &live.server.urls).map(ToString::to_string).collect();
+    assert_eq!(urls, ["192.0.2.9:7443", "192.0.2.2:7443"]);
 }
 
 async fn a_command_makes_no_cluster(database: Database) {

@@ -10,6 +10,11 @@ pub enum StoreError {
         "the database {location} has schema {found}, newer than the {known} of this program; update this server"
     )]
     NewerSchema { location: String, found: u32, known: u32 },
+    /// Only a server brings it up to date.
+    #[error(
+        "the database {location} has schema {found}, older than the {known} of this program; start a server of this version first"
+    )]
+    OlderSchema { location: String, found: u32, known: u32 },
     #[error(
         "the database {location} holds no cluster yet; start a server on it (`server run`), or check the URL"
     )]
@@ -27,6 +32,7 @@ impl StoreError {
         match self {
             Self::Unavailable { .. } => true,
             Self::NewerSchema { .. }
+            | Self::OlderSchema { .. }
             | Self::NoCluster { .. }
             | Self::Corrupt { .. }
             | Self::Failed { .. } => false,

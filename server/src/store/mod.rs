@@ -51,10 +51,10 @@ pub enum Missing {
     Refuse,
 }
 
-/// Opens the database, bringing its schema up to date.
+/// Opens the database. Where it may be created, its schema is brought up to date.
 ///
 /// # Errors
-/// [`StoreError`]: unreachable, of a newer schema, or without a cluster where that is refused.
+/// [`StoreError`]: unreachable, of another schema than this program's, or without a cluster where that is refused.
 pub async fn open(url: &DatabaseUrl, missing: Missing) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, missing).await?)),
@@ -183,6 +183,12 @@ pub struct StoreStatus {
     pub location: String,
     pub head: Head,
     pub schema: u32,
+}
+
+/// The addresses in a row that can be read: another server's odd one must not hide the rest.
+pub(crate) fn readable_urls(stored: serde_json::Value) -> Vec<ServerUrl> {
+    let serde_json::Value::Array(entries) = stored else { return Vec::new() };
+    entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
 }
 
 /// Numbers of agents go up to u64::MAX, columns to i64::MAX. The last ones compare as equal; nobody counts as far.

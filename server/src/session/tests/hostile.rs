@@ -85,12 +85,15 @@ async fn a_large_message_is_a_members_alone_and_only_the_list_of_a_fetch() {
     let server = TestServer::start(dir.path(), 1).await;
     let agent = Agent::enrolled("a", &server).await;
     let object = wire::ObjectRef { kind: 1, id: vec![1; 64], hash: vec![2; 32] };
-    let large = wire::FetchMapRequest { have: vec![object; 2000] };
+    let large = wire::FetchMapRequest { have: vec![object.clone(); 2000] };
+    let beyond_need = wire::FetchMapRequest { have: vec![object; 10_000] };
     let mut stranger = agent.dial(&server).await;
     let refused = stranger.client.fetch_map(large.clone()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
     let mut talk = agent.standby(&server, 1).await;
     assert!(talk.line.client.fetch_map(large).await.is_ok());
+    let refused = talk.line.client.fetch_map(beyond_need).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
     talk.say_raw(wire::AgentMessage {
         kind: Some(Kind::Signal(wire::Signal { peer: vec![1; 100_000], ..Default::default() })),
     });

@@ -4,6 +4,7 @@
 use crate::store::{
     Hint, LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow, SessionRow, column, number,
     postgres::{error::PgError, execute, log::fixed, notify, query},
+    readable_urls,
 };
 use deadpool_postgres::{ClientWrapper, GenericClient, Transaction};
 use proto::{
@@ -69,9 +70,12 @@ pub(crate) async fn live_servers(client: &impl GenericClient) -> Result<Vec<Live
 }
 
 fn read_server(row: &Row) -> Result<LiveServer, PgError> {
-    let Json(urls) = row.try_get(2)?;
-    let server =
-        ServerRow { id: ServerId(fixed(row, 0)?), name: row.try_get(1)?, urls, version: row.try_get(3)? };
+    let server = ServerRow {
+        id: ServerId(fixed(row, 0)?),
+        name: row.try_get(1)?,
+        urls: readable_urls(row.try_get(2)?),
+        version: row.try_get(3)?,
+    };
     // The clock went on between the two times that it was asked.
     let lease_remaining = Duration::try_from_secs_f64(row.try_get(4)?).unwrap_or_default();
     Ok(LiveServer { server, lease_remaining })

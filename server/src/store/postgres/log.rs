@@ -106,7 +106,7 @@ pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapsh
         removals: contents(&transaction, "SELECT content FROM removals ORDER BY node_key").await?,
     };
     transaction.commit().await?;
-    Ok(Some(snapshot))
+    snapshot.check().map(Some).map_err(PgError::unreadable)
 }
 
 /// Columns 3 to 7, and 9.
@@ -251,7 +251,7 @@ async fn put(client: &impl GenericClient, entity: &Entity) -> Result<(), PgError
             )
             .await?;
             let next = "UPDATE cluster SET next_node_id = greatest(next_node_id, $1)";
-            execute(client, next, &[&column(node.id.0 + 1)]).await?;
+            execute(client, next, &[&column(node.id.0.saturating_add(1))]).await?;
         }
         Entity::SetupKey(key) => {
             execute(

@@ -26,7 +26,11 @@ pub(crate) async fn prepare(target: &Target, location: &str, missing: Missing) -
         (Schema::None, Missing::Refuse) => {
             return Err(StoreError::NoCluster { location: location.to_owned() });
         }
-        (Schema::None | Schema::Older, _) => {}
+        (Schema::Older { found }, Missing::Refuse) => {
+            let location = location.to_owned();
+            return Err(StoreError::OlderSchema { location, found, known: known_version() });
+        }
+        (Schema::None | Schema::Older { .. }, Missing::Create) => {}
     }
     // Ends with the connection. Waiting for another server's migration is bounded.
     let lock = format!("SET statement_timeout = '30s'; SELECT pg_advisory_lock({MIGRATION_LOCK})");
@@ -40,7 +44,7 @@ pub(crate) async fn prepare(target: &Target, location: &str, missing: Missing) -
 
 enum Schema {
     None,
-    Older,
+    Older { found: u32 },
     Current,
 }
 
@@ -54,7 +58,7 @@ async fn is_current(client: &Client, location: &str) -> Result<Schema, StoreErro
             Err(StoreError::NewerSchema { location: location.to_owned(), found, known })
         }
         Some(found) if found == known => Ok(Schema::Current),
-        Some(_) => Ok(Schema::Older),
+        Some(found) => Ok(Schema::Older { found }),
     }
 }
 

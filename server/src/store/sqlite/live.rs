@@ -2,7 +2,7 @@
 
 use crate::store::{
     LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow, SessionRow, column, number,
-    sqlite::SqliteError,
+    readable_urls, sqlite::SqliteError,
 };
 use proto::{
     session::{ServerId, SessionNumber},
@@ -49,7 +49,8 @@ pub(crate) fn live_servers(connection: &Connection) -> Result<Vec<LiveServer>, S
     let mut rows = statement.query([])?;
     let mut servers = Vec::new();
     while let Some(row) = rows.next()? {
-        let urls = serde_json::from_str(&row.get::<_, String>(2)?).map_err(SqliteError::unreadable)?;
+        let stored = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
+        let urls = readable_urls(stored);
         let server = ServerRow { id: ServerId(row.get(0)?), name: row.get(1)?, urls, version: row.get(3)? };
         servers.push(LiveServer { server, lease_remaining: Duration::from_millis(number(row.get(4)?)) });
     }

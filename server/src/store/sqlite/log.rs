@@ -53,14 +53,15 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
         [],
         |row| Ok((read_founding(row), row.get(5)?)),
     )?;
-    Ok(Some(Snapshot {
+    let snapshot = Snapshot {
         founding: founding?,
         head,
         next_node_id: NodeId(number(next_node_id)),
         nodes: contents(&transaction, "SELECT content FROM nodes ORDER BY id")?,
         setup_keys: contents(&transaction, "SELECT content FROM setup_keys ORDER BY id")?,
         removals: contents(&transaction, "SELECT content FROM removals ORDER BY node_key")?,
-    }))
+    };
+    snapshot.check().map(Some).map_err(SqliteError::unreadable)
 }
 
 fn read_founding(row: &Row<'_>) -> Result<Founding, SqliteError> {
@@ -195,7 +196,7 @@ fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), SqliteError
             )?;
             transaction.execute(
                 "UPDATE cluster SET next_node_id = max(next_node_id, ?1)",
-                [column(node.id.0 + 1)],
+                [column(node.id.0.saturating_add(1))],
             )?;
         }
         Entity::SetupKey(key) => {

@@ -47,8 +47,11 @@ pub(crate) fn prepare(path: &Path, location: &str, missing: Missing) -> Result<(
             Err(StoreError::NewerSchema { location: location.to_owned(), found, known })
         }
         (Some(found), _) if found == known => Ok(()),
+        (Some(found), Missing::Refuse) => {
+            Err(StoreError::OlderSchema { location: location.to_owned(), found, known })
+        }
         (None, Missing::Refuse) => Err(StoreError::NoCluster { location: location.to_owned() }),
-        (Some(_) | None, _) => {
+        (Some(_) | None, Missing::Create) => {
             let migrated = embedded::migrations::runner().run(&mut connection);
             migrated.map(|_| ()).map_err(|error| StoreError::failed(location, error))
         }
