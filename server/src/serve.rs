@@ -2,6 +2,7 @@
 
 use crate::{
     accept,
+    cluster::Touched,
     follow::Cluster,
     lease::{self, Servers},
     map::Atlas,
@@ -118,6 +119,10 @@ async fn follow_state(server: Arc<Server>) {
         if state.version() > atlas.version() {
             server.atlas.store(Arc::new(atlas.advanced(&state)));
             server.hub.wake_all();
+            let is_removal = |touched: &Touched| matches!(touched, Touched::Removal(_));
+            if state.changed_since(atlas.version()).is_none_or(|touched| touched.iter().any(is_removal)) {
+                server.presence.handle_removed(&state);
+            }
         }
         if changed.changed().await.is_err() {
             return;

@@ -224,6 +224,11 @@ impl State {
         self.nodes.by_id(id)
     }
 
+    /// Whether there was such a node and is no more. One that was enrolled on another server may not be known here yet.
+    pub(crate) fn is_gone(&self, id: NodeId) -> bool {
+        id < self.next_node_id && self.node(id).is_none()
+    }
+
     pub fn node_by_key(&self, key: &PublicKey) -> Option<&Arc<Node>> {
         self.nodes.by_key(key)
     }

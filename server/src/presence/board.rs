@@ -93,11 +93,17 @@ impl Board {
     /// What the database says of a node. Returns whether a session here was replaced by it.
     pub(crate) fn handle_row(&mut self, node: NodeId, seat: Seat) -> bool {
         self.rows.insert(node, seat);
+        let here = self.here.get(&node);
         let replaced =
-            seat.server != self.me && self.here.get(&node).is_some_and(|here| here.number < seat.number);
+            seat.server != self.me && seat.online && here.is_some_and(|here| here.number < seat.number);
+        let is_phantom = seat.server == self.me && seat.online && here.is_none();
         if replaced {
             self.here.remove(&node);
             self.unsaved.remove(&node);
+        }
+        // Written late, when the session here was over.
+        if is_phantom {
+            self.unsaved.entry(node).or_insert(Seat { online: false, ..seat });
         }
         self.update(node);
         replaced
@@ -157,6 +163,25 @@ impl Board {
     pub(crate) fn restore_unsaved(&mut self, seats: Vec<(NodeId, Seat)>) {
         for (node, seat) in seats {
             self.unsaved.entry(node).or_insert(seat);
+        }
+    }
+
+    /// Has all seats here written again: a database that lost them, or never had them, gets to know them.
+    pub(crate) fn handle_refresh(&mut self) {
+        for (node, here) in &self.here {
+            let seat = Seat { server: self.me, number: here.number, online: true };
+            self.unsaved.entry(*node).or_insert(seat);
+        }
+    }
+
+    /// Forgets nodes that are removed.
+    pub(crate) fn handle_removed(&mut self, is_gone: impl Fn(NodeId) -> bool) {
+        self.rows.retain(|node, _| !is_gone(*node));
+        self.here.retain(|node, _| !is_gone(*node));
+        self.unsaved.retain(|node, _| !is_gone(*node));
+        let gone: Vec<_> = self.online.iter().copied().filter(|node| is_gone(*node)).collect();
+        for node in &gone {
+            self.online.remove(node);
         }
     }
 
@@ -226,6 +251,45 @@ mod tests {
         assert_eq!(board.newer_elsewhere(NODE, number(2)), Some(OTHER));
         assert_eq!(board.newer_elsewhere(NODE, number(4)), None);
         assert!(board.take_unsaved().is_empty(), "the seat here is given up");
+    }
+
+    #[test]
+    fn a_seat_that_was_given_up_elsewhere_replaces_nothing() {
+        let mut board = board();
+        board.handle_served(NODE, number(2));
+        assert!(!board.handle_row(NODE, elsewhere(3, false)));
+        assert!(board.online().contains(&NODE));
+    }
+
+    #[test]
+    fn a_row_of_this_server_where_nobody_sits_is_ended() {
+        let mut board = board();
+        let phantom = Seat { server: ME, number: number(1), online: true };
+        board.handle_row(NODE, phantom);
+        assert_eq!(board.take_unsaved(), [(NODE, Seat { online: false, ..phantom })]);
+    }
+
+    #[test]
+    fn a_refresh_says_all_that_sit_here_again() {
+        let mut board = board();
+        board.handle_served(NODE, number(1));
+        let said = board.take_unsaved();
+        board.handle_refresh();
+        assert_eq!(board.take_unsaved(), said);
+    }
+
+    #[test]
+    fn a_removed_node_is_forgotten_wherever_it_was() {
+        const ELSEWHERE: NodeId = NodeId(8);
+        let mut board = board();
+        board.handle_served(NODE, number(1));
+        board.handle_row(ELSEWHERE, elsewhere(1, true));
+        board.handle_removed(|node| node == NODE || node == ELSEWHERE);
+        assert!(board.online().is_empty() && board.take_unsaved().is_empty());
+        board.handle_live([ME].into());
+        board.handle_live([ME, OTHER].into());
+        board.handle_refresh();
+        assert!(board.online().is_empty() && board.take_unsaved().is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod board;
 pub(crate) use board::VANISHED_GRACE;
 
 use crate::{
+    cluster::State,
     metrics::database_error,
     serve::Server,
     store::{Hint, SeenSession, SessionRow, StoreError},
@@ -35,6 +36,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the seats that a restarted server finds under its name stay taken: its agents are on their way back.
 const INHERITED_GRACE: Duration = Duration::from_secs(10);
+/// Seats are written again so often: a database that crashed may have lost the last of them.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 const SLOWEST_PACE: Duration = Duration::from_secs(1);
 const NO_TIMER: Duration = Duration::from_secs(3600);
 
@@ -92,6 +95,18 @@ impl Presence {
     pub(crate) fn handle_live(&self, live: BTreeSet<ServerId>) {
         self.board().handle_live(live);
         self.changed.notify_one();
+    }
+
+    /// Nodes were removed.
+    pub(crate) fn handle_removed(&self, state: &State) {
+        self.board().handle_removed(|node| state.is_gone(node));
+        self.changed.notify_one();
+    }
+
+    /// Has the seats of this server written again.
+    fn refresh(&self) {
+        self.board().handle_refresh();
+        self.unsaved.notify_one();
     }
 
     /// Ends all seats of this server, in the database too.
@@ -159,8 +174,13 @@ fn pace(serving: usize) -> Duration {
 
 /// Writes the seats of this server, for ever.
 pub(crate) async fn save(server: Arc<Server>) {
+    let mut refreshes = interval(REFRESH_INTERVAL);
+    refreshes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        server.presence.unsaved.notified().await;
+        tokio::select! {
+            () = server.presence.unsaved.notified() => {}
+            _ = refreshes.tick() => server.presence.refresh(),
+        }
         while let Err(error) = server.presence.save(&server).await {
             database_error("put-sessions");
             tracing::debug!(%error, "presence waits for the database");
@@ -181,6 +201,7 @@ pub(crate) async fn follow(server: Arc<Server>, mut after: u64) {
     let mut hints = server.cluster.store().wake();
     let mut poll = interval(POLL_INTERVAL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_away = false;
     loop {
         tokio::select! {
             _ = poll.tick() => {}
@@ -191,11 +212,18 @@ pub(crate) async fn follow(server: Arc<Server>, mut after: u64) {
             },
         }
         match server.cluster.store().sessions(after).await {
+            // It may have lost what it had, and what is there now is in no order with what was read.
+            Ok((_, next)) if was_away || next < after => {
+                (after, was_away) = (0, false);
+                server.presence.refresh();
+                poll.reset_immediately();
+            }
             Ok((rows, next)) => {
                 take_in(&server, &rows, None);
                 after = next;
             }
             Err(error) => {
+                was_away = true;
                 database_error("sessions");
                 tracing::debug!(%error, "the presence of other servers cannot be read");
             }
@@ -209,9 +237,14 @@ fn take_in(server: &Server, rows: &[SeenSession], loaded_at: Option<Instant>) {
         return;
     }
     let presence = &server.presence;
+    let state = server.cluster.state();
     let mut replaced = Vec::new();
     let mut board = presence.board();
     for SeenSession { row, leased, sequence: _ } in rows {
+        // Read before its removal, which was heard of first.
+        if state.is_gone(row.node) {
+            continue;
+        }
         let seat = Seat { server: row.server, number: row.number, online: row.online };
         match loaded_at {
             Some(now) if row.server == presence.me => {

@@ -57,6 +57,9 @@ on_both_databases!(
     a_cluster_opened_again_is_the_same,
     a_lease_ends_by_the_clock_of_the_database,
     a_session_is_replaced_by_a_newer_number_only,
+    a_seat_that_nobody_holds_is_free_for_any_number,
+    a_session_said_again_is_no_news,
+    nobody_sits_where_there_is_no_node,
     presence_is_read_from_where_one_stopped,
     a_removed_node_takes_its_presence_along,
     signals_are_taken_once_in_order_and_not_when_old,
@@ -111,6 +114,15 @@ fn server(id: u8) -> ServerRow {
 fn session(node: u64, server: u8, boot: u64, counter: u64, online: bool) -> SessionRow {
     let number = SessionNumber { boot, counter };
     SessionRow { node: NodeId(node), server: ServerId([server; 16]), number, online }
+}
+
+/// Nodes with the numbers of sessions, without a cluster around them.
+async fn add_nodes(database: &Database, ids: std::ops::Range<u64>) {
+    for id in ids {
+        let columns = "id, node_key, name, address_v4, address_v6, content";
+        let values = format!("{id}, 'k{id}', 'n{id}', '4-{id}', '6-{id}', '{{}}'");
+        database.sql(&format!("INSERT INTO nodes ({columns}) VALUES ({values})")).await;
+    }
 }
 
 async fn of_two_first_starts_at_once_one_makes_the_root(database: Database) {
@@ -264,6 +276,7 @@ async fn a_lease_ends_by_the_clock_of_the_database(database: Database) {
 
 async fn a_session_is_replaced_by_a_newer_number_only(database: Database) {
     let store = database.open().await;
+    add_nodes(&database, 7..8).await;
     for id in [1, 2] {
         store.renew_lease(&server(id), Duration::from_secs(60)).await.unwrap();
     }
@@ -289,8 +302,48 @@ async fn a_session_is_replaced_by_a_newer_number_only(database: Database) {
     assert!(rows[0].row.online && !rows[0].is_online(), "online counts only while its server lives");
 }
 
+async fn a_seat_that_nobody_holds_is_free_for_any_number(database: Database) {
+    let store = database.open().await;
+    add_nodes(&database, 7..8).await;
+    for id in [1, 2] {
+        store.renew_lease(&server(id), Duration::from_secs(60)).await.unwrap();
+    }
+    let standing = async || store.sessions(0).await.unwrap().0[0].row;
+    let (newer, older) = (session(7, 1, 5, 5, true), session(7, 2, 1, 1, true));
+    store.put_sessions(&[newer]).await.unwrap();
+    store.put_sessions(&[older]).await.unwrap();
+    assert_eq!(standing().await, newer, "its server lives and serves");
+    store.put_sessions(&[SessionRow { online: false, ..newer }]).await.unwrap();
+    store.put_sessions(&[older]).await.unwrap();
+    assert_eq!(standing().await, older, "it was offline");
+    store.put_sessions(&[newer]).await.unwrap();
+    store.release_lease(newer.server).await.unwrap();
+    store.put_sessions(&[SessionRow { online: false, ..older }]).await.unwrap();
+    assert_eq!(standing().await, newer, "who is not there takes no seat");
+    store.put_sessions(&[older]).await.unwrap();
+    assert_eq!(standing().await, older, "its server is gone");
+}
+
+async fn a_session_said_again_is_no_news(database: Database) {
+    let store = database.open().await;
+    add_nodes(&database, 7..8).await;
+    store.put_sessions(&[session(7, 1, 1, 1, true)]).await.unwrap();
+    let (_, read_to) = store.sessions(0).await.unwrap();
+    store.put_sessions(&[session(7, 1, 1, 1, true)]).await.unwrap();
+    assert_eq!(store.sessions(read_to).await.unwrap(), (vec![], read_to));
+}
+
+async fn nobody_sits_where_there_is_no_node(database: Database) {
+    let store = database.open().await;
+    add_nodes(&database, 7..8).await;
+    store.put_sessions(&[session(6, 1, 1, 1, true), session(7, 1, 1, 1, true)]).await.unwrap();
+    let (rows, _) = store.sessions(0).await.unwrap();
+    assert_eq!(rows.iter().map(|seen| seen.row.node).collect::<Vec<_>>(), [NodeId(7)]);
+}
+
 async fn presence_is_read_from_where_one_stopped(database: Database) {
     let store = database.open().await;
+    add_nodes(&database, 0..3).await;
     let batch: Vec<_> = (0..3).map(|node| session(node, 1, 1, 1, true)).collect();
     store.put_sessions(&batch).await.unwrap();
     let (rows, read_to) = store.sessions(0).await.unwrap();

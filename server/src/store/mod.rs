@@ -87,7 +87,8 @@ pub trait Store: Send + Sync + 'static {
     /// The servers that hold a lease, by name.
     async fn live_servers(&self) -> Result<Vec<LiveServer>, StoreError>;
 
-    /// Writes presence, batched. A row changes only if its number is newer than the stored one, or the same and from the same server.
+    /// Writes presence of nodes that there are, batched. A row changes if its number is newer than the stored one; if it is the same server's and says
+    /// something else; or if it says online, and the stored row does not or its server holds no lease.
     async fn put_sessions(&self, rows: &[SessionRow]) -> Result<(), StoreError>;
 
     /// The sessions that changed after `sequence` (0: all of them), and the sequence to ask for next. A lease that lapses changes no row:

@@ -83,7 +83,7 @@ fn read_server(row: &Row) -> Result<LiveServer, PgError> {
 
 pub(crate) async fn put_sessions(client: &mut ClientWrapper, rows: &[SessionRow]) -> Result<(), PgError> {
     let transaction = begin(client).await?;
-    let next = "UPDATE presence SET sequence = sequence + 1 RETURNING sequence";
+    let next = "SELECT sequence + 1 FROM presence FOR UPDATE";
     let sequence: i64 = transaction.query_one(next, &[]).await?.try_get(0)?;
     let rows = newest_per_node(rows);
     let nodes: Vec<i64> = rows.iter().map(|row| column(row.node.0)).collect();
@@ -91,19 +91,27 @@ pub(crate) async fn put_sessions(client: &mut ClientWrapper, rows: &[SessionRow]
     let boots: Vec<i64> = rows.iter().map(|row| column(row.number.boot)).collect();
     let counters: Vec<i64> = rows.iter().map(|row| column(row.number.counter)).collect();
     let online: Vec<bool> = rows.iter().map(|row| row.online).collect();
-    execute(
+    // The lock on the node: one that is being removed gets no row behind the removal.
+    let changed = execute(
         &transaction,
         "INSERT INTO sessions AS s (node_id, server_id, boot, counter, online, sequence)
-         SELECT *, $6::bigint FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::boolean[])
+         SELECT r.*, $6::bigint
+         FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::boolean[]) AS r (node_id)
+         JOIN nodes ON nodes.id = r.node_id FOR KEY SHARE OF nodes
          ON CONFLICT (node_id) DO UPDATE SET server_id = excluded.server_id, boot = excluded.boot,
              counter = excluded.counter, online = excluded.online, sequence = excluded.sequence
          WHERE (excluded.boot, excluded.counter) > (s.boot, s.counter)
-             OR ((excluded.boot, excluded.counter) = (s.boot, s.counter) AND excluded.server_id = s.server_id
-                 AND excluded.online <> s.online)",
+             OR (excluded.server_id = s.server_id
+                 AND (excluded.boot, excluded.counter, excluded.online) <> (s.boot, s.counter, s.online))
+             OR (excluded.server_id <> s.server_id AND excluded.online AND (NOT s.online OR NOT EXISTS (
+                 SELECT 1 FROM servers WHERE servers.id = s.server_id AND lease_until > clock_timestamp())))",
         &[&nodes, &servers, &boots, &counters, &online, &sequence],
     )
     .await?;
-    notify(&transaction, Hint::Presence).await?;
+    if changed > 0 {
+        execute(&transaction, "UPDATE presence SET sequence = $1", &[&sequence]).await?;
+        notify(&transaction, Hint::Presence).await?;
+    }
     Ok(transaction.commit().await?)
 }
 

@@ -59,20 +59,24 @@ pub(crate) fn live_servers(connection: &Connection) -> Result<Vec<LiveServer>, S
 
 pub(crate) fn put_sessions(connection: &mut Connection, rows: &[SessionRow]) -> Result<(), SqliteError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let next = "UPDATE presence SET sequence = sequence + 1 RETURNING sequence";
+    let next = "SELECT sequence + 1 FROM presence";
     let sequence: i64 = transaction.query_row(next, [], |row| row.get(0))?;
+    let mut changed = 0;
     {
-        let mut statement = transaction.prepare_cached(
-            "INSERT INTO sessions (node_id, server_id, boot, counter, online, sequence) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        let mut statement = transaction.prepare_cached(&format!(
+            "INSERT INTO sessions AS s (node_id, server_id, boot, counter, online, sequence)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE EXISTS (SELECT 1 FROM nodes WHERE nodes.id = ?1)
              ON CONFLICT (node_id) DO UPDATE SET server_id = excluded.server_id, boot = excluded.boot,
                  counter = excluded.counter, online = excluded.online, sequence = excluded.sequence
-             WHERE (excluded.boot, excluded.counter) > (boot, counter)
-                 OR ((excluded.boot, excluded.counter) = (boot, counter) AND excluded.server_id = server_id
-                     AND excluded.online <> online)",
-        )?;
+             WHERE (excluded.boot, excluded.counter) > (s.boot, s.counter)
+                 OR (excluded.server_id = s.server_id
+                     AND (excluded.boot, excluded.counter, excluded.online) <> (s.boot, s.counter, s.online))
+                 OR (excluded.server_id <> s.server_id AND excluded.online AND (NOT s.online OR NOT EXISTS (
+                     SELECT 1 FROM servers WHERE servers.id = s.server_id AND lease_until_ms > {NOW_MS})))",
+        ))?;
         for row in rows {
             let SessionNumber { boot, counter } = row.number;
-            statement.execute(params![
+            changed += statement.execute(params![
                 column(row.node.0),
                 row.server.0,
                 column(boot),
@@ -81,6 +85,9 @@ pub(crate) fn put_sessions(connection: &mut Connection, rows: &[SessionRow]) -> 
                 sequence
             ])?;
         }
+    }
+    if changed > 0 {
+        transaction.execute("UPDATE presence SET sequence = ?1", [sequence])?;
     }
     Ok(transaction.commit()?)
 }
