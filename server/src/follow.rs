@@ -44,6 +44,8 @@ struct Inner {
     /// Held while the state is replaced.
     replacing: Mutex<()>,
     follower: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Closed when the follower ends.
+    following: watch::Receiver<()>,
 }
 
 /// How fresh the state is.
@@ -71,6 +73,9 @@ pub enum WriteError<E> {
     Refused(E),
     #[error("the change was not made: {0}")]
     Database(StoreError),
+    /// The database went away while it took the change.
+    #[error("the change may have been made: {0}; look before you try again")]
+    Unknown(StoreError),
 }
 
 impl<E> WriteError<E> {
@@ -78,7 +83,14 @@ impl<E> WriteError<E> {
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused(_) => false,
-            Self::Database(error) => error.is_retriable(),
+            Self::Database(error) | Self::Unknown(error) => error.is_retriable(),
+        }
+    }
+
+    fn of_commit(error: StoreError) -> Self {
+        match error.is_retriable() {
+            true => Self::Unknown(error),
+            false => Self::Database(error),
         }
     }
 }
@@ -98,9 +110,14 @@ impl Cluster {
             }
             found => found?,
         };
-        let cluster = Self::at(store, State::from_snapshot(snapshot));
+        let (alive, following) = watch::channel(());
+        let cluster = Self::at(store, State::from_snapshot(snapshot), following);
         let hints = cluster.0.store.wake();
-        let follower = tokio::spawn(follow(Arc::downgrade(&cluster.0), hints));
+        let followed = Arc::downgrade(&cluster.0);
+        let follower = tokio::spawn(async move {
+            let _alive = alive;
+            follow(followed, hints).await;
+        });
         *cluster.0.follower.lock().unwrap_or_else(PoisonError::into_inner) = Some(follower);
         Ok(cluster)
     }
@@ -111,10 +128,10 @@ impl Cluster {
     /// There is no cluster, or the database does not answer, or holds what cannot be read.
     pub async fn load(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let snapshot = store.snapshot().await?;
-        Ok(Self::at(store, State::from_snapshot(snapshot)))
+        Ok(Self::at(store, State::from_snapshot(snapshot), watch::channel(()).1))
     }
 
-    fn at(store: Arc<dyn Store>, state: State) -> Self {
+    fn at(store: Arc<dyn Store>, state: State, following: watch::Receiver<()>) -> Self {
         Self(Arc::new(Inner {
             changed: watch::Sender::new(state.version()),
             state: ArcSwap::from_pointee(state),
@@ -123,6 +140,7 @@ impl Cluster {
             turn: tokio::sync::Mutex::new(()),
             replacing: Mutex::new(()),
             follower: Mutex::new(None),
+            following,
             store,
         }))
     }
@@ -135,6 +153,12 @@ impl Cluster {
     /// Tells of every newer state.
     pub fn changed(&self) -> watch::Receiver<MapVersion> {
         self.0.changed.subscribe()
+    }
+
+    /// Waits until the log is no longer followed, which happens by a fault alone.
+    pub(crate) async fn follower_ended(&self) {
+        let mut following = self.0.following.clone();
+        while following.changed().await.is_ok() {}
     }
 
     pub fn health(&self) -> Health {
@@ -183,7 +207,7 @@ impl Cluster {
                 }
             };
             let change = self.0.next_change(now, actor, ops).map_err(WriteError::Database)?;
-            locked.commit(&change).await.map_err(WriteError::Database)?;
+            locked.commit(&change).await.map_err(WriteError::of_commit)?;
             self.0.advance(&[change]);
             return Ok(answer);
         }

@@ -10,7 +10,7 @@ use crate::{
     session::{Hub, LimitedService, Reports, Signals, receive_signals, send_signals, write_reports},
     store::ServerRow,
 };
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use proto::{session::ServerId, time::UnixTime, tls::ServerIdentity};
 use std::{
@@ -53,8 +53,9 @@ pub(crate) struct Server {
 /// A server and its tasks, which end with it.
 pub(crate) struct Running {
     pub(crate) server: Arc<Server>,
-    accepting: AbortHandle,
-    tasks: JoinSet<()>,
+    pub(crate) accepting: AbortHandle,
+    /// Each with its name. None ends by itself.
+    tasks: JoinSet<&'static str>,
 }
 
 impl Server {
@@ -87,27 +88,35 @@ pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow:
     lease::begin(&server).await;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
-    let accepting = tasks.spawn(accept::accept(listener, server.identity.tls.clone(), ready));
+    let accepting = accept::accept(listener, server.identity.tls.clone(), ready);
+    let accepting = tasks.spawn(named("accept", accepting));
     let service = LimitedService::new(server.clone());
     let grpc = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .add_service(service);
     let connections = ReceiverStream::new(connections).map(Ok::<_, std::convert::Infallible>);
-    tasks.spawn(async move {
+    tasks.spawn(named("serve", async move {
         if let Err(error) = grpc.serve_with_incoming(connections).await {
             tracing::error!(%error, "agents are no longer served");
         }
-    });
-    tasks.spawn(follow_state(server.clone()));
-    tasks.spawn(lease::keep(server.clone()));
-    tasks.spawn(presence::publish(server.clone()));
-    tasks.spawn(presence::save(server.clone()));
-    tasks.spawn(presence::follow(server.clone(), seats));
-    tasks.spawn(write_reports(server.clone()));
-    tasks.spawn(send_signals(server.clone()));
-    tasks.spawn(receive_signals(server.clone()));
+    }));
+    let cluster = server.cluster.clone();
+    tasks.spawn(named("follow the log", async move { cluster.follower_ended().await }));
+    tasks.spawn(named("follow the state", follow_state(server.clone())));
+    tasks.spawn(named("keep the lease", lease::keep(server.clone())));
+    tasks.spawn(named("publish presence", presence::publish(server.clone())));
+    tasks.spawn(named("save presence", presence::save(server.clone())));
+    tasks.spawn(named("follow presence", presence::follow(server.clone(), seats)));
+    tasks.spawn(named("write reports", write_reports(server.clone())));
+    tasks.spawn(named("send signals", send_signals(server.clone())));
+    tasks.spawn(named("receive signals", receive_signals(server.clone())));
     Ok(Running { server, accepting, tasks })
+}
+
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
 }
 
 /// Keeps the atlas level with the state, for ever.
@@ -131,6 +140,15 @@ async fn follow_state(server: Arc<Server>) {
 }
 
 impl Running {
+    /// Waits until a task ends, which none should: a server that goes on without it would be deaf. Says which.
+    pub(crate) async fn failed(&mut self) -> anyhow::Error {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => anyhow!("the task to {name} ended"),
+            Some(Err(error)) => anyhow!("a task failed: {error}"),
+            None => anyhow!("no task is left"),
+        }
+    }
+
     /// Sends the agents away, waits until they have left, and takes this server out of the cluster's lists.
     pub(crate) async fn drain(mut self) {
         let server = &self.server;

@@ -135,3 +135,29 @@ async fn version_and_completion_need_no_database() {
         assert!(script.contains("setup-key"), "{shell}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_still_waits_for_its_database_ends_when_it_is_told_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let opening = std::fs::File::create(path("holdfast.db-lock")).unwrap();
+    opening.lock().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+    command.args(["run", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    let mut server = command.env_clear().env("HOLDFAST_DATA_DIR", directory.path()).spawn().unwrap();
+    // Made after it listens for signals, and before it opens the database.
+    within_10_s("it has begun", || path("server-id").exists());
+    assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    within_10_s("it has ended", || server.try_wait().unwrap().is_some());
+    assert!(server.wait().unwrap().success());
+}
+
+#[cfg(unix)]
+fn within_10_s(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}

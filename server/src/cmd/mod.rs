@@ -13,7 +13,9 @@ use crate::{
     store::{self, Missing},
 };
 use clap::{CommandFactory, Parser, Subcommand};
-use std::{future::Future, process::ExitCode};
+use std::{future::Future, process::ExitCode, time::Duration};
+
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The Holdfast control server: equal to every other, on one database
 #[derive(Parser)]
@@ -98,7 +100,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let (options, log) = args.resolve()?;
             logging::start(&log, logging::Verbosity::Service)?;
             let runtime = tokio::runtime::Runtime::new().map_err(Failure::failed)?;
-            runtime.block_on(run::run(options)).map_err(Failure::Failed)
+            let done = runtime.block_on(run::run(options));
+            // What still opens a file must not hold up who was told to end.
+            runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+            done.map_err(Failure::Failed)
         }
         Command::SetupKey { command } => in_runtime(setup_key::run(command)),
         Command::Node { command } => in_runtime(node::run(command)),

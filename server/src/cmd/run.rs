@@ -7,12 +7,13 @@ use crate::{
     follow::Cluster,
     identity::ServerFiles,
     metrics,
-    serve::{self, Server},
+    serve::{self, Running, Server},
     store::{self, DatabaseUrl, Missing, ServerRow},
 };
 use anyhow::Context;
 use proto::{server_url::ServerUrl, session::ServerId, setup_key::SetupSecret};
 use std::{convert::Infallible, io::Write, net::SocketAddr, path::PathBuf, sync::Arc};
+use tokio::task::AbortHandle;
 
 /// What `server run` needs to know, whatever it was told by.
 #[derive(Debug, Clone)]
@@ -35,6 +36,28 @@ pub struct RunOptions {
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::new()?;
     raise_descriptor_limit();
+    let (mut running, admin) = tokio::select! {
+        begun = begin(options) => begun?,
+        () = interrupts.next() => {
+            tracing::info!("ended before it served anybody");
+            return Ok(());
+        }
+    };
+    tokio::select! {
+        () = interrupts.next() => {}
+        failed = running.failed() => return Err(failed.context("this server cannot go on; start it again")),
+    }
+    tracing::info!("shutting down: agents leave first; another signal ends at once");
+    tokio::select! {
+        () = running.drain() => {}
+        () = interrupts.next() => tracing::info!("ended at once"),
+    }
+    admin.abort();
+    Ok(())
+}
+
+/// Opens everything and serves.
+async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
     let files = ServerFiles::open(&options.data_dir)?;
     let recorder = metrics::install()?;
     // Before the database is touched: what fails for its address leaves nothing behind.
@@ -57,19 +80,18 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         id = %server.id, name = server.name, listen = %addr, advertise = urls, admin = %options.admin_listen,
         database = %options.database, "listening for agents"
     );
-    if let Some(setup_key) = first_setup_key(&cluster, server.id).await? {
-        // Whoever started this with no terminal to print to has a log.
-        let _unprinted =
-            writeln!(std::io::stdout(), "agent up --servers {urls} --setup-key {}", setup_key.expose());
+    match first_setup_key(&cluster, server.id).await {
+        Ok(None) => {}
+        Ok(Some(setup_key)) => {
+            // Whoever started this with no terminal to print to has a log.
+            let _unprinted =
+                writeln!(std::io::stdout(), "agent up --servers {urls} --setup-key {}", setup_key.expose());
+        }
+        Err(error) => {
+            tracing::warn!("{error:#}; agents are served, and `server setup-key create` makes one");
+        }
     }
-    interrupts.next().await;
-    tracing::info!("shutting down: agents leave first; another signal ends at once");
-    tokio::select! {
-        () = running.drain() => {}
-        () = interrupts.next() => tracing::info!("ended at once"),
-    }
-    admin.abort();
-    Ok(())
+    Ok((running, admin.abort_handle()))
 }
 
 fn list(urls: &[ServerUrl]) -> String {

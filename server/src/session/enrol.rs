@@ -55,7 +55,7 @@ async fn admit(
     let written = server.cluster.write(actor, |state, now| cluster::enrol(state, now, &applicant)).await;
     written.map_err(|error| match error {
         WriteError::Refused(refused) => refuse(refused),
-        WriteError::Database(error) => {
+        WriteError::Database(error) | WriteError::Unknown(error) => {
             database_error("write");
             refusal::database(error)
         }

@@ -332,7 +332,7 @@ async fn log_out(server: Arc<Server>, slot: Arc<Slot>) {
     match removed.await {
         Ok(()) => tracing::info!(%node, key = ?slot.key, "node logged out"),
         Err(WriteError::Refused(never)) => match never {},
-        Err(WriteError::Database(error)) => {
+        Err(WriteError::Database(error) | WriteError::Unknown(error)) => {
             database_error("write");
             slot.refuse(refusal::database(error));
         }

@@ -29,6 +29,8 @@ use tokio::{sync::broadcast, task::AbortHandle};
 use tokio_postgres::{Row, types::ToSql};
 
 const HINTS_KEPT: usize = 1024;
+/// With another server's migration before ours.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A cluster in Postgres.
 pub struct PostgresStore {
@@ -43,7 +45,10 @@ impl PostgresStore {
     /// [`StoreError`]: see [`crate::store::open`].
     pub async fn open(target: &Target, missing: Missing) -> Result<Self, StoreError> {
         let location = target.to_string();
-        schema::prepare(target, &location, missing).await?;
+        let prepared = tokio::time::timeout(PREPARE_TIMEOUT, schema::prepare(target, &location, missing));
+        prepared
+            .await
+            .map_err(|_| StoreError::unavailable(&location, "its schema could not be read in time"))??;
         let pool = connect::pool(target, &location)?;
         let (hints, _) = broadcast::channel(HINTS_KEPT);
         let listener =

@@ -136,6 +136,15 @@ async fn a_session_whose_connection_ends_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_task_that_ends_is_the_end_of_its_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = TestServer::start(dir.path(), 1).await;
+    server.running.accepting.abort();
+    let failed = timeout(PATIENCE, server.running.failed()).await.unwrap();
+    assert!(failed.to_string().contains("task"), "{failed}");
+}
+
+#[tokio::test]
 async fn an_agent_that_falls_silent_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path(), 1).await;
