@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{
+    Notify,
     broadcast::{self, error::RecvError},
     watch,
 };
@@ -44,6 +45,8 @@ struct Inner {
     /// Held while the state is replaced.
     replacing: Mutex<()>,
     follower: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    /// Somebody wants to know how the log stands now.
+    asked: Arc<Notify>,
     /// Closed when the follower ends.
     following: watch::Receiver<()>,
 }
@@ -113,10 +116,10 @@ impl Cluster {
         let (alive, following) = watch::channel(());
         let cluster = Self::at(store, State::from_snapshot(snapshot), following);
         let hints = cluster.0.store.wake();
-        let followed = Arc::downgrade(&cluster.0);
+        let (followed, asked) = (Arc::downgrade(&cluster.0), cluster.0.asked.clone());
         let follower = tokio::spawn(async move {
             let _alive = alive;
-            follow(followed, hints).await;
+            follow(followed, hints, &asked).await;
         });
         *cluster.0.follower.lock().unwrap_or_else(PoisonError::into_inner) = Some(follower);
         Ok(cluster)
@@ -140,6 +143,7 @@ impl Cluster {
             turn: tokio::sync::Mutex::new(()),
             replacing: Mutex::new(()),
             follower: Mutex::new(None),
+            asked: Arc::default(),
             following,
             store,
         }))
@@ -153,6 +157,11 @@ impl Cluster {
     /// Tells of every newer state.
     pub fn changed(&self) -> watch::Receiver<MapVersion> {
         self.0.changed.subscribe()
+    }
+
+    /// Has the log looked at now: one look for all who ask meanwhile. `health` tells when it was.
+    pub(crate) fn look(&self) {
+        self.0.asked.notify_one();
     }
 
     /// Waits until the log is no longer followed, which happens by a fault alone.
@@ -325,12 +334,13 @@ impl Drop for Inner {
 }
 
 /// Ends with the cluster's last handle.
-async fn follow(cluster: Weak<Inner>, mut hints: broadcast::Receiver<Hint>) {
+async fn follow(cluster: Weak<Inner>, mut hints: broadcast::Receiver<Hint>, asked: &Notify) {
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = poll.tick() => {}
+            () = asked.notified() => {}
             hint = hints.recv() => match hint {
                 Ok(Hint::Log | Hint::Anything) | Err(RecvError::Lagged(_)) => {}
                 Ok(Hint::Presence | Hint::Signals(_) | Hint::Leases) => continue,

@@ -41,6 +41,7 @@ pub(super) async fn look_again(
     saw: MapVersion,
 ) -> Result<Arc<Node>, Refused> {
     let asked_at = Instant::now();
+    server.cluster.look();
     loop {
         let was_level = server.cluster.health().level_age < asked_at.elapsed();
         let found = member(&server, &key);
@@ -58,6 +59,7 @@ pub(super) async fn look_again(
 /// Waits until this server was level with the database once; `false` if it does not get level.
 pub(super) async fn until_level(server: &Server) -> bool {
     let asked_at = Instant::now();
+    server.cluster.look();
     while server.cluster.health().level_age >= asked_at.elapsed() {
         if asked_at.elapsed() > LOOK_AGAIN_TIMEOUT {
             return false;

@@ -52,6 +52,7 @@ on_both_databases!(
     fifty_enrolments_at_once_over_two_servers_are_fifty_nodes,
     a_one_off_key_lets_in_one_of_many_who_come_at_once,
     one_node_key_on_two_servers_at_once_is_one_node,
+    who_asks_how_the_log_stands_does_not_wait_for_the_poll,
     a_refused_write_changes_nothing_and_leaves_the_log_free,
     a_lock_that_is_dropped_is_undone,
     a_cluster_opened_again_is_the_same,
@@ -210,6 +211,17 @@ async fn one_node_key_on_two_servers_at_once_is_one_node(database: Database) {
     );
     assert_eq!(one.unwrap(), other.unwrap(), "both are told the same, and the one-off key is not burnt");
     eventually("one node", async || a.state().node_count() == 1 && b.state().node_count() == 1).await;
+}
+
+async fn who_asks_how_the_log_stands_does_not_wait_for_the_poll(database: Database) {
+    let cluster = database.cluster().await;
+    let begun_at = Instant::now();
+    for _ in 0..5 {
+        let asked_at = Instant::now();
+        cluster.look();
+        eventually("it was looked at", async || cluster.health().level_age < asked_at.elapsed()).await;
+    }
+    assert!(begun_at.elapsed() < Duration::from_secs(2), "five polls take five seconds");
 }
 
 async fn a_refused_write_changes_nothing_and_leaves_the_log_free(database: Database) {

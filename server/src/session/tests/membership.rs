@@ -6,8 +6,9 @@ use super::{
 };
 use crate::cluster::{expire, remove};
 use proto::{
+    map::MapVersion,
     root::RootKey,
-    session::{AgentMessage, Hello, Reason, Refused, ServerMessage},
+    session::{AgentMessage, Hello, MapState, Reason, Refused, ServerMessage},
     statement::Statement,
     wire::enrol_response::Outcome,
 };
@@ -52,6 +53,31 @@ async fn a_setup_key_that_is_used_up_unknown_or_malformed_is_refused_with_its_re
         let refused = refused(second.dial(&server).await.enrol(key, second.facts()).await);
         assert_eq!(refused.reason, reason, "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_useless_key_is_refused_while_somebody_else_holds_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let cluster = &server.running.server.cluster;
+    let locked = cluster.store().lock(cluster.state().head()).await.unwrap();
+    let agent = Agent::new("stranger");
+    let outcome = agent.dial(&server).await.enrol(&"0".repeat(40), agent.facts()).await;
+    assert_eq!(refused(outcome).reason, Reason::SetupKeyUnknown);
+    locked.unlock().await;
+}
+
+#[tokio::test]
+async fn a_server_behind_what_an_agent_saw_does_not_call_it_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("back", &server).await;
+    server.write(|state, now| remove(state, state.node_by_key(&agent.key()).unwrap(), now)).await;
+    let MapVersion { epoch, revision } = server.running.server.cluster.state().version();
+    let version = MapVersion { epoch, revision: revision + 1 };
+    let hello = Hello { map: MapState { version, ..MapState::default() }, ..agent.hello(2) };
+    let refused = agent.dial(&server).await.open(hello).await.refused().await;
+    assert_eq!(refused.reason, Reason::UnknownNode);
 }
 
 #[tokio::test]
