@@ -24,7 +24,19 @@ impl Binaries {
         let target = release_directory()?;
         let target = target.parent().context("the release directory has a parent")?;
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
+        let mut build = Command::new(cargo);
+        // What cargo tells a test of its own package would make build scripts run again, and everything behind them.
+        std::env::vars_os()
+            .map(|(name, _)| name)
+            .filter(|name| {
+                name.to_string_lossy().starts_with("CARGO_PKG_")
+                    || name == "CARGO_MANIFEST_DIR"
+                    || name == "CARGO_MANIFEST_PATH"
+            })
+            .for_each(|name| {
+                build.env_remove(name);
+            });
+        let status = build
             .args(["build", "--release", "--quiet", "-p", "agent", "-p", "server", "--target-dir"])
             .arg(target)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
