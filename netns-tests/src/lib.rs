@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod ping;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod sandbox;
 pub mod scenario;
 pub mod server;

@@ -7,7 +7,8 @@
 //!   db 192.0.2.5 ──┘         └─
 //! ```
 //!
-//! The database is one SQLite file for all servers, or a Postgres on `db`.
+//! The database is one SQLite file for all servers, or a Postgres on `db`; in front of that may be a proxy
+//! (`px 192.0.2.6`), and beside it a standby (`db2 192.0.2.7`).
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -17,12 +18,15 @@ use anyhow::{Context, Result};
 use crate::agent::Agent;
 use crate::ping::Pinger;
 use crate::postgres::Postgres;
+use crate::proxy::Proxy;
 use crate::scenario::Scenario;
 use crate::server::{Cluster, Server};
 use crate::topology::{Host, Switch, address_in};
 
 const UNDERLAY: [u8; 3] = [192, 0, 2];
 const DATABASE_HOST: u8 = 5;
+const PROXY_HOST: u8 = 6;
+const STANDBY_HOST: u8 = 7;
 const FIRST_SERVER: u8 = 11;
 const FIRST_AGENT: u8 = 101;
 /// The pace at which open tunnels are watched.
@@ -38,24 +42,28 @@ pub enum Database {
 }
 
 /// What to build.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     servers: u8,
     agents: u8,
     database: Database,
     options: Vec<String>,
+    server_options: Vec<String>,
+    has_proxy: bool,
 }
 
 /// A mesh that runs. Dropped, everything in it ends.
 pub struct Mesh {
     pub agents: Vec<Agent>,
     pub servers: Vec<Server>,
+    pub proxy: Option<Proxy>,
     pub postgres: Option<Postgres>,
     pub switch: Switch,
     pub cluster: Cluster,
     pub setup_key: String,
     agent_program: std::path::PathBuf,
     options: Vec<String>,
+    server_options: Vec<String>,
 }
 
 impl Plan {
@@ -68,6 +76,18 @@ impl Plan {
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|option| (*option).to_owned()));
         self
+    }
+
+    /// More options for every server's `run`.
+    pub fn server_options(mut self, options: &[&str]) -> Self {
+        self.server_options.extend(options.iter().map(|option| (*option).to_owned()));
+        self
+    }
+
+    /// A Postgres behind a proxy: servers are told of the proxy alone.
+    pub fn behind_proxy(mut self) -> Self {
+        self.has_proxy = true;
+        self.database(Database::Postgres)
     }
 
     /// Builds the network, starts all servers, and then all agents; returns when everybody is served, has a standby
@@ -83,14 +103,19 @@ impl Plan {
 
     /// The same without agents.
     pub fn servers_only(&self, scenario: &Scenario) -> Result<Mesh> {
+        let mut mesh = self.database_only(scenario)?;
+        mesh.start_servers(self.servers)?;
+        Ok(mesh)
+    }
+
+    /// The network and the database, without any server.
+    pub fn database_only(&self, scenario: &Scenario) -> Result<Mesh> {
         let switch = Switch::new()?;
         let directory = scenario.directory.clone();
         let postgres = match self.database {
             Database::Sqlite => None,
             Database::Postgres => {
-                let host = Host::new("db")?;
-                let address = address_in(UNDERLAY, DATABASE_HOST);
-                switch.attach(&host, &format!("{address}/24"))?;
+                let (host, address) = host_at(&switch, "db", DATABASE_HOST)?;
                 Some(Postgres::start(host, address, &directory.join("postgres"))?)
             }
         };
@@ -102,24 +127,70 @@ impl Plan {
         let mut mesh = Mesh {
             agents: Vec::new(),
             servers: Vec::new(),
+            proxy: None,
             postgres,
             switch,
             cluster,
             setup_key: String::new(),
             agent_program: scenario.binaries.agent.clone(),
             options: self.options.clone(),
+            server_options: self.server_options.clone(),
         };
-        for number in 0..self.servers {
-            mesh.add_server(number)?.start()?;
+        if self.has_proxy {
+            mesh.add_proxy()?;
         }
-        mesh.setup_key = mesh.servers.first().context("a mesh has a server")?.first_setup_key()?;
         Ok(mesh)
     }
 }
 
+/// A host with the address of this number.
+fn host_at(switch: &Switch, name: &str, last: u8) -> Result<(Host, Ipv4Addr)> {
+    let (host, address) = (Host::new(name)?, address_in(UNDERLAY, last));
+    switch.attach(&host, &format!("{address}/24"))?;
+    Ok((host, address))
+}
+
 impl Mesh {
     pub fn plan(servers: u8, agents: u8) -> Plan {
-        Plan { servers, agents, database: Database::default(), options: Vec::new() }
+        Plan { servers, agents, ..Plan::default() }
+    }
+
+    /// Starts as many servers, the first of which makes the cluster and a setup key.
+    pub fn start_servers(&mut self, servers: u8) -> Result<()> {
+        for number in 0..servers {
+            self.add_server(number)?.start()?;
+        }
+        self.setup_key = self.servers.first().context("a mesh has a server")?.first_setup_key()?;
+        Ok(())
+    }
+
+    /// Puts a proxy in front of the Postgres: servers that are added later know it alone.
+    pub fn add_proxy(&mut self) -> Result<()> {
+        let target = self.postgres()?.authority().parse()?;
+        let (host, address) = host_at(&self.switch, "px", PROXY_HOST)?;
+        let proxy = Proxy::start(&host, address, target)?;
+        self.cluster.database =
+            self.postgres()?.url().replace(&target.to_string(), &proxy.address.to_string());
+        self.proxy = Some(proxy);
+        Ok(())
+    }
+
+    /// A second Postgres that follows the first.
+    pub fn add_standby(&self) -> Result<Postgres> {
+        let (host, address) = host_at(&self.switch, "db2", STANDBY_HOST)?;
+        Postgres::standby_of(self.postgres()?, host, address, &self.cluster.directory.join("postgres2"))
+    }
+
+    pub fn postgres(&self) -> Result<&Postgres> {
+        self.postgres.as_ref().context("this mesh has no Postgres")
+    }
+
+    pub fn postgres_mut(&mut self) -> Result<&mut Postgres> {
+        self.postgres.as_mut().context("this mesh has no Postgres")
+    }
+
+    pub fn proxy(&self) -> Result<&Proxy> {
+        self.proxy.as_ref().context("this mesh has no proxy")
     }
 
     /// Adds server number `number` (from 0), without starting it.
@@ -127,7 +198,9 @@ impl Mesh {
         let address = address_in(UNDERLAY, FIRST_SERVER + number);
         let host = Host::new(format!("s{}", number + 1))?;
         let port = self.switch.attach(&host, &format!("{address}/24"))?;
-        self.servers.push(Server::new(&self.cluster, host, port, address));
+        let mut server = Server::new(&self.cluster, host, port, address);
+        server.add_options(&self.server_options);
+        self.servers.push(server);
         self.servers.last_mut().context("just pushed")
     }
 
@@ -146,7 +219,8 @@ impl Mesh {
         self.agents.last_mut().context("just pushed")
     }
 
-    fn start_agents(&mut self) -> Result<()> {
+    /// Starts the agents that were added, and waits until they are served and know each other.
+    pub fn start_agents(&mut self) -> Result<()> {
         for agent in &mut self.agents {
             agent.launch()?;
         }

@@ -1,13 +1,19 @@
 //! A private Postgres: its own data directory, its own namespace, fsync on, gone with the scenario.
 //!
 //! Postgres refuses to run as root. It gets a user namespace in which its user is `daemon`, while outside nothing
-//! changes hands: the same with real root and with the root of a user namespace.
+//! changes hands: the same with real root and with the root of a user namespace. What can happen to one is in
+//! [`faults`], a second one that follows it in [`replica`].
+
+mod faults;
+mod replica;
+
+pub use faults::{DataCopy, Stop};
 
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -21,30 +27,47 @@ const USER: &str = "holdfast";
 const UID: u32 = 1;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running Postgres with one empty database.
+/// A Postgres with one database: running, or not.
 pub struct Postgres {
-    host: Host,
-    address: Ipv4Addr,
+    pub host: Host,
+    pub address: Ipv4Addr,
     directory: PathBuf,
     programs: PathBuf,
     process: Option<Process>,
+    /// `name=value`, in the order given: a later one wins.
+    settings: Vec<String>,
 }
 
 impl Postgres {
     /// Initialises and starts one on `host`, to be reached at `address`, in `directory`.
     pub fn start(host: Host, address: Ipv4Addr, directory: &Path) -> Result<Self> {
-        let programs = find_programs()?;
-        std::fs::create_dir_all(directory)?;
-        let mut postgres = Self { host, address, directory: directory.to_owned(), programs, process: None };
+        let mut postgres = Self::new(host, address, directory)?;
         postgres.initialise()?;
         postgres.run()?;
         postgres.psql("postgres", &format!("create database {USER}"))?;
         Ok(postgres)
     }
 
+    fn new(host: Host, address: Ipv4Addr, directory: &Path) -> Result<Self> {
+        let programs = find_programs()?;
+        std::fs::create_dir_all(directory)?;
+        let directory = directory.to_owned();
+        Ok(Self { host, address, directory, programs, process: None, settings: Vec::new() })
+    }
+
     /// What `--database` takes.
     pub fn url(&self) -> String {
-        format!("postgres://{USER}@{}:{PORT}/{USER}", self.address)
+        format!("postgres://{USER}@{}/{USER}", self.authority())
+    }
+
+    /// Its address and port.
+    pub fn authority(&self) -> String {
+        format!("{}:{PORT}", self.address)
+    }
+
+    /// `name=value`, as from the next start on.
+    pub fn set(&mut self, setting: impl Into<String>) {
+        self.settings.push(setting.into());
     }
 
     /// Runs one statement and returns what psql printed.
@@ -58,6 +81,11 @@ impl Postgres {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
+    /// The same, in the database of the servers.
+    pub fn sql(&self, statement: &str) -> Result<String> {
+        self.psql(USER, statement)
+    }
+
     pub fn process(&mut self) -> Result<&mut Process> {
         self.process.as_mut().context("Postgres is not running")
     }
@@ -68,7 +96,7 @@ impl Postgres {
             .as_daemon("initdb")
             .arg("-D")
             .arg(self.data())
-            .args(["-U", USER, "-A", "trust", "-E", "UTF8", "--no-locale"])
+            .args(["-U", USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "--wal-segsize=4"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -78,35 +106,48 @@ impl Postgres {
             let said = std::fs::read_to_string(self.directory.join("initdb.txt")).unwrap_or_default();
             bail!("initdb failed (it needs a user namespace to run in, or another user than root): {said}");
         }
-        let rules = format!("local all all trust\nhost all all {}/24 trust\n", self.address);
+        let network = format!("{}/24", self.address);
+        self.admit(&format!("host all all {network} trust\nhost replication all {network} trust\n"))
+    }
+
+    /// Who may connect from elsewhere, as lines of `pg_hba.conf`; read at the next start.
+    pub fn admit(&self, rules: &str) -> Result<()> {
+        let rules = format!("local all all trust\n{rules}");
         std::fs::write(self.data().join("pg_hba.conf"), rules).context("cannot write pg_hba.conf")
     }
 
-    fn run(&mut self) -> Result<()> {
+    /// Starts the program on the data directory as it is, without waiting for it.
+    pub fn launch(&mut self) -> Result<()> {
         let mut command = self.as_daemon("postgres");
         command.arg("-D").arg(self.data());
         let sockets = format!("unix_socket_directories={}", self.directory.display());
-        for setting in [
-            &format!("listen_addresses={}", self.address),
-            &format!("port={PORT}"),
-            &sockets,
+        let own = [format!("listen_addresses={}", self.address), format!("port={PORT}"), sockets];
+        let fixed: [&str; 5] = [
             "fsync=on",
+            "recovery_init_sync_method=syncfs",
             "synchronous_commit=on",
             "shared_buffers=32MB",
             "max_connections=100",
-        ] {
-            command.args(["-c", setting]);
-        }
+        ];
+        let settings = own.into_iter().chain(fixed.map(str::to_owned)).chain(self.settings.iter().cloned());
+        settings.for_each(|setting| {
+            command.args(["-c", &setting]);
+        });
         // Not `.log`: what Postgres calls ERROR is a statement's, and judged by whoever sent it.
-        let mut process = Process::start("postgres", command, &self.directory.join("postgres.txt"))?;
+        self.process = Some(Process::start("postgres", command, &self.directory.join("postgres.txt"))?);
+        Ok(())
+    }
+
+    /// The same, and returns when it was first seen to take connections.
+    pub fn run(&mut self) -> Result<Instant> {
+        self.launch()?;
         wait_until("Postgres takes connections", START_TIMEOUT, || {
+            let process = self.process()?;
             if let Some(status) = process.ended()? {
                 bail!("Postgres ended ({status}): {}", process.log_tail(5));
             }
-            Ok(self.psql("postgres", "select 1").ok())
-        })?;
-        self.process = Some(process);
-        Ok(())
+            Ok(self.psql("postgres", "select 1").ok().map(|_| Instant::now()))
+        })
     }
 
     fn as_daemon(&self, program: &str) -> Command {
@@ -124,12 +165,9 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         // An immediate shutdown by its own signal lets it take its children with it; SIGKILL would orphan them.
-        if let Some(process) = self.process.as_mut() {
-            let pid = i32::try_from(process.pid()).map(nix::unistd::Pid::from_raw);
-            if let Ok(pid) = pid {
-                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT).ok();
-            }
-            process.wait_end(Duration::from_secs(5)).ok();
+        if self.process.is_some() {
+            self.thaw().ok();
+            self.stop(Stop::Immediate).ok();
         }
     }
 }

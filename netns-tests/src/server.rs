@@ -1,6 +1,7 @@
 //! A control server on a host of the lab.
 
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::wait::wait_until;
 /// Where agents reach a server.
 pub const CONTROL_PORT: u16 = 7443;
 const ADMIN: &str = "127.0.0.1:7480";
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(3);
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bounds every command of the command line, in seconds.
 const COMMAND_TIMEOUT: &str = "40";
@@ -56,6 +58,11 @@ impl Server {
         ];
         let arguments = arguments.concat().into_iter().map(str::to_owned).collect();
         Self { name, host, port, url, cluster: cluster.clone(), arguments, process: None }
+    }
+
+    /// More arguments for `run`: options with their values.
+    pub fn add_options(&mut self, options: &[String]) {
+        self.arguments.extend(options.iter().cloned());
     }
 
     /// Leaves all arguments to their defaults but these.
@@ -156,9 +163,33 @@ impl Server {
         }
     }
 
+    /// What the server answers on its admin address: the status code and the text.
+    pub fn admin(&self, path: &str) -> Result<(u16, String)> {
+        self.host.namespace.run(|| http_get(path))?.with_context(|| format!("{}: GET {path}", self.name))
+    }
+
+    /// The JSON of `path` on its admin address, whatever the status code.
+    pub fn admin_json(&self, path: &str) -> Result<(u16, serde_json::Value)> {
+        let (code, text) = self.admin(path)?;
+        let value = serde_json::from_str(&text);
+        Ok((code, value.with_context(|| format!("{}: {path} is no JSON: {text}", self.name))?))
+    }
+
     pub fn log(&self) -> PathBuf {
         self.cluster.directory.join(format!("{}.log", self.name))
     }
+}
+
+/// From the admin address of the calling thread's namespace.
+fn http_get(path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&ADMIN.parse()?, ADMIN_TIMEOUT)?;
+    stream.set_read_timeout(Some(ADMIN_TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no whole HTTP answer")?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status code")?;
+    Ok((code, body.to_owned()))
 }
 
 /// A command that is ended after a while, so that one that hangs fails its scenario (status 124).

@@ -101,6 +101,12 @@ pub enum Fault {
     Mute,
     /// Frames are dropped at random, each way, this many in a thousand.
     Loss(u16),
+    /// The host and the one with this address are cut from each other; all else passes.
+    CutFrom(Ipv4Addr),
+    /// The host hears nothing from this address; what it sends there arrives.
+    DeafTo(Ipv4Addr),
+    /// What the host sends to this address is dropped; it still hears from there.
+    MuteTo(Ipv4Addr),
 }
 
 /// Where a host is plugged in.
@@ -116,6 +122,8 @@ impl Port {
         let name = &self.name;
         let from = format!("iifname \"{name}\"");
         let to = format!("oifname \"{name}\"");
+        let from_peer = |peer: Ipv4Addr| format!("{to} ip saddr {peer} drop;");
+        let to_peer = |peer: Ipv4Addr| format!("{from} ip daddr {peer} drop;");
         let rules = match fault {
             Fault::Cut => format!("{from} drop; {to} drop;"),
             Fault::Deaf => format!("{to} drop;"),
@@ -124,6 +132,9 @@ impl Port {
                 let chance = format!("numgen random mod 1000 < {share} drop");
                 format!("{from} {chance}; {to} {chance};")
             }
+            Fault::CutFrom(peer) => from_peer(peer) + &to_peer(peer),
+            Fault::DeafTo(peer) => from_peer(peer),
+            Fault::MuteTo(peer) => to_peer(peer),
         };
         self.switch.nft(&format!(
             "table bridge {name} {{ chain faults {{ type filter hook forward priority 0; {rules} }}; }}"

@@ -12,6 +12,7 @@ mod crowd;
 mod failover;
 mod idle;
 mod lab;
+mod lab_database;
 mod life;
 mod one_address;
 mod outage;
@@ -64,6 +65,8 @@ const CASES: &[Case] = &[
     alone("lab_routes_and_addresses_move", lab::routes_and_addresses_move),
     alone("lab_signals_reach_processes_and_drop_ends_them", lab::signals_reach_processes_and_drop_ends_them),
     alone("lab_postgres_syncs_and_goes", lab::postgres_syncs_and_goes),
+    alone("lab_postgres_does_what_it_is_told", lab_database::postgres_does_what_it_is_told),
+    alone("lab_proxy_does_what_it_says", lab_database::proxy_does_what_it_says),
     alone("server_killed", failover::killed),
     alone("server_drained", failover::drained),
     alone("server_frozen", failover::frozen),
