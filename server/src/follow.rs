@@ -5,7 +5,7 @@
 //! A log that no longer has what was seen went back in time: the state is loaded again and a new epoch begun, above every revision seen.
 
 use crate::{
-    cluster::{Actor, Change, ChangeId, Founding, Head, Op, State},
+    cluster::{Actor, Change, ChangeId, Founding, Head, Loss, Op, Recovery, State, next_version},
     store::{CALL_TIMEOUT, Hint, Lost, Store, StoreError, Tail},
 };
 use arc_swap::ArcSwap;
@@ -310,17 +310,23 @@ impl Inner {
     /// Agents have seen revisions that the log does not have. An epoch of its own puts what comes above them; of several
     /// servers the first one begins it.
     async fn begin_epoch(&self, seen: Head) -> Result<(), StoreError> {
+        let found = State::from_snapshot(self.store.snapshot().await?);
         let locked = self.store.lock(seen).await?;
         let &Tail::Lost(Lost::WentBack { to }) = locked.tail() else {
             locked.unlock().await;
             return Ok(());
         };
-        let version = MapVersion {
-            epoch: seen.version.epoch.max(to.version.epoch) + 1,
-            revision: seen.version.revision.max(to.version.revision) + 1,
+        let lost = seen.version.revision.saturating_sub(to.version.revision);
+        let recovery = Recovery::of(&found, Loss::Revisions(lost), MapVersion::default(), locked.now());
+        let above = MapVersion {
+            epoch: seen.version.epoch.max(to.version.epoch),
+            revision: seen.version.revision.max(to.version.revision),
         };
+        let version = next_version(above, locked.now())
+            .map_err(|error| StoreError::failed(self.store.location(), error))?;
         let head = Head { version, id: self.change_id()? };
-        let change = Change { head, at: locked.now(), actor: Actor::Recovery, ops: vec![] };
+        let ops = vec![recovery.into_op()];
+        let change = Change { head, at: locked.now(), actor: Actor::Recovery, ops };
         locked.commit(&change).await
     }
 }

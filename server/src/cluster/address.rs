@@ -2,7 +2,21 @@
 //! the prefix, the lowest free one. The IPv6 address carries the IPv4 one in its last 32 bits: unique where that is.
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Addresses from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    pub first: Ipv4Addr,
+    pub last: Ipv4Addr,
+}
+
+impl Range {
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+}
 
 /// The addresses that nodes hold, and those that removed nodes held until lately.
 pub(crate) trait Used {
@@ -13,12 +27,17 @@ pub(crate) trait Used {
 
 /// `None`: the prefix is full. An address that rests is given only when there is no other.
 pub(crate) fn next_free(prefix: Ipv4Net, used: &impl Used) -> Option<Ipv4Addr> {
+    let free = |address: &Ipv4Addr| !used.is_owned(*address);
+    let rested = in_order(prefix, used).find(|a| free(a) && !used.is_resting(*a));
+    rested.or_else(|| in_order(prefix, used).find(free))
+}
+
+/// Every address of a host, in the order in which they are given out; those behind the highest come twice.
+pub(crate) fn in_order<U: Used>(prefix: Ipv4Net, used: &U) -> impl Iterator<Item = Ipv4Addr> + use<U> {
     let (first, last) = (u32::from(prefix.network()), u32::from(prefix.broadcast()));
     let start = used.highest().map_or(first, |highest| u32::from(highest).saturating_add(1).max(first));
-    let candidates =
-        || (start..=last).chain(first..=last).map(Ipv4Addr::from).filter(|a| is_host(prefix, *a));
-    let free = |address: &Ipv4Addr| !used.is_owned(*address);
-    candidates().find(|a| free(a) && !used.is_resting(*a)).or_else(|| candidates().find(free))
+    let order = (start..=last).chain(first..=last);
+    order.map(Ipv4Addr::from).filter(move |address| is_host(prefix, *address))
 }
 
 /// The node's IPv6 address beside `v4`.

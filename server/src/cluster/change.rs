@@ -2,7 +2,7 @@
 //! deleted, so that a follower applies it without asking the database again. Its random id tells two logs apart
 //! that have the same revision: after a database went back in time.
 
-use crate::cluster::{Node, Removed, SetupKey, SetupKeyId};
+use crate::cluster::{Node, Recovery, Removed, SetupKey, SetupKeyId};
 use proto::{key::PublicKey, map::MapVersion, session::ServerId, statement::NodeId, time::UnixTime};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -51,6 +51,8 @@ pub enum Entity {
     Node(Box<Node>),
     SetupKey(Box<SetupKey>),
     Removal(Box<Removed>),
+    /// There is one at most.
+    Recovery(Box<Recovery>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

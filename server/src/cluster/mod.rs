@@ -10,6 +10,7 @@ mod name;
 mod node;
 mod nodes;
 mod recent;
+mod recovery;
 mod removal;
 mod setup_key;
 #[cfg(test)]
@@ -22,6 +23,8 @@ pub use node::{
     rename, renew,
 };
 pub use recent::Touched;
+pub(crate) use recovery::{Loss, next_version};
+pub use recovery::{Recovery, VersionsExhausted, restored};
 pub use removal::Removed;
 pub use setup_key::{SetupKey, SetupKeyId, SetupKeyState, SetupKeyTerms};
 
@@ -61,6 +64,8 @@ pub struct Snapshot {
     pub nodes: Vec<Node>,
     pub setup_keys: Vec<SetupKey>,
     pub removals: Vec<Removed>,
+    /// The last time that the database went back, if it ever did.
+    pub recovery: Option<Recovery>,
 }
 
 /// The cluster at one revision.
@@ -77,6 +82,7 @@ pub struct State {
     removals: OrdMap<PublicKey, Arc<Removed>>,
     /// The addresses of removed nodes.
     resting: OrdMap<Ipv4Addr, PublicKey>,
+    recovery: Option<Arc<Recovery>>,
     recent: Recent,
 }
 
@@ -134,12 +140,14 @@ impl State {
             setup_keys_by_hash: HashMap::new(),
             removals: OrdMap::new(),
             resting: OrdMap::new(),
+            recovery: None,
             recent: Recent::from(snapshot.head.version.revision),
         };
         let nodes = snapshot.nodes.into_iter().map(|node| Entity::Node(Box::new(node)));
         let keys = snapshot.setup_keys.into_iter().map(|key| Entity::SetupKey(Box::new(key)));
         let removals = snapshot.removals.into_iter().map(|removed| Entity::Removal(Box::new(removed)));
-        nodes.chain(keys).chain(removals).for_each(|entity| state.put(entity));
+        let recovery = snapshot.recovery.map(|recovery| Entity::Recovery(Box::new(recovery)));
+        nodes.chain(keys).chain(removals).chain(recovery).for_each(|entity| state.put(entity));
         state
     }
 
@@ -179,6 +187,10 @@ impl State {
             Entity::Removal(removed) => {
                 self.resting.insert(removed.address_v4, removed.key);
                 self.removals.insert(removed.key, Arc::new(*removed));
+            }
+            Entity::Recovery(recovery) => {
+                self.next_node_id = self.next_node_id.max(recovery.next_node_id);
+                self.recovery = Some(Arc::new(*recovery));
             }
         }
     }
@@ -275,6 +287,11 @@ impl State {
         self.removals.get(key)
     }
 
+    /// The last time that the database went back, if it ever did.
+    pub fn recovery(&self) -> Option<&Arc<Recovery>> {
+        self.recovery.as_ref()
+    }
+
     /// The objects that changed after `version`; `None`: that is too long ago, or another epoch, to know.
     pub fn changed_since(&self, version: MapVersion) -> Option<BTreeSet<Touched>> {
         match version.epoch == self.head.version.epoch {
@@ -298,7 +315,8 @@ impl State {
 impl address::Used for State {
     fn highest(&self) -> Option<Ipv4Addr> {
         let resting = self.resting.get_max().map(|(address, _)| *address);
-        self.nodes.highest_v4().max(resting)
+        let gaps = self.recovery.iter().flat_map(|recovery| &recovery.gaps);
+        self.nodes.highest_v4().max(resting).max(gaps.map(|gap| gap.last).max())
     }
 
     fn is_owned(&self, address: Ipv4Addr) -> bool {
@@ -306,7 +324,8 @@ impl address::Used for State {
     }
 
     fn is_resting(&self, address: Ipv4Addr) -> bool {
-        self.resting.contains_key(&address)
+        let gaps = self.recovery.iter().flat_map(|recovery| &recovery.gaps);
+        self.resting.contains_key(&address) || gaps.into_iter().any(|gap| gap.contains(address))
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) fn state() -> State {
         nodes: vec![],
         setup_keys: vec![],
         removals: vec![],
+        recovery: None,
     })
 }
 
@@ -70,5 +71,11 @@ pub(crate) fn snapshot(state: &State) -> Snapshot {
         nodes: state.nodes().map(|node| Node::clone(node)).collect(),
         setup_keys: state.setup_keys().map(|key| SetupKey::clone(key)).collect(),
         removals: state.removals().map(|removed| super::Removed::clone(removed)).collect(),
+        recovery: state.recovery().map(|recovery| super::Recovery::clone(recovery)),
     }
+}
+
+pub(crate) fn forget_removals(state: &mut State) {
+    let gone = state.removals().map(|removed| Op::Delete(super::EntityId::Removal(removed.key))).collect();
+    apply(state, gone);
 }

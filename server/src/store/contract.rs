@@ -295,7 +295,7 @@ async fn a_log_that_went_back_begins_a_new_epoch_everywhere(database: Database) 
         ))
         .await;
     for cluster in [&a, &b] {
-        eventually("a new epoch", async || cluster.state().version().epoch == 2).await;
+        eventually("a new epoch", async || cluster.state().version().epoch > seen.epoch).await;
         let state = cluster.state();
         assert!(state.version().revision > seen.revision, "above every revision seen");
         assert!(state.node(kept.id).is_some());
@@ -325,7 +325,7 @@ async fn status_tells_what_it_is(database: Database) {
     let cluster = database.cluster().await;
     let status = cluster.store().status().await.unwrap();
     assert_eq!(status.head, cluster.state().head());
-    assert_eq!(status.schema, 1);
+    assert!(status.schema >= 3, "{}", status.schema);
     assert_eq!(database.url.to_string(), status.location);
     assert!(!status.version.is_empty() && status.location.starts_with(status.kind));
 }

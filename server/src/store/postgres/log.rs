@@ -104,6 +104,7 @@ pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapsh
         nodes: contents(&transaction, "SELECT content FROM nodes ORDER BY id").await?,
         setup_keys: contents(&transaction, "SELECT content FROM setup_keys ORDER BY id").await?,
         removals: contents(&transaction, "SELECT content FROM removals ORDER BY node_key").await?,
+        recovery: contents(&transaction, "SELECT content FROM recovery").await?.pop(),
     };
     transaction.commit().await?;
     snapshot.check().map(Some).map_err(PgError::unreadable)
@@ -270,6 +271,16 @@ async fn put(client: &impl GenericClient, entity: &Entity) -> Result<(), PgError
                 &[&removed.key.to_string(), &Json(removed)],
             )
             .await?;
+        }
+        Entity::Recovery(recovery) => {
+            execute(
+                client,
+                "INSERT INTO recovery (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content",
+                &[&Json(recovery)],
+            )
+            .await?;
+            let next = "UPDATE cluster SET next_node_id = greatest(next_node_id, $1)";
+            execute(client, next, &[&column(recovery.next_node_id.0)]).await?;
         }
     }
     Ok(())

@@ -60,6 +60,7 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
         nodes: contents(&transaction, "SELECT content FROM nodes ORDER BY id")?,
         setup_keys: contents(&transaction, "SELECT content FROM setup_keys ORDER BY id")?,
         removals: contents(&transaction, "SELECT content FROM removals ORDER BY node_key")?,
+        recovery: contents(&transaction, "SELECT content FROM recovery")?.pop(),
     };
     snapshot.check().map(Some).map_err(SqliteError::unreadable)
 }
@@ -211,6 +212,17 @@ fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), SqliteError
                 "INSERT INTO removals (node_key, content) VALUES (?1, ?2)
                  ON CONFLICT (node_key) DO UPDATE SET content = excluded.content",
                 params![removed.key.to_string(), json(removed)?],
+            )?;
+        }
+        Entity::Recovery(recovery) => {
+            transaction.execute(
+                "INSERT INTO recovery (only_row, content) VALUES (1, ?1)
+                 ON CONFLICT (only_row) DO UPDATE SET content = excluded.content",
+                [json(recovery)?],
+            )?;
+            transaction.execute(
+                "UPDATE cluster SET next_node_id = max(next_node_id, ?1)",
+                [column(recovery.next_node_id.0)],
             )?;
         }
     }
