@@ -14,6 +14,7 @@ needs=(
     "wg wireguard-tools"
     "unshare util-linux"
     "timeout coreutils"
+    "faketime faketime"
 )
 
 missing=()

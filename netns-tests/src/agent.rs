@@ -30,6 +30,8 @@ pub struct Agent {
     log: PathBuf,
     /// What `up` is given beside `--foreground` and `--hostname`.
     pub options: Vec<String>,
+    /// Set for the daemon alone, not for commands.
+    pub environment: Vec<(String, String)>,
     process: Option<Process>,
     watch: Option<Watch>,
 }
@@ -43,6 +45,7 @@ impl Agent {
             log: directory.join(format!("{name}.log")),
             program: program.to_owned(),
             options: Vec::new(),
+            environment: Vec::new(),
             process: None,
             watch: None,
             name,
@@ -56,6 +59,7 @@ impl Agent {
     pub fn launch(&mut self) -> Result<Instant> {
         let mut command = self.invocation(&self.host.namespace.clone());
         command.args(["up", "--foreground", "--hostname", &self.name]).args(&self.options);
+        command.envs(self.environment.iter().cloned());
         let at = Instant::now();
         self.process = Some(Process::start(&self.name, command, &self.log)?);
         Ok(at)
@@ -103,6 +107,10 @@ impl Agent {
         }
         self.process = None;
         Ok(at)
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     pub fn process(&mut self) -> Result<&mut Process> {

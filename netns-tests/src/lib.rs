@@ -8,6 +8,8 @@
 pub mod agent;
 pub mod binaries;
 pub mod capture;
+pub mod client;
+pub mod clock;
 pub mod crowd;
 pub mod figures;
 pub mod mesh;

@@ -28,6 +28,7 @@ const DATABASE_HOST: u8 = 5;
 const PROXY_HOST: u8 = 6;
 const STANDBY_HOST: u8 = 7;
 const FIRST_SERVER: u8 = 11;
+const FIRST_BYSTANDER: u8 = 41;
 const FIRST_AGENT: u8 = 101;
 /// The pace at which open tunnels are watched.
 pub const FIVE_MS: Duration = Duration::from_millis(5);
@@ -217,6 +218,13 @@ impl Mesh {
         agent.options.extend(self.options.iter().cloned());
         self.agents.push(agent);
         self.agents.last_mut().context("just pushed")
+    }
+
+    /// A host on the switch for programs of the scenario's own; `number` from 0.
+    pub fn bystander(&self, name: &str, number: u8) -> Result<Host> {
+        let host = Host::new(name)?;
+        self.switch.attach(&host, &format!("{}/24", address_in(UNDERLAY, FIRST_BYSTANDER + number)))?;
+        Ok(host)
     }
 
     /// Starts the agents that were added, and waits until they are served and know each other.

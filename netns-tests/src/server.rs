@@ -39,6 +39,8 @@ pub struct Server {
     pub url: String,
     cluster: Cluster,
     arguments: Vec<String>,
+    /// Set for the server alone, not for commands.
+    pub environment: Vec<(String, String)>,
     process: Option<Process>,
 }
 
@@ -57,7 +59,16 @@ impl Server {
             ["--name", &name],
         ];
         let arguments = arguments.concat().into_iter().map(str::to_owned).collect();
-        Self { name, host, port, url, cluster: cluster.clone(), arguments, process: None }
+        Self {
+            name,
+            host,
+            port,
+            url,
+            cluster: cluster.clone(),
+            arguments,
+            environment: Vec::new(),
+            process: None,
+        }
     }
 
     /// More arguments for `run`: options with their values.
@@ -74,7 +85,7 @@ impl Server {
     /// Starts the program without waiting for it; returns the moment just before.
     pub fn launch(&mut self) -> Result<Instant> {
         let mut command = self.host.namespace.command(&self.cluster.program);
-        command.arg("run").args(&self.arguments);
+        command.arg("run").args(&self.arguments).envs(self.environment.iter().cloned());
         let at = Instant::now();
         self.process = Some(Process::start(&self.name, command, &self.log())?);
         Ok(at)
@@ -133,6 +144,14 @@ impl Server {
         let mut command = bounded(&self.host.namespace, &self.cluster.program);
         command.args(arguments).args(["--database", &self.cluster.database]);
         command.output().context("cannot run the server's command line")
+    }
+
+    /// The same command, begun and not waited for.
+    pub fn begin(&self, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.host.namespace.command(&self.cluster.program);
+        command.args(arguments).args(["--database", &self.cluster.database]);
+        // Not `.log`: what a command line calls an error is judged by its exit code.
+        Process::start(arguments.join(" "), command, &self.cluster.directory.join("commands.txt"))
     }
 
     /// The JSON a successful `server` command prints.

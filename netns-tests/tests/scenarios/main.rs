@@ -5,18 +5,21 @@
 
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
+mod admission;
 mod bad_agent_input;
 mod bad_server_input;
 mod changes;
 mod crowd;
 mod failover;
 mod idle;
+mod kills;
 mod lab;
 mod lab_database;
 mod life;
 mod one_address;
 mod outage;
 mod restarts;
+mod two_servers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -74,6 +77,7 @@ const CASES: &[Case] = &[
     alone("server_hears_nothing", failover::deaf),
     alone("server_is_not_heard", failover::mute),
     alone("server_unplugged", failover::unplugged),
+    alone("two_servers_are_one", two_servers::are_one),
     alone("anycast_route_moves", one_address::anycast),
     alone("shared_ip_moves", one_address::shared_ip),
     alone("rolling_restart_loses_nothing", restarts::rolling_restart_loses_nothing),
@@ -109,6 +113,13 @@ const CASES: &[Case] = &[
     alone("bad_input_database_urls", bad_server_input::database_urls),
     alone("bad_input_a_newer_schema", bad_server_input::a_newer_schema),
     alone("bad_input_a_taken_server_port", bad_server_input::a_taken_port),
+    together(
+        "admission_one_setup_key_on_both_servers_at_once",
+        admission::one_setup_key_on_both_servers_at_once,
+    ),
+    together("admission_a_stale_disconnect_changes_nothing", admission::a_stale_disconnect_changes_nothing),
+    together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
+    together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
     together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
     together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
     together("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
