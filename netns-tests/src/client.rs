@@ -169,10 +169,11 @@ impl Line {
         say.send(AgentMessage::Hello(hello).into_wire(Some(proof), SOFTWARE))?;
         let said = stream::unfold(said, |mut said| async { said.recv().await.map(|next| (next, said)) });
         let mut hear = self.client.session(said).await?.into_inner();
-        match read(&mut hear).await? {
-            ServerMessage::Welcome(welcome) => Ok(Talk { welcome, say, hear }),
-            other => bail!("{} got no welcome: {other:?}", member.hostname),
-        }
+        let first = read(&mut hear).await?;
+        let ServerMessage::Welcome(welcome) = first else {
+            bail!("{} got no welcome: {first:?}", member.hostname)
+        };
+        Ok(Talk { welcome, say, hear })
     }
 
     fn proof(&self, member: &Member) -> Result<wire::Proof> {
