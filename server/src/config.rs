@@ -30,6 +30,9 @@ pub struct DatabaseArgs {
     /// What this server keeps on disk
     #[arg(long, env = "HOLDFAST_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// The key that the cluster's root is wrapped under in the database
+    #[arg(long, env = "HOLDFAST_CLUSTER_KEY", value_name = "FILE")]
+    pub cluster_key: Option<PathBuf>,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -82,6 +85,7 @@ pub struct RunArgs {
 struct File {
     database: Option<String>,
     data_dir: Option<PathBuf>,
+    cluster_key: Option<PathBuf>,
     log_level: Option<String>,
     log_format: Option<LogFormat>,
     listen: Option<SocketAddr>,
@@ -111,10 +115,12 @@ impl RunArgs {
     pub fn resolve(self) -> Result<(RunOptions, LogArgs), ConfigError> {
         let file = File::read(self.database.config.as_deref())?;
         let log = self.database.log.clone().or(&file);
+        let cluster_key = self.database.cluster_key.clone().or(file.cluster_key.clone());
         let (database, data_dir) = self.database.locate(&file)?;
         let options = RunOptions {
             database,
             data_dir,
+            cluster_key,
             listen: self.listen.or(file.listen).unwrap_or((Ipv6Addr::UNSPECIFIED, CONTROL_PORT).into()),
             advertise: match self.advertise.is_empty() {
                 true => file.advertise.unwrap_or_default(),
@@ -130,13 +136,22 @@ impl RunArgs {
     }
 }
 
+/// What a command needs to know of the database.
+#[derive(Debug, Clone)]
+pub struct DatabaseOptions {
+    pub url: DatabaseUrl,
+    pub cluster_key: Option<PathBuf>,
+    pub log: LogArgs,
+}
+
 impl DatabaseArgs {
     /// # Errors
     /// [`ConfigError`]
-    pub fn resolve(self) -> Result<(DatabaseUrl, LogArgs), ConfigError> {
+    pub fn resolve(self) -> Result<DatabaseOptions, ConfigError> {
         let file = File::read(self.config.as_deref())?;
         let log = self.log.clone().or(&file);
-        Ok((self.locate(&file)?.0, log))
+        let cluster_key = self.cluster_key.clone().or(file.cluster_key.clone());
+        Ok(DatabaseOptions { url: self.locate(&file)?.0, cluster_key, log })
     }
 
     fn locate(self, file: &File) -> Result<(DatabaseUrl, PathBuf), ConfigError> {
@@ -248,7 +263,7 @@ mod tests {
     #[test]
     fn the_database_is_in_the_data_directory_unless_it_is_named() {
         let args = DatabaseArgs { data_dir: Some(PathBuf::from("/srv/x")), ..DatabaseArgs::default() };
-        assert_eq!(args.resolve().unwrap().0.to_string(), "sqlite:/srv/x/holdfast.db");
+        assert_eq!(args.resolve().unwrap().url.to_string(), "sqlite:/srv/x/holdfast.db");
     }
 
     #[test]

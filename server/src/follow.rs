@@ -5,7 +5,11 @@
 //! A log that no longer has what was seen went back in time: the state is loaded again and a new epoch begun, above every revision seen.
 
 use crate::{
-    cluster::{Actor, Change, ChangeId, Founding, Head, Loss, Op, Recovery, State, next_version},
+    cluster::{
+        Actor, Change, ChangeId, Founding, Head, Loss, Op, Recovery, Snapshot, State, StoredRoot,
+        next_version,
+    },
+    cluster_key::{RootAccess, UnlockError},
     store::{CALL_TIMEOUT, Hint, Lost, Store, StoreError, Tail},
 };
 use arc_swap::ArcSwap;
@@ -36,6 +40,7 @@ pub struct Cluster(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn Store>,
+    access: RootAccess,
     state: ArcSwap<State>,
     changed: watch::Sender<MapVersion>,
     database_ok: AtomicBool,
@@ -104,9 +109,17 @@ impl Cluster {
     /// # Errors
     /// The database does not answer, or holds what cannot be read.
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, OpenError> {
+        Self::open_with(store, RootAccess::Sign(None)).await
+    }
+
+    /// As [`Cluster::open`], for a database whose root may be wrapped.
+    ///
+    /// # Errors
+    /// As there; or the root cannot be opened.
+    pub(crate) async fn open_with(store: Arc<dyn Store>, access: RootAccess) -> Result<Self, OpenError> {
         let snapshot = match store.snapshot().await {
             Err(StoreError::NoCluster { .. }) => {
-                if store.found(&Founding::generate()?, ChangeId::generate()?).await? {
+                if store.found(&founding(&access)?, ChangeId::generate()?).await? {
                     tracing::info!("made a new cluster");
                 }
                 store.snapshot().await?
@@ -114,7 +127,7 @@ impl Cluster {
             found => found?,
         };
         let (alive, following) = watch::channel(());
-        let cluster = Self::at(store, State::from_snapshot(snapshot), following);
+        let cluster = Self::at(store, access, snapshot, following)?;
         let hints = cluster.0.store.wake();
         let (followed, asked) = (Arc::downgrade(&cluster.0), cluster.0.asked.clone());
         let follower = tokio::spawn(async move {
@@ -129,13 +142,19 @@ impl Cluster {
     ///
     /// # Errors
     /// There is no cluster, or the database does not answer, or holds what cannot be read.
-    pub async fn load(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+    pub(crate) async fn load(store: Arc<dyn Store>, access: RootAccess) -> Result<Self, StoreError> {
         let snapshot = store.snapshot().await?;
-        Ok(Self::at(store, State::from_snapshot(snapshot), watch::channel(()).1))
+        Self::at(store, access, snapshot, watch::channel(()).1)
     }
 
-    fn at(store: Arc<dyn Store>, state: State, following: watch::Receiver<()>) -> Self {
-        Self(Arc::new(Inner {
+    fn at(
+        store: Arc<dyn Store>,
+        access: RootAccess,
+        snapshot: Snapshot,
+        following: watch::Receiver<()>,
+    ) -> Result<Self, StoreError> {
+        let state = unlocked(store.location(), &access, snapshot, None)?;
+        Ok(Self(Arc::new(Inner {
             changed: watch::Sender::new(state.version()),
             state: ArcSwap::from_pointee(state),
             database_ok: AtomicBool::new(true),
@@ -145,8 +164,9 @@ impl Cluster {
             follower: Mutex::new(None),
             asked: Arc::default(),
             following,
+            access,
             store,
-        }))
+        })))
     }
 
     /// The newest state known here.
@@ -215,6 +235,10 @@ impl Cluster {
                     return decided.map(|(_, answer)| answer).map_err(WriteError::Refused);
                 }
             };
+            if ops.iter().any(Op::lacks_signature) {
+                locked.unlock().await;
+                return Err(WriteError::Database(self.0.locked(UnlockError::NeedsKey)));
+            }
             let change = self.0.next_change(now, actor, ops).map_err(WriteError::Database)?;
             locked.commit(&change).await.map_err(WriteError::of_commit)?;
             self.0.advance(&[change]);
@@ -233,6 +257,10 @@ impl Inner {
 
     fn change_id(&self) -> Result<ChangeId, StoreError> {
         ChangeId::generate().map_err(|error| self.unavailable(error))
+    }
+
+    fn locked(&self, reason: UnlockError) -> StoreError {
+        StoreError::Locked { location: self.store.location().to_owned(), reason }
     }
 
     fn unavailable(&self, reason: impl ToString) -> StoreError {
@@ -299,8 +327,9 @@ impl Inner {
     }
 
     async fn reload(&self) -> Result<(), StoreError> {
-        let state = State::from_snapshot(self.store.snapshot().await?);
+        let snapshot = self.store.snapshot().await?;
         let _guard = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = unlocked(self.store.location(), &self.access, snapshot, Some(&self.state.load()))?;
         if state.version() > self.state.load().version() {
             self.replace(state);
         }
@@ -336,6 +365,34 @@ impl Drop for Inner {
         if let Some(follower) = self.follower.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             follower.abort();
         }
+    }
+}
+
+/// The state of a snapshot, with the root as this process may use it.
+fn unlocked(
+    location: &str,
+    access: &RootAccess,
+    snapshot: Snapshot,
+    known: Option<&State>,
+) -> Result<State, StoreError> {
+    if known.is_some_and(|known| known.network_id != snapshot.founding.network_id) {
+        return Err(StoreError::corrupt(location, "another cluster has taken the place of this server's"));
+    }
+    let root = access.unlock(&snapshot.founding, known.map(|known| &known.root));
+    let root = root.map_err(|reason| StoreError::Locked { location: location.to_owned(), reason })?;
+    let mut state = State::from_snapshot(snapshot);
+    state.root = root;
+    Ok(state)
+}
+
+/// Of a new cluster.
+fn founding(access: &RootAccess) -> Result<Founding, getrandom::Error> {
+    let founding = Founding::generate()?;
+    match founding.root {
+        StoredRoot::Plain(root) => {
+            Ok(Founding { root: access.stored(founding.network_id, root)?, ..founding })
+        }
+        StoredRoot::Wrapped(_) => Ok(founding),
     }
 }
 

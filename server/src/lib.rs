@@ -9,6 +9,7 @@ mod advertise;
 #[cfg(feature = "jemalloc")]
 mod alloc;
 pub mod cluster;
+pub mod cluster_key;
 pub mod cmd;
 pub mod config;
 mod connection;

@@ -63,7 +63,8 @@ impl Server {
     /// No identity can be made.
     pub(crate) fn new(row: ServerRow, cluster: Cluster) -> anyhow::Result<Self> {
         let state = cluster.state();
-        let identity = ServerIdentity::generate(&state.root, row.id).context("cannot make a TLS identity")?;
+        let root = state.root.secret().context("the root key is wrapped and was not opened")?;
+        let identity = ServerIdentity::generate(root, row.id).context("cannot make a TLS identity")?;
         Ok(Self {
             id: row.id,
             name: row.name.clone(),

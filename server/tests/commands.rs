@@ -161,3 +161,40 @@ fn within_10_s(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
+
+#[tokio::test]
+async fn a_wrapped_root_needs_its_file_for_what_signs_and_for_nothing_else() {
+    let fixture = Fixture::new().await;
+    let path = |name: &str| fixture.directory.path().join(name).to_str().unwrap().to_owned();
+    let (file, other) = (path("cluster.key"), path("other.key"));
+    let setup_key = fixture.json(&["setup-key", "create"])["key"].as_str().unwrap().to_owned();
+    fixture.enrol(&setup_key, "web").await;
+    for file in [&file, &other] {
+        assert!(fixture.run(&["cluster-key", "create", file]).status.success());
+    }
+    fixture.fails(1, &["cluster-key", "create", &file], "never overwritten");
+    fixture.fails(1, &["cluster-key", "wrap"], "--cluster-key");
+    fixture.fails(1, &["cluster-key", "wrap", "--cluster-key", &path("none.key")], "none.key");
+    let seed = *fixture.cluster().await.state().root.secret().unwrap().expose();
+    let seed_is_found = || {
+        let content = |name: &str| std::fs::read(path(name)).unwrap_or_default();
+        let files = [content("holdfast.db"), content("holdfast.db-wal")].concat();
+        files.windows(32).any(|window| window == seed)
+    };
+    assert!(seed_is_found());
+    assert!(fixture.run(&["cluster-key", "wrap", "--cluster-key", &file]).status.success());
+    assert!(!seed_is_found(), "the old form is overwritten");
+    assert!(fixture.run(&["cluster-key", "wrap", "--cluster-key", &file]).status.success(), "twice is once");
+    fixture.fails(1, &["cluster-key", "wrap", "--cluster-key", &other], "does not open it");
+    fixture.fails(1, &["run", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], "--cluster-key");
+    fixture.json(&["status"]);
+    let made = fixture.json(&["setup-key", "create"])["id"].to_string();
+    fixture.json(&["setup-key", "revoke", &made]);
+    fixture.json(&["node", "rename", "web", "www"]);
+    fixture.fails(1, &["node", "remove", "www"], "--cluster-key");
+    fixture.fails(1, &["node", "remove", "www", "--cluster-key", &other], "does not open it");
+    fixture.json(&["node", "allow-claim", "www", "10.0.0.0/8", "--cluster-key", &file]);
+    assert!(fixture.run(&["cluster-key", "unwrap", "--cluster-key", &file]).status.success());
+    fixture.fails(1, &["node", "remove", "www", "--cluster-key", &file], "cluster-key wrap");
+    fixture.json(&["node", "remove", "www"]);
+}

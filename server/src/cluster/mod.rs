@@ -12,6 +12,7 @@ mod nodes;
 mod recent;
 mod recovery;
 mod removal;
+mod root;
 mod setup_key;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,6 +27,7 @@ pub use recent::Touched;
 pub(crate) use recovery::{Loss, next_version};
 pub use recovery::{Recovery, VersionsExhausted, restored};
 pub use removal::Removed;
+pub use root::{Root, StoredRoot, WrappedRoot};
 pub use setup_key::{SetupKey, SetupKeyId, SetupKeyState, SetupKeyTerms};
 
 use imbl::{HashMap, OrdMap};
@@ -50,7 +52,7 @@ const NETWORK_NAME: &str = "holdfast";
 #[derive(Debug, Clone)]
 pub struct Founding {
     pub network_id: NetworkId,
-    pub root: RootSecret,
+    pub root: StoredRoot,
     pub network: Network,
 }
 
@@ -72,7 +74,7 @@ pub struct Snapshot {
 #[derive(Debug, Clone)]
 pub struct State {
     pub network_id: NetworkId,
-    pub root: RootSecret,
+    pub root: Root,
     pub network: Network,
     head: Head,
     next_node_id: NodeId,
@@ -122,16 +124,21 @@ impl Founding {
             overlay_v4: Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10).into(),
             overlay_v6: Ipv6Net::new_assert(ula.into(), 48).into(),
         };
-        Ok(Self { network_id: NetworkId(network_id), root: RootSecret::generate()?, network })
+        Ok(Self {
+            network_id: NetworkId(network_id),
+            root: StoredRoot::Plain(RootSecret::generate()?),
+            network,
+        })
     }
 }
 
 impl State {
+    /// A wrapped root signs nothing here.
     pub fn from_snapshot(snapshot: Snapshot) -> Self {
         let Founding { network_id, root, network } = snapshot.founding;
         let mut state = Self {
             network_id,
-            root,
+            root: root.into(),
             network,
             head: snapshot.head,
             next_node_id: snapshot.next_node_id,

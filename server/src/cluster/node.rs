@@ -93,7 +93,7 @@ impl Node {
             issued_at: self.issued_at,
             not_after: self.not_after,
         };
-        self.membership = Statement::Membership(membership).sign(state.network_id, &state.root);
+        self.membership = state.sign(&Statement::Membership(membership));
     }
 
     /// Whether the certificate says what the node is now.

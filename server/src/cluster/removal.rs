@@ -37,7 +37,7 @@ impl Removed {
             address_v4: node.address_v4,
             removed_at,
             until: node.not_after,
-            signed: Statement::Removal(removal).sign(state.network_id, &state.root),
+            signed: state.sign(&Statement::Removal(removal)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::cluster::{
     Applicant, Change, ChangeId, Founding, Head, Node, Op, SetupKey, SetupKeyTerms, Snapshot, State,
-    enrol as admit,
+    StoredRoot, enrol as admit,
 };
 use proto::{
     key::NodeSecret, map::MapVersion, session::Facts, setup_key::SetupSecret, statement::NodeId,
@@ -62,8 +62,9 @@ pub(crate) fn with_node(hostname: &str) -> (State, Node) {
 }
 
 pub(crate) fn snapshot(state: &State) -> Snapshot {
-    let founding =
-        Founding { network_id: state.network_id, root: state.root.clone(), network: state.network.clone() };
+    let secret = state.root.secret().expect("a state of tests signs").clone();
+    let root = StoredRoot::Plain(secret);
+    let founding = Founding { network_id: state.network_id, root, network: state.network.clone() };
     Snapshot {
         founding,
         head: state.head(),

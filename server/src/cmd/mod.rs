@@ -1,5 +1,6 @@
 //! The command line: one file per command. All but `run` work on the database, whether or not a server runs. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod cluster_key;
 mod logging;
 mod node;
 pub mod run;
@@ -8,12 +9,13 @@ mod status;
 mod text;
 
 use crate::{
+    cluster_key::{ClusterKey, RootAccess},
     config::{ConfigError, DatabaseArgs, RunArgs},
     follow::Cluster,
-    store::{self, Missing},
+    store::{self, Missing, Store},
 };
 use clap::{CommandFactory, Parser, Subcommand};
-use std::{future::Future, process::ExitCode, time::Duration};
+use std::{future::Future, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,11 @@ enum Command {
     Node {
         #[command(subcommand)]
         command: node::Command,
+    },
+    /// The key that the root in the database is wrapped under
+    ClusterKey {
+        #[command(subcommand)]
+        command: cluster_key::Command,
     },
     /// Servers, leases, sessions, revision, database
     Status(status::Args),
@@ -107,6 +114,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::SetupKey { command } => in_runtime(setup_key::run(command)),
         Command::Node { command } => in_runtime(node::run(command)),
+        Command::ClusterKey { command } => in_runtime(cluster_key::run(command)),
         Command::Status(args) => in_runtime(status::run(args)),
         Command::Version => {
             text::print(&format!("server {}", env!("CARGO_PKG_VERSION")));
@@ -127,12 +135,25 @@ fn in_runtime(command: impl Future<Output = Result<(), Failure>>) -> Result<(), 
 }
 
 impl DatabaseArgs {
-    /// The cluster in the database; there must be one.
+    /// The cluster in the database, of which there must be one, for what signs nothing: a wrapped root stays closed.
     async fn load(self) -> Result<Cluster, Failure> {
-        let (url, log) = self.resolve()?;
-        logging::start(&log, logging::Verbosity::Command)?;
-        let store = store::open(&url, Missing::Refuse).await.map_err(Failure::failed)?;
-        Cluster::load(store).await.map_err(Failure::failed)
+        let (store, _) = self.open().await?;
+        Cluster::load(store, RootAccess::AsFound).await.map_err(Failure::failed)
+    }
+
+    /// As [`Self::load`], for what signs.
+    async fn load_to_sign(self) -> Result<Cluster, Failure> {
+        let (store, cluster_key) = self.open().await?;
+        let key = cluster_key.as_deref().map(ClusterKey::read).transpose().map_err(Failure::failed)?;
+        Cluster::load(store, RootAccess::Sign(key)).await.map_err(Failure::failed)
+    }
+
+    /// The database, and the file of the cluster key that was named.
+    async fn open(self) -> Result<(Arc<dyn Store>, Option<PathBuf>), Failure> {
+        let options = self.resolve()?;
+        logging::start(&options.log, logging::Verbosity::Command)?;
+        let store = store::open(&options.url, Missing::Refuse).await.map_err(Failure::failed)?;
+        Ok((store, options.cluster_key))
     }
 }
 

@@ -78,20 +78,28 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::Show { node, common } => show(&node, common).await,
         Command::Rename { node, name, common } => {
             let change = |state: &State, node: &Node, _| rename(state, node, &name);
-            change_node(&node, common, change, |node| format!("{} is now {name}", node.name)).await
+            let cluster = common.database.load().await?;
+            change_node(&node, cluster, common.json, change, |node| format!("{} is now {name}", node.name))
+                .await
         }
         Command::Expire { node, common } => {
             let change = |_: &State, node: &Node, now| Ok(expire(node, now));
-            change_node(&node, common, change, |node| format!("{} has to log in again", node.name)).await
+            let cluster = common.database.load().await?;
+            change_node(&node, cluster, common.json, change, |node| {
+                format!("{} has to log in again", node.name)
+            })
+            .await
         }
         Command::Remove { node, common } => {
             let change = |state: &State, node: &Node, now| Ok(remove(state, node, now));
-            change_node(&node, common, change, |node| format!("{} is removed", node.name)).await
+            let cluster = common.database.load_to_sign().await?;
+            change_node(&node, cluster, common.json, change, |node| format!("{} is removed", node.name)).await
         }
         Command::AllowClaim { node, prefix, common } => {
             let change = |state: &State, node: &Node, now| allow_claim(state, node, prefix, now);
-            change_node(&node, common, change, |node| format!("{} may claim {}", node.name, prefix.trunc()))
-                .await
+            let cluster = common.database.load_to_sign().await?;
+            let done = |node: &Node| format!("{} may claim {}", node.name, prefix.trunc());
+            change_node(&node, cluster, common.json, change, done).await
         }
     }
 }
@@ -99,17 +107,17 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
 /// Finds the node in the state that the change follows upon, so that a name means who bears it then.
 async fn change_node(
     named: &str,
-    common: CommonArgs,
+    cluster: Cluster,
+    json: bool,
     change: impl Fn(&State, &Node, UnixTime) -> Result<Vec<Op>, NodeError> + Sync,
     done: impl Fn(&Node) -> String,
 ) -> Result<(), Failure> {
-    let cluster = common.database.load().await?;
     let written = cluster.write(Actor::CommandLine, |state, now| {
         let node = state.find_node(named)?;
         Ok::<_, NodeError>((change(state, node, now)?, Node::clone(node)))
     });
     let before = written.await.map_err(Failure::failed)?;
-    if common.json {
+    if json {
         let state = cluster.state();
         let after = state.node(before.id).map_or(&before, |node| node);
         return Ok(text::print_json(&Shown::of(after, false, text::now()))?);

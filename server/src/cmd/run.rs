@@ -4,6 +4,7 @@ use crate::{
     accept, admin,
     advertise::advertised,
     cluster::{Actor, Op, SetupKey, SetupKeyTerms},
+    cluster_key::{ClusterKey, RootAccess},
     follow::Cluster,
     identity::ServerFiles,
     metrics,
@@ -25,6 +26,8 @@ pub struct RunOptions {
     pub advertise: Vec<ServerUrl>,
     pub admin_listen: SocketAddr,
     pub data_dir: PathBuf,
+    /// What the root in the database is wrapped under; `None`: it is not.
+    pub cluster_key: Option<PathBuf>,
     /// `None`: the host's name.
     pub name: Option<String>,
 }
@@ -58,6 +61,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 
 /// Opens everything and serves.
 async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
+    let cluster_key = options.cluster_key.as_deref().map(ClusterKey::read).transpose()?;
     let files = ServerFiles::open(&options.data_dir)?;
     let recorder = metrics::install()?;
     // Before the database is touched: what fails for its address leaves nothing behind.
@@ -65,7 +69,7 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
     let admin_listener = admin::listen(options.admin_listen).await?;
     let addr = listener.local_addr().context("cannot read the address listened on")?;
     let store = store::open(&options.database, Missing::Create).await?;
-    let cluster = Cluster::open(store).await?;
+    let cluster = Cluster::open_with(store, RootAccess::Sign(cluster_key)).await?;
     let row = ServerRow {
         id: files.id,
         name: options.name.clone().unwrap_or_else(host_name),

@@ -1,5 +1,7 @@
 //! What can go wrong with a database, told apart by what the caller does about it. No text here ever holds a password.
 
+use crate::cluster_key::UnlockError;
+
 /// A call to the database failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -19,6 +21,14 @@ pub enum StoreError {
         "the database {location} holds no cluster yet; start a server on it (`server run`), or check the URL"
     )]
     NoCluster { location: String },
+    /// The root cannot be used as it was asked for.
+    #[error("the root key in the database {location} cannot be used: {reason}")]
+    Locked { location: String, reason: UnlockError },
+    /// It was migrated: what is here is read, and no longer changed.
+    #[error(
+        "the database {location} was moved to {to}; start the servers on that one (`server migrate --undo` takes the move back)"
+    )]
+    Moved { location: String, to: String },
     /// What is stored cannot be read.
     #[error("the database {location} holds what cannot be read: {reason}")]
     Corrupt { location: String, reason: String },
@@ -30,10 +40,12 @@ impl StoreError {
     /// Whether the same call may succeed later.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::Unavailable { .. } => true,
+            // Once this server is started on the other database.
+            Self::Unavailable { .. } | Self::Moved { .. } => true,
             Self::NewerSchema { .. }
             | Self::OlderSchema { .. }
             | Self::NoCluster { .. }
+            | Self::Locked { .. }
             | Self::Corrupt { .. }
             | Self::Failed { .. } => false,
         }

@@ -19,9 +19,10 @@ pub use postgres::{PostgresStore, Target};
 pub use sqlite::SqliteStore;
 pub use url::{DatabaseUrl, InvalidDatabaseUrl};
 
-use crate::cluster::{Change, ChangeId, Founding, Head, Snapshot};
+use crate::cluster::{Change, ChangeId, Founding, Head, Snapshot, StoredRoot, WrappedRoot};
 use async_trait::async_trait;
 use proto::{
+    root::{RootKey, RootSecret},
     server_url::ServerUrl,
     session::{ServerId, SessionNumber},
     statement::NodeId,
@@ -32,9 +33,6 @@ use tokio::sync::broadcast;
 
 /// No call takes longer: what has not answered by then counts as away.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Why a database whose root is encrypted cannot be used.
-pub(crate) const WRAPPED_ROOT: &str =
-    "its root key is encrypted under a cluster key, which this version does not know";
 /// Changes of the log that are kept for followers that fell behind.
 pub(crate) const CHANGES_KEPT: u64 = 10_000;
 /// Signals that wait for one server at most; what comes on top is dropped.
@@ -75,6 +73,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// What the log has after `known`.
     async fn tail(&self, known: Head) -> Result<Tail, StoreError>;
+
+    /// Keeps the root in another form: wrapped, or in the clear. Unless `was` is no longer how it is kept; returns whether it was done. The old form is
+    /// overwritten as far as the database can.
+    async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError>;
 
     /// Locks the log, so that the next change is the caller's.
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError>;
@@ -184,6 +186,33 @@ pub struct StoreStatus {
     pub location: String,
     pub head: Head,
     pub schema: u32,
+}
+
+/// The columns of a root: its seed or what that was wrapped into, and the public half of a wrapped one.
+pub(crate) fn root_columns(root: &StoredRoot) -> (&[u8], Option<[u8; 32]>) {
+    match root {
+        StoredRoot::Plain(secret) => (secret.expose(), None),
+        StoredRoot::Wrapped(WrappedRoot { public, sealed }) => (sealed, Some(public.to_bytes())),
+    }
+}
+
+/// The reverse of [`root_columns`].
+///
+/// # Errors
+/// What cannot be read.
+pub(crate) fn read_root(
+    stored: Vec<u8>,
+    is_wrapped: bool,
+    public: Option<&[u8]>,
+) -> Result<StoredRoot, String> {
+    if !is_wrapped {
+        let seed = zeroize::Zeroizing::new(stored);
+        let seed = seed.as_slice().try_into().map_err(|_| format!("a root of {} bytes", seed.len()))?;
+        return Ok(StoredRoot::Plain(RootSecret::from_seed(seed)));
+    }
+    let public = public.ok_or("a wrapped root without its public half")?;
+    let public = RootKey::from_bytes(public).map_err(|error| error.to_string())?;
+    Ok(StoredRoot::Wrapped(WrappedRoot { public, sealed: stored }))
 }
 
 /// The addresses in a row that can be read: another server's odd one must not hide the rest.

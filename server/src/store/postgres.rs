@@ -7,6 +7,7 @@ mod listen;
 mod live;
 mod locked;
 mod log;
+mod root;
 mod schema;
 mod target;
 mod tls;
@@ -14,7 +15,7 @@ mod tls;
 pub use target::Target;
 
 use crate::{
-    cluster::{ChangeId, Founding, Head, Snapshot},
+    cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
         CALL_TIMEOUT, Hint, LiveServer, LockedLog, Missing, SeenSession, ServerRow, SessionRow, Store,
         StoreError, StoreStatus, Tail,
@@ -130,6 +131,11 @@ impl Store for PostgresStore {
         let client = self.client().await?;
         let tail = self.within(client, async |client| log::tail(&*client, known).await).await?;
         tail.ok_or_else(|| self.no_cluster())
+    }
+
+    async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
+        let client = self.client().await?;
+        self.within(client, async |client| root::put(client, was, root).await).await
     }
 
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError> {

@@ -4,11 +4,12 @@
 mod live;
 mod locked;
 mod log;
+mod root;
 mod schema;
 mod worker;
 
 use crate::{
-    cluster::{ChangeId, Founding, Head, Snapshot},
+    cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
         Hint, LiveServer, LockedLog, Missing, SeenSession, ServerRow, SessionRow, Store, StoreError,
         StoreStatus, Tail,
@@ -40,6 +41,8 @@ pub(crate) enum SqliteError {
     Sql(#[from] rusqlite::Error),
     #[error("{0}")]
     Unreadable(String),
+    #[error("moved to {0}")]
+    Moved(String),
 }
 
 impl SqliteError {
@@ -53,6 +56,7 @@ impl SqliteError {
         };
         match &self {
             Self::Unreadable(reason) => StoreError::corrupt(location, reason),
+            Self::Moved(to) => StoreError::Moved { location: location.to_owned(), to: to.clone() },
             Self::Sql(error) => match error.sqlite_error_code() {
                 Some(
                     CannotOpen | DatabaseBusy | DatabaseLocked | DiskFull | PermissionDenied | ReadOnly
@@ -130,6 +134,11 @@ impl Store for SqliteStore {
     async fn tail(&self, known: Head) -> Result<Tail, StoreError> {
         let tail = self.reads.call(move |connection| log::tail(connection, known)).await?;
         tail.ok_or_else(|| self.no_cluster())
+    }
+
+    async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
+        let (was, root) = (was.clone(), root.clone());
+        self.log.call(move |connection| root::put(connection, &was, &root)).await
     }
 
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError> {

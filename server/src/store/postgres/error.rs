@@ -10,6 +10,8 @@ pub(crate) enum PgError {
     Sql(#[from] tokio_postgres::Error),
     #[error("{0}")]
     Unreadable(String),
+    #[error("moved to {0}")]
+    Moved(String),
 }
 
 impl PgError {
@@ -20,6 +22,7 @@ impl PgError {
     pub(crate) fn at(self, location: &str) -> StoreError {
         match &self {
             Self::Unreadable(reason) => StoreError::corrupt(location, reason),
+            Self::Moved(to) => StoreError::Moved { location: location.to_owned(), to: to.clone() },
             Self::Sql(error) if is_passing(error) => StoreError::unavailable(location, reason(error)),
             Self::Sql(error) => StoreError::failed(location, reason(error)),
         }

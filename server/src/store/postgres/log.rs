@@ -6,23 +6,19 @@ use crate::{
         CHANGES_KEPT, Hint, Lost, Tail, column,
         log::judge,
         number,
-        postgres::{error::PgError, execute, notify, query},
+        postgres::{error::PgError, execute, notify, query, root::Seed},
+        read_root, root_columns,
     },
 };
-use bytes::BytesMut;
 use deadpool_postgres::{ClientWrapper, GenericClient};
 use proto::{
     map::{MapVersion, Network},
-    root::RootSecret,
     statement::{NetworkId, NodeId},
     time::UnixTime,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio_postgres::{
-    IsolationLevel, Row,
-    types::{IsNull, Json, ToSql, Type, to_sql_checked},
-};
+use tokio_postgres::{IsolationLevel, Row, types::Json};
 
 pub(crate) async fn found(
     client: &mut ClientWrapper,
@@ -31,13 +27,16 @@ pub(crate) async fn found(
 ) -> Result<bool, PgError> {
     let transaction = client.transaction().await?;
     let network = &founding.network;
+    let (seed, public) = root_columns(&founding.root);
     let founded = execute(
         &transaction,
-        "INSERT INTO cluster (network_id, root_seed, network_name, overlay_v4, overlay_v6, epoch, revision, last_change,
-             next_node_id) VALUES ($1, $2, $3, $4, $5, 1, 1, $6, 1) ON CONFLICT DO NOTHING",
+        "INSERT INTO cluster (network_id, root_seed, root_public, root_wrapped, network_name, overlay_v4, overlay_v6, epoch,
+             revision, last_change, next_node_id)
+         VALUES ($1, $2, $3::bytea, $3::bytea IS NOT NULL, $4, $5, $6, 1, 1, $7, 1) ON CONFLICT DO NOTHING",
         &[
             &founding.network_id.0.as_slice(),
-            &Seed(founding.root.expose()),
+            &Seed(seed),
+            &public.as_ref().map(<[u8; 32]>::as_slice),
             &network.name,
             &network.overlay_v4.to_string(),
             &network.overlay_v6.to_string(),
@@ -59,31 +58,6 @@ pub(crate) async fn found(
     Ok(true)
 }
 
-/// The root's seed as a parameter: the driver tells its parameters at debug.
-struct Seed<'a>(&'a [u8; 32]);
-
-impl std::fmt::Debug for Seed<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl ToSql for Seed<'_> {
-    fn to_sql(
-        &self,
-        ty: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        self.0.as_slice().to_sql(ty, out)
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        <&[u8] as ToSql>::accepts(ty)
-    }
-
-    to_sql_checked!();
-}
-
 /// `None`: there is no cluster.
 pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapshot>, PgError> {
     let transaction =
@@ -92,7 +66,7 @@ pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapsh
     let cluster = query(
         &transaction,
         "SELECT epoch, revision, last_change, network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id,
-             root_wrapped
+             root_wrapped, root_public
          FROM cluster",
         &[],
     );
@@ -110,15 +84,13 @@ pub(crate) async fn snapshot(client: &mut ClientWrapper) -> Result<Option<Snapsh
     snapshot.check().map(Some).map_err(PgError::unreadable)
 }
 
-/// Columns 3 to 7, and 9.
+/// Columns 3 to 7, 9 and 10.
 fn read_founding(row: &Row) -> Result<Founding, PgError> {
-    if row.try_get(9)? {
-        return Err(PgError::unreadable(crate::store::WRAPPED_ROOT));
-    }
+    let root = read_root(row.try_get(4)?, row.try_get(9)?, row.try_get(10)?);
     let prefix = |text: &str| text.parse().map_err(PgError::unreadable);
     Ok(Founding {
         network_id: NetworkId(fixed(row, 3)?),
-        root: RootSecret::from_seed(&fixed(row, 4)?),
+        root: root.map_err(PgError::unreadable)?,
         network: Network {
             name: row.try_get(5)?,
             overlay_v4: prefix(row.try_get(6)?)?,
@@ -173,7 +145,7 @@ pub(crate) async fn tail(client: &impl GenericClient, known: Head) -> Result<Opt
         Ok(changes) => Ok(Some(Tail::Changes(changes))),
         // Written by a newer program: the tables say the same in a form that is read with less strictness.
         Err(PgError::Unreadable(_)) => Ok(Some(Tail::Lost(Lost::Pruned))),
-        Err(error @ PgError::Sql(_)) => Err(error),
+        Err(error @ (PgError::Sql(_) | PgError::Moved(_))) => Err(error),
     }
 }
 
@@ -189,10 +161,17 @@ fn read_change(row: &Row) -> Result<Change, PgError> {
 }
 
 /// Locks the cluster's row until the transaction ends; tells the time. `None`: there is no cluster.
+///
+/// # Errors
+/// [`PgError::Moved`]: nothing may be written.
 pub(crate) async fn lock(client: &impl GenericClient) -> Result<Option<UnixTime>, PgError> {
-    let sql = "SELECT extract(epoch FROM clock_timestamp())::bigint FROM cluster FOR UPDATE";
+    let sql = "SELECT extract(epoch FROM clock_timestamp())::bigint, moved_to FROM cluster FOR UPDATE";
     let rows = query(client, sql, &[]).await?;
-    rows.first().map(|row| Ok(UnixTime(number(row.try_get(0)?)))).transpose()
+    let Some(row) = rows.first() else { return Ok(None) };
+    match row.try_get(1)? {
+        Some(to) => Err(PgError::Moved(to)),
+        None => Ok(Some(UnixTime(number(row.try_get(0)?)))),
+    }
 }
 
 /// Deletes come first: what goes makes room for what comes.

@@ -65,7 +65,10 @@ fn hold(
         }
     };
     let look = || match log::read_tail(&transaction, known)? {
-        Some(tail) => Ok(Some((tail, log::now(&transaction)?))),
+        Some(tail) => {
+            log::check_not_moved(&transaction)?;
+            Ok(Some((tail, log::now(&transaction)?)))
+        }
         None => Ok(None),
     };
     if opened.send(look()).is_err() {

@@ -2,11 +2,12 @@
 
 use crate::{
     cluster::{Change, ChangeId, Entity, EntityId, Founding, Head, Op, Snapshot},
-    store::{CHANGES_KEPT, Lost, Tail, column, log::judge, number, sqlite::SqliteError},
+    store::{
+        CHANGES_KEPT, Lost, Tail, column, log::judge, number, read_root, root_columns, sqlite::SqliteError,
+    },
 };
 use proto::{
     map::{MapVersion, Network},
-    root::RootSecret,
     statement::{NetworkId, NodeId},
     time::UnixTime,
 };
@@ -23,12 +24,14 @@ pub(crate) fn found(
         return Ok(false);
     }
     let network = &founding.network;
+    let (seed, public) = root_columns(&founding.root);
     transaction.execute(
-        "INSERT INTO cluster (only_row, network_id, root_seed, network_name, overlay_v4, overlay_v6, epoch, revision,
-             last_change, next_node_id) VALUES (1, ?1, ?2, ?3, ?4, ?5, 1, 1, ?6, 1)",
+        "INSERT INTO cluster (only_row, network_id, root_seed, root_public, root_wrapped, network_name, overlay_v4, overlay_v6,
+             epoch, revision, last_change, next_node_id) VALUES (1, ?1, ?2, ?3, ?3 IS NOT NULL, ?4, ?5, ?6, 1, 1, ?7, 1)",
         params![
             founding.network_id.0,
-            founding.root.expose(),
+            seed,
+            public,
             network.name,
             network.overlay_v4.to_string(),
             network.overlay_v6.to_string(),
@@ -48,7 +51,8 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
     let transaction = connection.transaction()?;
     let Some(head) = read_head(&transaction)? else { return Ok(None) };
     let (founding, next_node_id) = transaction.query_row(
-        "SELECT network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id, root_wrapped
+        "SELECT network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id, root_wrapped,
+             root_public
          FROM cluster",
         [],
         |row| Ok((read_founding(row), row.get(5)?)),
@@ -66,13 +70,11 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
 }
 
 fn read_founding(row: &Row<'_>) -> Result<Founding, SqliteError> {
-    if row.get(6)? {
-        return Err(SqliteError::unreadable(crate::store::WRAPPED_ROOT));
-    }
+    let root = read_root(row.get(1)?, row.get(6)?, row.get::<_, Option<Vec<u8>>>(7)?.as_deref());
     let prefix = |text: String| text.parse().map_err(SqliteError::unreadable);
     Ok(Founding {
         network_id: NetworkId(row.get(0)?),
-        root: RootSecret::from_seed(&row.get(1)?),
+        root: root.map_err(SqliteError::unreadable)?,
         network: Network {
             name: row.get(2)?,
             overlay_v4: prefix(row.get(3)?)?,
@@ -116,7 +118,7 @@ pub(crate) fn read_tail(transaction: &Transaction<'_>, known: Head) -> Result<Op
             Ok(change) => changes.push(change),
             // Written by a newer program: the tables say the same in a form that is read with less strictness.
             Err(SqliteError::Unreadable(_)) => return Ok(Some(Tail::Lost(Lost::Pruned))),
-            Err(error @ SqliteError::Sql(_)) => return Err(error),
+            Err(error @ (SqliteError::Sql(_) | SqliteError::Moved(_))) => return Err(error),
         }
     }
     Ok(Some(Tail::Changes(changes)))
@@ -138,6 +140,20 @@ pub(crate) fn read_head(connection: &Connection) -> Result<Option<Head>, SqliteE
         Ok(Head { version, id: ChangeId(row.get(2)?) })
     });
     Ok(head.optional()?)
+}
+
+/// # Errors
+/// [`SqliteError::Moved`]: nothing may be written.
+pub(crate) fn check_not_moved(connection: &Connection) -> Result<(), SqliteError> {
+    match moved_to(connection)? {
+        Some(to) => Err(SqliteError::Moved(to)),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn moved_to(connection: &Connection) -> Result<Option<String>, SqliteError> {
+    let moved = connection.query_row("SELECT moved_to FROM cluster", [], |row| row.get(0));
+    Ok(moved.optional()?.flatten())
 }
 
 pub(crate) fn now(connection: &Connection) -> Result<UnixTime, SqliteError> {

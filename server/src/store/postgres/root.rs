@@ -1,0 +1,59 @@
+//! The root in another form, and how it is said to the driver, which tells its parameters at debug.
+
+use crate::{
+    cluster::StoredRoot,
+    store::{
+        postgres::{error::PgError, execute},
+        root_columns,
+    },
+};
+use bytes::BytesMut;
+use deadpool_postgres::GenericClient;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+
+/// A root's bytes as a parameter.
+pub(crate) struct Seed<'a>(pub(crate) &'a [u8]);
+
+impl std::fmt::Debug for Seed<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl ToSql for Seed<'_> {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql(ty, out)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        <&[u8] as ToSql>::accepts(ty)
+    }
+
+    to_sql_checked!();
+}
+
+pub(crate) async fn put(
+    client: &impl GenericClient,
+    was: &StoredRoot,
+    root: &StoredRoot,
+) -> Result<bool, PgError> {
+    let ((was, _), (seed, public)) = (root_columns(was), root_columns(root));
+    let put = execute(
+        client,
+        "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL
+         WHERE root_seed = $3 AND moved_to IS NULL",
+        &[&Seed(seed), &public.as_ref().map(<[u8; 32]>::as_slice), &Seed(was)],
+    )
+    .await?;
+    if put > 0 {
+        // The old row stays in the table's file otherwise. It has one row: this takes no time. A role that may not do it leaves that to its owner.
+        if let Err(error) = client.batch_execute("VACUUM (FULL) cluster").await {
+            tracing::warn!(%error, "the old form of the root stays in the table's file until the next VACUUM FULL");
+        }
+    }
+    Ok(put > 0)
+}
