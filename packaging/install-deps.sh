@@ -14,7 +14,6 @@ needs=(
     "wg wireguard-tools"
     "unshare util-linux"
     "timeout coreutils"
-    "faketime faketime"
 )
 
 missing=()

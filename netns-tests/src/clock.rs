@@ -1,14 +1,17 @@
-//! A wall clock of its own for one process, moved while it runs. Its monotonic clocks go on as they are.
+//! A wall clock of its own for one process, moved while it runs. Its monotonic clocks and its timers go on as they are.
 //!
-//! By libfaketime, which stands before the C library and reads the offset from a file.
+//! By a small library that the linker puts before the C library (`clock.c`); the offset is in a file that it maps.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-/// The variable by which the dynamic linker puts a library before all others.
-const PRELOAD: &str = "LD_PRELOAD";
-const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
+const SOURCE: &str = include_str!("clock.c");
 
 /// The clock; clones are the same one.
 #[derive(Clone, Debug)]
@@ -20,42 +23,48 @@ pub struct WallClock {
 impl WallClock {
     /// A clock that is right, to be kept in `directory` under `name`.
     pub fn new(directory: &Path, name: &str) -> Result<Self> {
-        let clock = Self { library: find_library()?, offset: directory.join(format!("{name}.clock")) };
-        clock.set(0)?;
+        let at = |end: &str| directory.join(format!("{name}-clock.{end}"));
+        let clock = Self { library: at("so"), offset: at("offset") };
+        compile(&clock.library)?;
+        std::fs::write(&clock.offset, 0i64.to_ne_bytes())?;
         Ok(clock)
     }
 
     /// Puts the clock this many seconds ahead of the machine's, or behind.
     pub fn set(&self, seconds: i64) -> Result<()> {
-        let new = self.offset.with_extension("new");
-        std::fs::write(&new, format!("{seconds:+}\n"))?;
-        std::fs::rename(&new, &self.offset).context("cannot set a clock")
+        // In place: the running process has this very file mapped.
+        let file = File::options().write(true).open(&self.offset)?;
+        file.write_all_at(&seconds.to_ne_bytes(), 0).context("cannot set a clock")
     }
 
     /// What a process must be started with to go by this clock.
     pub fn environment(&self) -> Vec<(String, String)> {
         let path = |path: &Path| path.display().to_string();
-        [
-            (PRELOAD, path(&self.library)),
-            ("FAKETIME_TIMESTAMP_FILE", path(&self.offset)),
-            ("FAKETIME_NO_CACHE", "1".into()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-            // The times of files stay the kernel's.
-            ("NO_FAKE_STAT", "1".into()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec()
+        vec![("LD_PRELOAD".to_owned(), path(&self.library)), ("LAB_CLOCK".to_owned(), path(&self.offset))]
     }
 }
 
-/// In Debian's place, which has the architecture in its name, or where others put it.
-fn find_library() -> Result<PathBuf> {
-    let below = |root: &str| {
-        let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path().join(LIBRARY)).collect::<Vec<_>>()
-    };
-    let direct = ["/usr/lib", "/usr/lib64"].map(|root| Path::new(root).join(LIBRARY));
-    let mut candidates = below("/usr/lib").into_iter().chain(direct);
-    let found = candidates.find(|library| library.is_file());
-    found.context("no libfaketime here: packaging/install-deps.sh installs it")
+/// With the compiler that building the workspace needs anyway.
+fn compile(library: &Path) -> Result<()> {
+    let mut compiler = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-x", "c", "-", "-o"])
+        .arg(library)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot run cc: is gcc installed?")?;
+    compiler.stdin.take().context("a piped input is there")?.write_all(SOURCE.as_bytes())?;
+    ensure!(compiler.wait()?.success(), "clock.c does not compile");
+    Ok(())
+}
+
+/// How far the clock was ahead of the machine's when `log` was last written to, in seconds: by its last line with a time.
+pub fn logged_offset(log: &Path) -> Result<i64> {
+    let text = std::fs::read_to_string(log)?;
+    let mut times = text.lines().rev().filter_map(|line| line.split_whitespace().next());
+    let last =
+        times.find(|word| word.starts_with('2') && word.ends_with('Z')).context("a log without a time")?;
+    let output = Command::new("date").args(["-u", "-d", last, "+%s"]).output()?;
+    let logged: i64 = String::from_utf8(output.stdout)?.trim().parse().context("date printed no number")?;
+    let written = std::fs::metadata(log)?.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
+    Ok(logged - i64::try_from(written)?)
 }

@@ -7,7 +7,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Set inside the room.
@@ -54,10 +53,6 @@ fn settle_in() -> Result<()> {
         // SAFETY: the handler makes one system call that is allowed in handlers.
         unsafe { sigaction(signal, &action) }.context("cannot set a signal handler")?;
     }
-    // What programs keep in shared memory goes with the room, however they end.
-    let nothing: Option<&str> = None;
-    mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), MsFlags::empty(), nothing)
-        .context("cannot mount a /dev/shm for this run")?;
     std::fs::File::options()
         .read(true)
         .write(true)

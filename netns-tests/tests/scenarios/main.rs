@@ -9,6 +9,7 @@ mod admission;
 mod bad_agent_input;
 mod bad_server_input;
 mod changes;
+mod clocks;
 mod crowd;
 mod failover;
 mod idle;
@@ -118,6 +119,7 @@ const CASES: &[Case] = &[
         admission::one_setup_key_on_both_servers_at_once,
     ),
     together("admission_a_stale_disconnect_changes_nothing", admission::a_stale_disconnect_changes_nothing),
+    together("clocks_jump_while_everything_runs", clocks::jump_while_everything_runs),
     together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
     together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
     together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
