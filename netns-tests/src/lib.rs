@@ -6,6 +6,7 @@
 //! ([`sandbox`]), from which nothing escapes to the machine and in which nothing is left behind.
 
 pub mod agent;
+pub mod authority;
 pub mod binaries;
 pub mod capture;
 pub mod client;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::authority::Identity;
 use crate::process::Process;
 use crate::topology::Host;
 use crate::wait::wait_until;
@@ -114,6 +115,16 @@ impl Postgres {
     pub fn admit(&self, rules: &str) -> Result<()> {
         let rules = format!("local all all trust\n{rules}");
         std::fs::write(self.data().join("pg_hba.conf"), rules).context("cannot write pg_hba.conf")
+    }
+
+    /// From the next start on others reach it by TLS and with a password alone; it shows this certificate.
+    pub fn use_tls(&mut self, identity: &Identity) -> Result<()> {
+        self.set("ssl=on");
+        self.set(format!("ssl_cert_file={}", identity.certificate.display()));
+        self.set(format!("ssl_key_file={}", identity.key.display()));
+        let address = self.address;
+        // Its own host is this lab's psql.
+        self.admit(&format!("host all all {address}/32 trust\nhostssl all all {address}/24 scram-sha-256\n"))
     }
 
     /// Starts the program on the data directory as it is, without waiting for it.

@@ -111,6 +111,17 @@ impl Server {
         })?
     }
 
+    /// Whether the control port listens now.
+    pub fn is_listening(&self) -> Result<bool> {
+        self.host.namespace.run(|| is_listening(CONTROL_PORT))?
+    }
+
+    /// Where it is reached.
+    pub fn address(&self) -> Result<Ipv4Addr> {
+        let address = self.url.split(':').next().unwrap_or_default();
+        address.parse().with_context(|| format!("{} has no address in its URL", self.name))
+    }
+
     /// The running program.
     pub fn process(&mut self) -> Result<&mut Process> {
         self.process.as_mut().with_context(|| format!("{} is not running", self.name))

@@ -1,5 +1,7 @@
 //! What happens to a Postgres: it ends in every way, hangs, and comes back with data of an earlier day.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Postgres;
+use super::{Postgres, USER};
 use crate::wait::wait_until;
 
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,6 +88,18 @@ impl Postgres {
         copy_tree(&copy.directory, &self.data())
     }
 
+    /// Takes connections, as others do who share the database, until it gives no more; dropped, they are free again.
+    pub fn occupy(&self) -> Result<Vec<TcpStream>> {
+        let address: SocketAddr = self.authority().parse()?;
+        self.host.namespace.run(|| {
+            let mut taken = Vec::new();
+            while let Some(connection) = log_in(address)? {
+                taken.push(connection);
+            }
+            Ok(taken)
+        })?
+    }
+
     fn kill(&mut self) -> Result<Instant> {
         let at = self.freeze()?;
         let children = self.children()?;
@@ -119,6 +133,25 @@ impl Postgres {
         let pid = self.process()?.pid();
         Ok(Pid::from_raw(i32::try_from(pid).context("a process id fits")?))
     }
+}
+
+/// A connection that has logged in and asks nothing; `None` where it was refused.
+fn log_in(address: SocketAddr) -> Result<Option<TcpStream>> {
+    const PROTOCOL_3: [u8; 4] = [0, 3, 0, 0];
+    const READY: [u8; 6] = [b'Z', 0, 0, 0, 5, b'I'];
+    let names = format!("user\0{USER}\0database\0{USER}\0\0");
+    let length = u32::try_from(8 + names.len()).context("a short message")?.to_be_bytes();
+    let mut connection = TcpStream::connect(address)?;
+    connection.set_read_timeout(Some(END_TIMEOUT))?;
+    connection.write_all(&[&length[..], &PROTOCOL_3, names.as_bytes()].concat())?;
+    let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
+    while !answer.ends_with(&READY) {
+        match connection.read(&mut buffer) {
+            Ok(0) | Err(_) => return Ok(None),
+            Ok(length) => answer.extend_from_slice(&buffer[..length]),
+        }
+    }
+    Ok(Some(connection))
 }
 
 /// Gone, or a zombie that nobody waits for.

@@ -11,6 +11,11 @@ mod bad_server_input;
 mod changes;
 mod clocks;
 mod crowd;
+mod database;
+mod database_apart;
+mod database_away;
+mod database_start;
+mod database_tls;
 mod failover;
 mod idle;
 mod kills;
@@ -129,6 +134,12 @@ const CASES: &[Case] = &[
         "no_server_open_tunnels_lose_nothing_in_60_s",
         outage::open_tunnels_lose_nothing_in_60_s_without_servers,
     ),
+    together("database_stopped_for_a_while", database_away::stopped),
+    together("database_connections_killed_at_random", database_away::connections_killed),
+    together("database_cut_from_one_server", database_apart::cut),
+    together("database_unheard_by_one_server", database_apart::unheard),
+    together("database_is_who_it_should_be", database_tls::who_it_should_be),
+    together("database_forged_notifications", database_start::forged_notifications),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background(
         "idle_tunnel_is_silent_and_wakes",

@@ -18,9 +18,9 @@ pub(crate) enum Verbosity {
 
 pub(crate) fn start(args: &LogArgs, verbosity: Verbosity) -> Result<(), Failure> {
     let default = match verbosity {
-        // Of refinery, the tables it finds in order are no news.
-        Verbosity::Service => "info,refinery_core=warn",
-        Verbosity::Command => "warn",
+        // Of refinery, the tables it finds in order are no news; of the pool, each of many connections that a restart of the database ends.
+        Verbosity::Service => "info,refinery_core=warn,deadpool=error",
+        Verbosity::Command => "warn,deadpool=error",
     };
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let level = args.log_level.clone().or(from_environment).unwrap_or_else(|| default.to_owned());
