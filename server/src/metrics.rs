@@ -15,14 +15,21 @@
 
 use crate::serve::Server;
 use anyhow::Context;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Every call to the database, from its beginning to its answer.
+pub(crate) const QUERY_SECONDS: &str = "holdfast_database_seconds";
+const QUERY_BUCKETS_S: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 5.0];
 
 /// Makes this process count.
 ///
 /// # Errors
 /// It counts already.
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
-    PrometheusBuilder::new().install_recorder().context("cannot set up metrics")
+    let matcher = Matcher::Full(QUERY_SECONDS.to_owned());
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(matcher, &QUERY_BUCKETS_S);
+    let recorder = builder.context("cannot set up metrics")?.install_recorder();
+    recorder.context("cannot set up metrics")
 }
 
 /// A call to the database failed.

@@ -8,6 +8,11 @@ pub enum StoreError {
     /// It does not answer, or not in time. Trying again later may work.
     #[error("the database {location} is not available: {reason}; check that it runs and can be reached")]
     Unavailable { location: String, reason: String },
+    /// A primary may come back, or another host become one.
+    #[error(
+        "the database {location} is read-only: a replica, or a primary that was demoted; changes wait for a primary"
+    )]
+    ReadOnly { location: String },
     #[error(
         "the database {location} has schema {found}, newer than the {known} of this program; update this server"
     )]
@@ -41,7 +46,7 @@ impl StoreError {
     pub fn is_retriable(&self) -> bool {
         match self {
             // Once this server is started on the other database.
-            Self::Unavailable { .. } | Self::Moved { .. } => true,
+            Self::Unavailable { .. } | Self::ReadOnly { .. } | Self::Moved { .. } => true,
             Self::NewerSchema { .. }
             | Self::OlderSchema { .. }
             | Self::NoCluster { .. }

@@ -19,7 +19,10 @@ pub use postgres::{PostgresStore, Target};
 pub use sqlite::SqliteStore;
 pub use url::{DatabaseUrl, InvalidDatabaseUrl};
 
-use crate::cluster::{Change, ChangeId, Founding, Head, Snapshot, StoredRoot, WrappedRoot};
+use crate::{
+    cluster::{Change, ChangeId, Founding, Head, Snapshot, StoredRoot, WrappedRoot},
+    metrics::{QUERY_SECONDS, database_error},
+};
 use async_trait::async_trait;
 use proto::{
     root::{RootKey, RootSecret},
@@ -28,7 +31,10 @@ use proto::{
     statement::NodeId,
     time::UnixTime,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::broadcast;
 
 /// No call takes longer: what has not answered by then counts as away.
@@ -219,6 +225,20 @@ pub(crate) fn read_root(
 pub(crate) fn readable_urls(stored: serde_json::Value) -> Vec<ServerUrl> {
     let serde_json::Value::Array(entries) = stored else { return Vec::new() };
     entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
+}
+
+/// Counts a call and how long it took, under its name.
+pub(crate) async fn observed<T>(
+    call: &'static str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let begun_at = Instant::now();
+    let result = work.await;
+    metrics::histogram!(QUERY_SECONDS).record(begun_at.elapsed().as_secs_f64());
+    if result.is_err() {
+        database_error(call);
+    }
+    result
 }
 
 /// Numbers of agents go up to u64::MAX, columns to i64::MAX. The last ones compare as equal; nobody counts as far.

@@ -3,7 +3,7 @@
 
 use crate::{
     follow::Cluster,
-    store::{self, DatabaseUrl, Missing, Store},
+    store::{self, DatabaseUrl, Missing, Store, postgres::connect::Hosts},
 };
 use std::{
     io::{BufRead, BufReader},
@@ -59,7 +59,7 @@ impl Database {
                 rusqlite::Connection::open(path).unwrap().execute_batch(statements).unwrap();
             }
             DatabaseUrl::Postgres(target) => {
-                let client = store::postgres::connect::single_driven(target, "test").await.unwrap();
+                let client = Hosts::new(target).unwrap().connect_driven().await.unwrap();
                 client.batch_execute(statements).await.unwrap();
             }
         }

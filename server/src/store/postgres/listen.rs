@@ -2,16 +2,21 @@
 //! hears. Whatever was missed meanwhile is covered by a hint to look at everything.
 
 use crate::store::{
-    CALL_TIMEOUT, Hint, StoreError,
-    postgres::{connect, error::PgError, target::Target},
+    Hint, StoreError,
+    postgres::{
+        connect::{self, Hosts},
+        error::PgError,
+    },
 };
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::broadcast, time::Instant};
 use tokio_postgres::{AsyncMessage, Client};
 
 pub(crate) const CHANNEL: &str = "holdfast";
 const PROOF: &str = "proof";
-const PROOF_INTERVAL: Duration = Duration::from_secs(5);
+const PROOF_INTERVAL: Duration = Duration::from_secs(2);
+/// For a proof to come back; a slow database has its time.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
@@ -39,11 +44,11 @@ fn hint(payload: &str) -> Option<Hint> {
 }
 
 /// Runs until it is aborted.
-pub(crate) async fn run(target: Target, location: String, hints: broadcast::Sender<Hint>) {
+pub(crate) async fn run(hosts: Arc<Hosts>, hints: broadcast::Sender<Hint>) {
     let mut backoff = BACKOFF_FIRST;
     loop {
         let begun_at = Instant::now();
-        if let Err(error) = listen(&target, &location, &hints).await {
+        if let Err(error) = listen(&hosts, &hints).await {
             tracing::debug!(%error, "not listening to the database; polling goes on");
         }
         if begun_at.elapsed() > PROOF_INTERVAL {
@@ -54,9 +59,11 @@ pub(crate) async fn run(target: Target, location: String, hints: broadcast::Send
     }
 }
 
-async fn listen(target: &Target, location: &str, hints: &broadcast::Sender<Hint>) -> Result<(), StoreError> {
-    let (client, mut driver) = connect::single(target, location).await?;
+async fn listen(hosts: &Hosts, hints: &broadcast::Sender<Hint>) -> Result<(), StoreError> {
+    let location = &hosts.location;
+    let (client, mut driver) = hosts.connect().await?;
     let mut proving = pin!(prove(&client, location, hints));
+    let mut moved = pin!(hosts.moved_from(client.host()));
     let mut heard_at = Instant::now();
     loop {
         tokio::select! {
@@ -69,11 +76,12 @@ async fn listen(target: &Target, location: &str, hints: &broadcast::Sender<Hint>
                     }
                 }
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(PgError::Sql(error).at(location)),
-                None => return Err(StoreError::unavailable(location, "it closed the connection")),
+                Some(Err(error)) => return Err(PgError::from(error).at(location)),
+                None => return Err(PgError::Closed.at(location)),
             },
             error = &mut proving => return Err(error),
-            () = tokio::time::sleep_until(heard_at + PROOF_INTERVAL + CALL_TIMEOUT) => {
+            () = &mut moved => return Err(PgError::TakenOver.at(location)),
+            () = tokio::time::sleep_until(heard_at + PROOF_INTERVAL + PROOF_TIMEOUT) => {
                 return Err(StoreError::unavailable(location, "its notifications do not arrive"));
             }
         }
@@ -83,13 +91,13 @@ async fn listen(target: &Target, location: &str, hints: &broadcast::Sender<Hint>
 /// Listens, and from then on notifies itself; ends only with an error.
 async fn prove(client: &Client, location: &str, hints: &broadcast::Sender<Hint>) -> StoreError {
     if let Err(error) = client.batch_execute(&format!("LISTEN {CHANNEL}")).await {
-        return PgError::Sql(error).at(location);
+        return PgError::from(error).at(location);
     }
     hints.send(Hint::Anything).ok();
     loop {
         tokio::time::sleep(PROOF_INTERVAL).await;
         if let Err(error) = client.batch_execute(&format!("NOTIFY {CHANNEL}, '{PROOF}'")).await {
-            return PgError::Sql(error).at(location);
+            return PgError::from(error).at(location);
         }
     }
 }

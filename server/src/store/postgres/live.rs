@@ -3,63 +3,55 @@
 
 use crate::store::{
     Hint, LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow, SessionRow, column, number,
-    postgres::{error::PgError, execute, log::fixed, notify, query},
+    postgres::{
+        error::PgError,
+        listen::{CHANNEL, payload},
+        log::fixed,
+        sql::{BEGIN_RELAXED, execute, in_one_flight, notify, query},
+    },
     readable_urls,
 };
-use deadpool_postgres::{ClientWrapper, GenericClient, Transaction};
 use proto::{
     session::{ServerId, SessionNumber},
     statement::NodeId,
 };
 use std::{collections::BTreeSet, time::Duration};
-use tokio_postgres::{Row, types::Json};
+use tokio_postgres::{Client, GenericClient, Row, types::Json};
 
-async fn begin(client: &mut ClientWrapper) -> Result<Transaction<'_>, PgError> {
-    let transaction = client.transaction().await?;
-    transaction.batch_execute("SET LOCAL synchronous_commit = off").await?;
-    Ok(transaction)
+pub(crate) async fn renew_lease(client: &Client, server: &ServerRow, ttl: Duration) -> Result<(), PgError> {
+    let (id, urls, ttl_s) = (server.id.0.as_slice(), Json(&server.urls), ttl.as_secs_f64());
+    let hint = payload(Hint::Leases);
+    // Each part sees the table as it was before.
+    let renewal = query(
+        client,
+        "WITH known AS (SELECT FROM servers WHERE id = $1 AND lease_until > clock_timestamp() AND urls = $3),
+         renewed AS (
+             INSERT INTO servers (id, name, urls, version, lease_until)
+             VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 second')
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, urls = excluded.urls, version = excluded.version,
+                 lease_until = excluded.lease_until),
+         forgotten AS (
+             DELETE FROM servers WHERE id <> $1 AND lease_until < clock_timestamp() - interval '1 day'
+                 AND NOT EXISTS (SELECT FROM known))
+         SELECT pg_notify($6, $7) WHERE NOT EXISTS (SELECT FROM known)",
+        &[&id, &server.name, &urls, &server.version, &ttl_s, &CHANNEL, &hint],
+    );
+    in_one_flight(client, BEGIN_RELAXED, renewal).await.map(|_| ())
 }
 
-pub(crate) async fn renew_lease(
-    client: &mut ClientWrapper,
-    server: &ServerRow,
-    ttl: Duration,
-) -> Result<(), PgError> {
-    let transaction = begin(client).await?;
-    let known = "SELECT 1 FROM servers WHERE id = $1 AND lease_until > clock_timestamp() AND urls = $2";
-    let is_news =
-        query(&transaction, known, &[&server.id.0.as_slice(), &Json(&server.urls)]).await?.is_empty();
-    execute(
-        &transaction,
-        "INSERT INTO servers (id, name, urls, version, lease_until)
-         VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 second')
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, urls = excluded.urls, version = excluded.version,
-             lease_until = excluded.lease_until",
-        &[
-            &server.id.0.as_slice(),
-            &server.name,
-            &Json(&server.urls),
-            &server.version,
-            &ttl.as_secs_f64(),
-        ],
-    )
-    .await?;
-    if is_news {
-        let forgotten = "DELETE FROM servers WHERE lease_until < clock_timestamp() - interval '1 day'";
-        execute(&transaction, forgotten, &[]).await?;
-        notify(&transaction, Hint::Leases).await?;
-    }
-    Ok(transaction.commit().await?)
+pub(crate) async fn release_lease(client: &Client, server: ServerId) -> Result<(), PgError> {
+    let id = server.0.as_slice();
+    let release = async {
+        tokio::try_join!(
+            biased;
+            execute(client, "DELETE FROM servers WHERE id = $1", &[&id]),
+            notify(client, Hint::Leases),
+        )
+    };
+    in_one_flight(client, BEGIN_RELAXED, release).await.map(|_| ())
 }
 
-pub(crate) async fn release_lease(client: &mut ClientWrapper, server: ServerId) -> Result<(), PgError> {
-    let transaction = begin(client).await?;
-    execute(&transaction, "DELETE FROM servers WHERE id = $1", &[&server.0.as_slice()]).await?;
-    notify(&transaction, Hint::Leases).await?;
-    Ok(transaction.commit().await?)
-}
-
-pub(crate) async fn live_servers(client: &impl GenericClient) -> Result<Vec<LiveServer>, PgError> {
+pub(crate) async fn live_servers(client: &(impl GenericClient + Sync)) -> Result<Vec<LiveServer>, PgError> {
     let rows = query(
         client,
         "SELECT id, name, urls, version, extract(epoch FROM lease_until - clock_timestamp())::float8
@@ -81,38 +73,40 @@ fn read_server(row: &Row) -> Result<LiveServer, PgError> {
     Ok(LiveServer { server, lease_remaining })
 }
 
-pub(crate) async fn put_sessions(client: &mut ClientWrapper, rows: &[SessionRow]) -> Result<(), PgError> {
-    let transaction = begin(client).await?;
-    let next = "SELECT sequence + 1 FROM presence FOR UPDATE";
-    let sequence: i64 = transaction.query_one(next, &[]).await?.try_get(0)?;
+pub(crate) async fn put_sessions(client: &Client, rows: &[SessionRow]) -> Result<(), PgError> {
     let rows = newest_per_node(rows);
     let nodes: Vec<i64> = rows.iter().map(|row| column(row.node.0)).collect();
     let servers: Vec<&[u8]> = rows.iter().map(|row| row.server.0.as_slice()).collect();
     let boots: Vec<i64> = rows.iter().map(|row| column(row.number.boot)).collect();
     let counters: Vec<i64> = rows.iter().map(|row| column(row.number.counter)).collect();
     let online: Vec<bool> = rows.iter().map(|row| row.online).collect();
+    // Of its own, so that the next statement sees what was committed before it.
+    let lock = query(client, "SELECT FROM presence FOR UPDATE", &[]);
     // The lock on the node: one that is being removed gets no row behind the removal.
-    let changed = execute(
-        &transaction,
-        "INSERT INTO sessions AS s (node_id, server_id, boot, counter, online, sequence)
-         SELECT r.*, $6::bigint
-         FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::boolean[]) AS r (node_id)
-         JOIN nodes ON nodes.id = r.node_id FOR KEY SHARE OF nodes
-         ON CONFLICT (node_id) DO UPDATE SET server_id = excluded.server_id, boot = excluded.boot,
-             counter = excluded.counter, online = excluded.online, sequence = excluded.sequence
-         WHERE (excluded.boot, excluded.counter) > (s.boot, s.counter)
-             OR (excluded.server_id = s.server_id
-                 AND (excluded.boot, excluded.counter, excluded.online) <> (s.boot, s.counter, s.online))
-             OR (excluded.server_id <> s.server_id AND excluded.online AND (NOT s.online OR NOT EXISTS (
-                 SELECT 1 FROM servers WHERE servers.id = s.server_id AND lease_until > clock_timestamp())))",
-        &[&nodes, &servers, &boots, &counters, &online, &sequence],
-    )
-    .await?;
-    if changed > 0 {
-        execute(&transaction, "UPDATE presence SET sequence = $1", &[&sequence]).await?;
-        notify(&transaction, Hint::Presence).await?;
-    }
-    Ok(transaction.commit().await?)
+    let put = "WITH changed AS (
+             INSERT INTO sessions AS s (node_id, server_id, boot, counter, online, sequence)
+             SELECT r.*, (SELECT sequence + 1 FROM presence)
+             FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::boolean[]) AS r (node_id)
+             JOIN nodes ON nodes.id = r.node_id FOR KEY SHARE OF nodes
+             ON CONFLICT (node_id) DO UPDATE SET server_id = excluded.server_id, boot = excluded.boot,
+                 counter = excluded.counter, online = excluded.online, sequence = excluded.sequence
+             WHERE (excluded.boot, excluded.counter) > (s.boot, s.counter)
+                 OR (excluded.server_id = s.server_id
+                     AND (excluded.boot, excluded.counter, excluded.online) <> (s.boot, s.counter, s.online))
+                 OR (excluded.server_id <> s.server_id AND excluded.online AND (NOT s.online OR NOT EXISTS (
+                     SELECT 1 FROM servers WHERE servers.id = s.server_id AND lease_until > clock_timestamp())))
+             RETURNING 1),
+         counted AS (UPDATE presence SET sequence = sequence + 1 WHERE EXISTS (SELECT FROM changed))
+         SELECT pg_notify($6, $7) WHERE EXISTS (SELECT FROM changed)";
+    let hint = payload(Hint::Presence);
+    let work = async {
+        tokio::try_join!(
+            biased;
+            lock,
+            query(client, put, &[&nodes, &servers, &boots, &counters, &online, &CHANNEL, &hint]),
+        )
+    };
+    in_one_flight(client, BEGIN_RELAXED, work).await.map(|_| ())
 }
 
 /// One statement cannot change a row twice. Of rows with one number the later says more.
@@ -128,7 +122,7 @@ fn newest_per_node(rows: &[SessionRow]) -> Vec<SessionRow> {
 }
 
 pub(crate) async fn sessions(
-    client: &impl GenericClient,
+    client: &(impl GenericClient + Sync),
     after: u64,
 ) -> Result<(Vec<SeenSession>, u64), PgError> {
     // One statement, so one moment.
@@ -160,39 +154,39 @@ fn read_session(row: &Row, node: NodeId) -> Result<SeenSession, PgError> {
     Ok(SeenSession { row: session, sequence: number(row.try_get(6)?), leased: row.try_get(7)? })
 }
 
-pub(crate) async fn send_signals(
-    client: &mut ClientWrapper,
-    signals: &[(ServerId, Vec<u8>)],
-) -> Result<(), PgError> {
-    let transaction = begin(client).await?;
+pub(crate) async fn send_signals(client: &Client, signals: &[(ServerId, Vec<u8>)]) -> Result<(), PgError> {
     let ended = "DELETE FROM signals WHERE sent_at < clock_timestamp() - $1 * interval '1 second'";
-    execute(&transaction, ended, &[&SIGNAL_LIFETIME.as_secs_f64()]).await?;
-    let receivers: BTreeSet<ServerId> = signals.iter().map(|(to, _)| *to).collect();
-    for to in receivers {
-        let payloads: Vec<&[u8]> =
-            signals.iter().filter(|(receiver, _)| *receiver == to).map(|(_, payload)| &payload[..]).collect();
-        execute(
-            &transaction,
-            "INSERT INTO signals (to_server, payload) SELECT $1, p FROM unnest($2::bytea[]) WITH ORDINALITY AS n (p, i)
-             ORDER BY i LIMIT greatest(0, $3 - (SELECT count(*) FROM signals WHERE to_server = $1))",
-            &[&to.0.as_slice(), &payloads, &SIGNALS_KEPT],
+    let lifetime_s = SIGNAL_LIFETIME.as_secs_f64();
+    let receivers: Vec<&[u8]> = signals.iter().map(|(to, _)| to.0.as_slice()).collect();
+    let payloads: Vec<&[u8]> = signals.iter().map(|(_, payload)| &payload[..]).collect();
+    let put = "WITH waiting AS (SELECT to_server, count(*) FROM signals WHERE to_server = ANY ($1) GROUP BY to_server)
+         INSERT INTO signals (to_server, payload)
+         SELECT n.to_server, n.payload FROM (
+             SELECT *, row_number() OVER (PARTITION BY to_server ORDER BY i) AS nth
+             FROM unnest($1::bytea[], $2::bytea[]) WITH ORDINALITY AS r (to_server, payload, i)) AS n
+         LEFT JOIN waiting USING (to_server) WHERE nth <= $3 - coalesce(count, 0) ORDER BY i";
+    let hinted: BTreeSet<ServerId> = signals.iter().map(|(to, _)| *to).collect();
+    let hinted: Vec<String> = hinted.into_iter().map(|to| payload(Hint::Signals(to))).collect();
+    let hint = "SELECT pg_notify($1, hint) FROM unnest($2::text[]) AS h (hint)";
+    let work = async {
+        tokio::try_join!(
+            biased;
+            execute(client, ended, &[&lifetime_s]),
+            execute(client, put, &[&receivers, &payloads, &SIGNALS_KEPT]),
+            query(client, hint, &[&CHANNEL, &hinted]),
         )
-        .await?;
-        notify(&transaction, Hint::Signals(to)).await?;
-    }
-    Ok(transaction.commit().await?)
+    };
+    in_one_flight(client, BEGIN_RELAXED, work).await.map(|_| ())
 }
 
-pub(crate) async fn take_signals(client: &mut ClientWrapper, me: ServerId) -> Result<Vec<Vec<u8>>, PgError> {
-    let transaction = begin(client).await?;
-    let rows = query(
-        &transaction,
+pub(crate) async fn take_signals(client: &Client, me: ServerId) -> Result<Vec<Vec<u8>>, PgError> {
+    let (me, lifetime_s) = (me.0.as_slice(), SIGNAL_LIFETIME.as_secs_f64());
+    let taken = query(
+        client,
         "WITH taken AS (DELETE FROM signals WHERE to_server = $1 RETURNING id, payload, sent_at)
          SELECT payload FROM taken WHERE sent_at >= clock_timestamp() - $2 * interval '1 second' ORDER BY id",
-        &[&me.0.as_slice(), &SIGNAL_LIFETIME.as_secs_f64()],
-    )
-    .await?;
-    let payloads = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    transaction.commit().await?;
-    Ok(payloads)
+        &[&me, &lifetime_s],
+    );
+    let rows = in_one_flight(client, BEGIN_RELAXED, taken).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }

@@ -1,75 +1,64 @@
-//! The locked log: a connection of the pool inside a transaction that holds the cluster's row.
+//! The locked log: a connection of the pool inside a transaction that holds the cluster's row. Two round trips: one that locks and catches up, one that
+//! appends and commits.
 
 use crate::{
     cluster::{Change, Head},
     store::{
         CALL_TIMEOUT, LockedLog, StoreError, Tail,
-        postgres::{error::PgError, log},
+        postgres::{
+            connect::Connected,
+            error::PgError,
+            log,
+            pool::{Held, Lane, Pools},
+            sql,
+        },
     },
 };
 use async_trait::async_trait;
-use deadpool_postgres::Object;
 use proto::time::UnixTime;
+use std::sync::Arc;
+use tokio::time::Instant;
+use tokio_postgres::Client;
 
 pub(crate) struct PostgresLock {
     tail: Tail,
     now: UnixTime,
-    connection: InTransaction,
-    location: String,
-}
-
-/// Unless the transaction was ended in order, the connection is closed, which rolls back, and does not return to the pool.
-struct InTransaction(Option<Object>);
-
-impl Drop for InTransaction {
-    fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
-            drop(Object::take(object));
-        }
-    }
+    /// Closed when dropped, which rolls back.
+    held: Held,
+    pools: Arc<Pools>,
 }
 
 impl PostgresLock {
     /// `None`: there is no cluster.
-    pub(crate) async fn take(
-        object: Object,
-        location: String,
-        known: Head,
-    ) -> Result<Option<Self>, StoreError> {
-        let connection = InTransaction(Some(object));
-        let opened = match &connection.0 {
-            Some(object) => tokio::time::timeout(CALL_TIMEOUT, open(object, known)).await,
-            None => return Ok(None),
-        };
+    pub(crate) async fn take(pools: Arc<Pools>, known: Head) -> Result<Option<Self>, StoreError> {
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        let (mut held, is_kept) = pools.take(Lane::Shared, deadline).await?;
+        let mut opened = pools.on(&mut held, deadline, async |client| open(client, known).await).await;
+        if is_kept && opened.as_ref().is_err_and(PgError::is_of_dead_connection) {
+            drop(held);
+            (held, _) = pools.take(Lane::Shared, deadline).await?;
+            opened = pools.on(&mut held, deadline, async |client| open(client, known).await).await;
+        }
         match opened {
-            Ok(Ok(Some((tail, now)))) => Ok(Some(Self { tail, now, connection, location })),
-            Ok(Ok(None)) => Ok(None),
-            Ok(Err(error)) => Err(error.at(&location)),
-            Err(_) => Err(StoreError::unavailable(&location, "it did not answer in time")),
+            Ok(Some((tail, now))) => Ok(Some(Self { tail, now, held, pools })),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error.at(&pools.hosts.location)),
         }
     }
 
-    async fn end(&mut self, statement: &str) -> Result<(), PgError> {
-        if let Some(object) = &self.connection.0 {
-            object.batch_execute(statement).await?;
-        }
-        // In order: back to the pool.
-        self.connection.0.take();
-        Ok(())
-    }
-
-    async fn append(&mut self, change: &Change) -> Result<(), PgError> {
-        if let Some(object) = &self.connection.0 {
-            log::append(object, change).await?;
-        }
-        self.end("COMMIT").await
+    fn deadline() -> Instant {
+        Instant::now() + CALL_TIMEOUT
     }
 }
 
-async fn open(object: &Object, known: Head) -> Result<Option<(Tail, UnixTime)>, PgError> {
-    object.batch_execute("BEGIN").await?;
-    let Some(now) = log::lock(object).await? else { return Ok(None) };
-    Ok(log::tail(object, known).await?.map(|tail| (tail, now)))
+/// Locks, and reads behind the lock.
+async fn open(client: &Client, known: Head) -> Result<Option<(Tail, UnixTime)>, PgError> {
+    let begun = async { Ok::<_, PgError>(client.batch_execute("BEGIN").await?) };
+    // Polled in this order, so sent in this order.
+    let (begun, now, tail) = tokio::join!(biased; begun, log::lock(client), log::tail(client, known));
+    begun?;
+    let Some(now) = now? else { return Ok(None) };
+    Ok(tail?.map(|tail| (tail, now)))
 }
 
 #[async_trait]
@@ -82,15 +71,22 @@ impl LockedLog for PostgresLock {
         self.now
     }
 
-    async fn commit(mut self: Box<Self>, change: &Change) -> Result<(), StoreError> {
-        match tokio::time::timeout(CALL_TIMEOUT, self.append(change)).await {
-            Ok(result) => result.map_err(|error| error.at(&self.location)),
-            Err(_) => Err(StoreError::unavailable(&self.location, "it did not answer in time")),
+    async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError> {
+        let Self { mut held, pools, tail: _, now: _ } = *self;
+        let commit = async |client: &mut Connected| sql::committed(client, log::append(client, change)).await;
+        let committed = pools.on(&mut held, Self::deadline(), commit).await;
+        if committed.is_ok() {
+            held.give_back();
         }
+        committed.map_err(|error| error.at(&pools.hosts.location))
     }
 
-    async fn unlock(mut self: Box<Self>) {
+    async fn unlock(self: Box<Self>) {
+        let Self { mut held, pools, tail: _, now: _ } = *self;
+        let rollback = async |client: &mut Connected| Ok(client.batch_execute("ROLLBACK").await?);
         // Where this fails the connection is closed, which unlocks as well.
-        tokio::time::timeout(CALL_TIMEOUT, self.end("ROLLBACK")).await.ok();
+        if pools.on(&mut held, Self::deadline(), rollback).await.is_ok() {
+            held.give_back();
+        }
     }
 }

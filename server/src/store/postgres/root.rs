@@ -3,13 +3,18 @@
 use crate::{
     cluster::StoredRoot,
     store::{
-        postgres::{error::PgError, execute},
+        postgres::{
+            error::PgError,
+            sql::{SqlType, execute},
+        },
         root_columns,
     },
 };
 use bytes::BytesMut;
-use deadpool_postgres::GenericClient;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{
+    Client,
+    types::{IsNull, ToSql, Type, to_sql_checked},
+};
 
 /// A root's bytes as a parameter.
 pub(crate) struct Seed<'a>(pub(crate) &'a [u8]);
@@ -18,6 +23,10 @@ impl std::fmt::Debug for Seed<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("[redacted]")
     }
+}
+
+impl SqlType for Seed<'_> {
+    const TYPE: Type = Type::BYTEA;
 }
 
 impl ToSql for Seed<'_> {
@@ -36,17 +45,14 @@ impl ToSql for Seed<'_> {
     to_sql_checked!();
 }
 
-pub(crate) async fn put(
-    client: &impl GenericClient,
-    was: &StoredRoot,
-    root: &StoredRoot,
-) -> Result<bool, PgError> {
+pub(crate) async fn put(client: &Client, was: &StoredRoot, root: &StoredRoot) -> Result<bool, PgError> {
     let ((was, _), (seed, public)) = (root_columns(was), root_columns(root));
+    let (was, seed, public) = (Seed(was), Seed(seed), public.as_ref().map(<[u8; 32]>::as_slice));
     let put = execute(
         client,
         "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL
          WHERE root_seed = $3 AND moved_to IS NULL",
-        &[&Seed(seed), &public.as_ref().map(<[u8; 32]>::as_slice), &Seed(was)],
+        &[&seed, &public, &was],
     )
     .await?;
     if put > 0 {

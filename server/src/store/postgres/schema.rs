@@ -1,13 +1,18 @@
 //! Bringing the schema up to date, one server at a time.
 
 use crate::store::{
-    Missing, StoreError,
-    postgres::{connect, error::PgError, target::Target},
+    CALL_TIMEOUT, Missing, StoreError,
+    postgres::{connect::Hosts, error::PgError, sql::query},
 };
+use std::{future::Future, time::Duration};
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 /// Any number that nobody else in the database locks: "holdfast" in ASCII.
 const MIGRATION_LOCK: i64 = 0x686f_6c64_6661_7374;
+
+/// With another server's migration before ours.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 mod embedded {
     refinery::embed_migrations!("src/store/postgres/migrations");
@@ -19,9 +24,11 @@ pub(crate) fn known_version() -> u32 {
     migrations.get_migrations().iter().map(|m| u32::try_from(m.version()).unwrap_or(0)).max().unwrap_or(0)
 }
 
-pub(crate) async fn prepare(target: &Target, location: &str, missing: Missing) -> Result<(), StoreError> {
-    let mut client = connect::single_driven(target, location).await?;
-    match (is_current(&client, location).await?, missing) {
+pub(crate) async fn prepare(hosts: &Hosts, missing: Missing) -> Result<(), StoreError> {
+    let location = &hosts.location;
+    let mut client = hosts.connect_driven().await?.client;
+    let found = within(CALL_TIMEOUT, location, is_current(&client, location)).await?;
+    match (found, missing) {
         (Schema::Current, _) => return Ok(()),
         (Schema::None, Missing::Refuse) => {
             return Err(StoreError::NoCluster { location: location.to_owned() });
@@ -32,14 +39,42 @@ pub(crate) async fn prepare(target: &Target, location: &str, missing: Missing) -
         }
         (Schema::None | Schema::Older { .. }, Missing::Create) => {}
     }
+    within(MIGRATION_TIMEOUT, location, migrate(&mut client, location)).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    location: &str,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(limit, work).await.unwrap_or_else(|_elapsed| Err(PgError::Silent.at(location)))
+}
+
+async fn migrate(client: &mut Client, location: &str) -> Result<(), StoreError> {
     // Ends with the connection. Waiting for another server's migration is bounded.
     let lock = format!("SET statement_timeout = '30s'; SELECT pg_advisory_lock({MIGRATION_LOCK})");
-    client.batch_execute(&lock).await.map_err(|error| PgError::Sql(error).at(location))?;
-    if let Schema::Current = is_current(&client, location).await? {
+    client.batch_execute(&lock).await.map_err(|error| PgError::from(error).at(location))?;
+    if let Schema::Current = is_current(client, location).await? {
         return Ok(());
     }
-    let migrated = embedded::migrations::runner().run_async(&mut client).await;
-    migrated.map(|_| ()).map_err(|error| StoreError::failed(location, error))
+    let migrated = embedded::migrations::runner().run_async(client).await;
+    migrated.map(|_| ()).map_err(|error| match cause(&error) {
+        Some(error) => PgError::reason_at(error, location),
+        None => StoreError::failed(location, error),
+    })
+}
+
+/// What Postgres said, inside of what the migrations say of it.
+fn cause(error: &refinery::Error) -> Option<&tokio_postgres::Error> {
+    let first: &(dyn std::error::Error + 'static) = error;
+    let mut next = Some(first);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
 }
 
 enum Schema {
@@ -64,9 +99,11 @@ async fn is_current(client: &Client, location: &str) -> Result<Schema, StoreErro
 
 pub(crate) async fn found_version(client: &Client) -> Result<Option<u32>, PgError> {
     let table = "SELECT to_regclass('refinery_schema_history') IS NOT NULL";
-    if !client.query_one(table, &[]).await?.try_get::<_, bool>(0)? {
+    let exists = query(client, table, &[]).await?.first().map(|row| row.try_get(0)).transpose()?;
+    if exists != Some(true) {
         return Ok(None);
     }
-    let newest = client.query_one("SELECT max(version) FROM refinery_schema_history", &[]).await?;
-    Ok(newest.try_get::<_, Option<i32>>(0)?.and_then(|version| u32::try_from(version).ok()))
+    let newest = query(client, "SELECT max(version) FROM refinery_schema_history", &[]).await?;
+    let newest: Option<i32> = newest.first().map(|row| row.try_get(0)).transpose()?.flatten();
+    Ok(newest.and_then(|version| u32::try_from(version).ok()))
 }

@@ -5,11 +5,16 @@ use crate::store::InvalidDatabaseUrl;
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use tokio_postgres::config::{Config, Host, SslMode, TargetSessionAttrs};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// To the TCP connection, for each address of a host.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A host that takes data and acknowledges nothing is given up after this.
 const USER_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// An idle connection to a host that is gone is found after 2 s and 3 times 1 s.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEPALIVE_RETRIES: u32 = 3;
 const DEFAULT_PORT: u16 = 5432;
+const POOL_SIZE: usize = 8;
 
 /// How the connection is protected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub(crate) enum Tls {
 pub struct Target {
     pub(crate) config: Config,
     pub(crate) tls: Tls,
+    /// Connections for everything but the lease, the log and listening.
+    pub(crate) pool_size: usize,
 }
 
 impl FromStr for Target {
@@ -41,13 +48,16 @@ impl FromStr for Target {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
         config.tcp_user_timeout(USER_TIMEOUT).keepalives_idle(KEEPALIVE);
-        if config.get_target_session_attrs() == TargetSessionAttrs::Any {
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        if config.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
+            let reason = "target_session_attrs=read-only cannot be used: servers write; leave it out, or say read-write";
+            return Err(InvalidDatabaseUrl::new(reason));
         }
         if let Tls::Verified(_) = tls {
             config.ssl_mode(SslMode::Require);
         }
-        Ok(Self { config, tls })
+        let target = Self { config, tls, pool_size: POOL_SIZE };
+        target.each()?;
+        Ok(target)
     }
 }
 
@@ -75,22 +85,93 @@ fn take_tls_options(text: &str) -> Result<(String, Tls), InvalidDatabaseUrl> {
     Ok((format!("{base}?{}", kept.join("&")), tls))
 }
 
+impl Target {
+    /// The hosts, each with a name for messages and a configuration that has no other.
+    ///
+    /// # Errors
+    /// Hosts and ports do not match.
+    pub(crate) fn each(&self) -> Result<Vec<(String, Config)>, InvalidDatabaseUrl> {
+        let (hosts, addresses) = (self.config.get_hosts(), self.config.get_hostaddrs());
+        if !addresses.is_empty() && addresses.len() != hosts.len() {
+            return Err(InvalidDatabaseUrl::new("it has another number of hosts than of hostaddr"));
+        }
+        let ports = self.config.get_ports();
+        if ports.len() > 1 && ports.len() != hosts.len() {
+            return Err(InvalidDatabaseUrl::new("it has another number of hosts than of ports"));
+        }
+        let each = hosts.iter().enumerate().map(|(index, host)| {
+            let mut config = self.without_hosts();
+            match host {
+                Host::Tcp(name) => config.host(name),
+                #[cfg(unix)]
+                Host::Unix(directory) => config.host_path(directory),
+            };
+            if let Some(address) = addresses.get(index) {
+                config.hostaddr(*address);
+            }
+            config.port(self.port(index));
+            (self.name(index), config)
+        });
+        Ok(each.collect())
+    }
+
+    /// What all hosts have in common; the library's `Config` can only be added to.
+    fn without_hosts(&self) -> Config {
+        let known = &self.config;
+        let mut config = Config::new();
+        if let Some(user) = known.get_user() {
+            config.user(user);
+        }
+        if let Some(password) = known.get_password() {
+            config.password(password);
+        }
+        if let Some(database) = known.get_dbname() {
+            config.dbname(database);
+        }
+        if let Some(options) = known.get_options() {
+            config.options(options);
+        }
+        if let Some(name) = known.get_application_name() {
+            config.application_name(name);
+        }
+        if let Some(timeout) = known.get_tcp_user_timeout() {
+            config.tcp_user_timeout(*timeout);
+        }
+        config
+            .ssl_mode(known.get_ssl_mode())
+            .ssl_negotiation(known.get_ssl_negotiation())
+            .channel_binding(known.get_channel_binding())
+            .connect_timeout(known.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT))
+            .keepalives(known.get_keepalives())
+            .keepalives_idle(known.get_keepalives_idle())
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES);
+        config
+    }
+
+    fn port(&self, index: usize) -> u16 {
+        let ports = self.config.get_ports();
+        ports.get(index).or(ports.first()).copied().unwrap_or(DEFAULT_PORT)
+    }
+
+    fn name(&self, index: usize) -> String {
+        let port = self.port(index);
+        match &self.config.get_hosts()[index] {
+            Host::Tcp(name) => format!("{name}:{port}"),
+            #[cfg(unix)]
+            Host::Unix(directory) => format!("{}:{port}", directory.display()),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgres://")?;
         if let Some(user) = self.config.get_user() {
             write!(f, "{user}@")?;
         }
-        let ports = self.config.get_ports();
-        for (index, host) in self.config.get_hosts().iter().enumerate() {
-            let port = ports.get(index).or(ports.first()).copied().unwrap_or(DEFAULT_PORT);
-            f.write_str(if index == 0 { "" } else { "," })?;
-            match host {
-                Host::Tcp(name) => write!(f, "{name}:{port}")?,
-                #[cfg(unix)]
-                Host::Unix(directory) => write!(f, "{}:{port}", directory.display())?,
-            }
-        }
+        let names: Vec<_> = (0..self.config.get_hosts().len()).map(|index| self.name(index)).collect();
+        f.write_str(&names.join(","))?;
         write!(f, "/{}", self.config.get_dbname().unwrap_or_default())
     }
 }
