@@ -73,7 +73,7 @@ fn whole_map(root: &RootSecret) -> Delta {
         map.put(object.clone());
     });
     let version = MapVersion { epoch: 1, revision: 1 };
-    Delta { version, digest: map.digest(), put, drop: Vec::new(), last: true }
+    Delta { version, digest: map.digest(), put, last: true, ..Delta::default() }
 }
 
 /// What an agent of a large network leaves on disk.

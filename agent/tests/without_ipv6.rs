@@ -68,7 +68,7 @@ fn map() -> Delta {
     let mut map = Map::default();
     assert!(map.put(put[0].clone()));
     let version = MapVersion { epoch: 1, revision: 1 };
-    Delta { version, digest: map.digest(), put, drop: Vec::new(), last: true }
+    Delta { version, digest: map.digest(), put, last: true, ..Delta::default() }
 }
 
 #[test]

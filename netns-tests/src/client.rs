@@ -106,6 +106,7 @@ impl Member {
             map: MapState::default(),
             activate,
             heartbeat_interval: Duration::from_secs(1),
+            membership: Vec::new(),
         };
         Line::dial(server, root).await?.open(self, hello).await
     }

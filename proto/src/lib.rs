@@ -12,6 +12,7 @@ mod hex;
 pub mod key;
 pub mod map;
 pub mod peer_message;
+pub mod receipt;
 pub mod root;
 pub mod server_url;
 pub mod session;

@@ -1,7 +1,7 @@
 //! The network map: typed objects with content hashes. Its digest is the sum of the hashes (as 256-bit numbers), so it does not depend on the order and
 //! is kept up to date by one addition per change; two maps with one digest are the same, whichever servers they came from.
 
-use crate::{Invalid, endpoints, fixed, statement::NodeId, time::UnixTime, wire};
+use crate::{Invalid, endpoints, fixed, receipt::Receipt, statement::NodeId, time::UnixTime, wire};
 use blake2::{Blake2s256, Digest as _};
 use ipnet::IpNet;
 use prost::Message;
@@ -83,6 +83,8 @@ pub struct Delta {
     pub drop: Vec<ObjectId>,
     /// Another part of the same change follows if not set.
     pub last: bool,
+    /// For the version.
+    pub receipt: Receipt,
 }
 
 /// A set of objects and its digest.
@@ -345,6 +347,7 @@ impl TryFrom<wire::MapDelta> for Delta {
                 .map(|object| ObjectId::checked(object.kind, object.id))
                 .collect::<Result<_, _>>()?,
             last: wire.last,
+            receipt: Receipt::from_bytes(&wire.receipt),
         })
     }
 }
@@ -359,6 +362,7 @@ impl From<Delta> for wire::MapDelta {
             put: put.map(|o| wire::Object { kind: o.id.kind, id: o.id.id, content: o.content }).collect(),
             drop: delta.drop.iter().map(|id| id.to_ref(None)).collect(),
             last: delta.last,
+            receipt: delta.receipt.to_bytes(),
         }
     }
 }

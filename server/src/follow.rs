@@ -4,11 +4,10 @@
 //!
 //! A log that no longer has what was seen went back in time: the state is loaded again and a new epoch begun, above every revision seen.
 
+mod recover;
+
 use crate::{
-    cluster::{
-        Actor, Change, ChangeId, Founding, Head, Loss, Op, Recovery, Snapshot, State, StoredRoot,
-        next_version,
-    },
+    cluster::{Actor, Change, ChangeId, Founding, Head, Op, Snapshot, State, StoredRoot},
     cluster_key::{RootAccess, UnlockError},
     store::{CALL_TIMEOUT, Hint, Lost, Store, StoreError, Tail},
 };
@@ -52,6 +51,7 @@ struct Inner {
     follower: Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Somebody wants to know how the log stands now.
     asked: Arc<Notify>,
+    told: recover::Told,
     /// Closed when the follower ends.
     following: watch::Receiver<()>,
 }
@@ -163,6 +163,7 @@ impl Cluster {
             replacing: Mutex::new(()),
             follower: Mutex::new(None),
             asked: Arc::default(),
+            told: recover::Told::default(),
             following,
             access,
             store,
@@ -312,13 +313,19 @@ impl Inner {
         let known = self.state.load().head();
         match self.store.tail(known).await? {
             Tail::Changes(changes) => self.advance(&changes),
-            Tail::Lost(Lost::Pruned | Lost::NewEpoch) => self.reload().await?,
+            Tail::Lost(Lost::Pruned) => self.reload().await?,
+            Tail::Lost(Lost::NewEpoch) => {
+                let past = self.state.load_full();
+                self.reload().await?;
+                self.remember(past);
+            }
             Tail::Lost(Lost::WentBack { to }) => {
                 tracing::warn!(
                     seen = known.version.revision,
                     found = to.version.revision,
                     "the database went back in time"
                 );
+                self.remember(self.state.load_full());
                 self.begin_epoch(known).await?;
                 self.reload().await?;
             }
@@ -327,36 +334,21 @@ impl Inner {
     }
 
     async fn reload(&self) -> Result<(), StoreError> {
-        let snapshot = self.store.snapshot().await?;
-        let _guard = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = unlocked(self.store.location(), &self.access, snapshot, Some(&self.state.load()))?;
-        if state.version() > self.state.load().version() {
-            self.replace(state);
-        }
+        let state = self.load().await?;
+        self.replace_if_newer(state);
         Ok(())
     }
 
-    /// Agents have seen revisions that the log does not have. An epoch of its own puts what comes above them; of several
-    /// servers the first one begins it.
-    async fn begin_epoch(&self, seen: Head) -> Result<(), StoreError> {
-        let found = State::from_snapshot(self.store.snapshot().await?);
-        let locked = self.store.lock(seen).await?;
-        let &Tail::Lost(Lost::WentBack { to }) = locked.tail() else {
-            locked.unlock().await;
-            return Ok(());
-        };
-        let lost = seen.version.revision.saturating_sub(to.version.revision);
-        let recovery = Recovery::of(&found, Loss::Revisions(lost), MapVersion::default(), locked.now());
-        let above = MapVersion {
-            epoch: seen.version.epoch.max(to.version.epoch),
-            revision: seen.version.revision.max(to.version.revision),
-        };
-        let version = next_version(above, locked.now())
-            .map_err(|error| StoreError::failed(self.store.location(), error))?;
-        let head = Head { version, id: self.change_id()? };
-        let ops = vec![recovery.into_op()];
-        let change = Change { head, at: locked.now(), actor: Actor::Recovery, ops };
-        locked.commit(&change).await
+    async fn load(&self) -> Result<State, StoreError> {
+        let snapshot = self.store.snapshot().await?;
+        unlocked(self.store.location(), &self.access, snapshot, Some(&self.state.load()))
+    }
+
+    fn replace_if_newer(&self, state: State) {
+        let _guard = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.version() > self.state.load().version() {
+            self.replace(state);
+        }
     }
 }
 
@@ -414,6 +406,10 @@ async fn follow(cluster: Weak<Inner>, mut hints: broadcast::Receiver<Hint>, aske
         while hints.try_recv().is_ok() {}
         let Some(cluster) = cluster.upgrade() else { return };
         // Told by `health` and logged where it changes; the next round tries again.
-        cluster.catch_up().await.ok();
+        if cluster.catch_up().await.is_ok()
+            && let Err(error) = cluster.settle().await
+        {
+            tracing::debug!(%error, "what the database lost waits");
+        }
     }
 }

@@ -9,6 +9,7 @@ use imbl::{OrdMap, ordmap::DiffItem};
 use proto::{
     key::PublicKey,
     map::{Content, ContentHash, Delta, MapDigest, MapVersion, Object, ObjectId, Peer},
+    receipt::Receipt,
 };
 use std::{
     collections::BTreeMap,
@@ -33,13 +34,14 @@ impl PartialEq for Encoded {
 #[derive(Clone, Default)]
 pub(crate) struct Atlas {
     version: MapVersion,
+    receipt: Receipt,
     objects: OrdMap<ObjectId, Encoded>,
     digest: MapDigest,
 }
 
 impl Atlas {
     pub(crate) fn of(state: &State) -> Self {
-        let mut atlas = Self { version: state.version(), ..Self::default() };
+        let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..Self::default() };
         atlas.put(ObjectId::network(), Content::Network(state.network.clone()));
         state.nodes().for_each(|node| atlas.put(ObjectId::peer(node.key), peer(node)));
         state.removals().for_each(|removed| {
@@ -51,7 +53,7 @@ impl Atlas {
     /// The atlas of `state`, made from this one where the state still knows what changed.
     pub(crate) fn advanced(&self, state: &State) -> Self {
         let Some(changed) = state.changed_since(self.version) else { return Self::of(state) };
-        let mut atlas = Self { version: state.version(), ..self.clone() };
+        let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..self.clone() };
         for touched in changed {
             let content = match touched {
                 Touched::Node(key) => state.node_by_key(&key).map(|node| peer(node)),
@@ -186,7 +188,8 @@ impl NodeMap<'_> {
     }
 
     fn empty_delta(&self, last: bool) -> Delta {
-        Delta { version: self.atlas.version, digest: self.digest(), put: Vec::new(), drop: Vec::new(), last }
+        let Atlas { version, receipt, .. } = *self.atlas;
+        Delta { version, digest: self.digest(), put: Vec::new(), drop: Vec::new(), last, receipt }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use proto::{
     map::{Delta, Map, MapVersion, Object},
+    receipt::Receipt,
     wire,
 };
 use serde::Serialize;
@@ -29,6 +30,8 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cached {
     pub version: MapVersion,
+    /// For the version.
+    pub receipt: Receipt,
     pub objects: Vec<Object>,
 }
 
@@ -46,10 +49,10 @@ pub enum CacheError {
 }
 
 /// The bytes to write.
-pub fn encode(version: MapVersion, map: &Map) -> Vec<u8> {
+pub fn encode(version: MapVersion, receipt: Receipt, map: &Map) -> Vec<u8> {
     let put =
         map.iter().map(|(id, _, content)| Object { id: id.clone(), content: content.to_vec() }).collect();
-    let delta = Delta { version, digest: map.digest(), put, drop: Vec::new(), last: true };
+    let delta = Delta { version, digest: map.digest(), put, drop: Vec::new(), last: true, receipt };
     let body = proto::encode(&wire::MapDelta::from(delta));
     [MAGIC.as_slice(), &[FORMAT], &proto::checksum(&body), &body].concat()
 }
@@ -74,7 +77,7 @@ pub fn decode(bytes: &[u8]) -> Result<Cached, CacheError> {
     let wire: wire::MapDelta =
         proto::decode(body).map_err(|error| CacheError::Malformed(error.to_string()))?;
     let delta = Delta::try_from(wire).map_err(|error| CacheError::Malformed(error.to_string()))?;
-    Ok(Cached { version: delta.version, objects: delta.put })
+    Ok(Cached { version: delta.version, receipt: delta.receipt, objects: delta.put })
 }
 
 #[cfg(test)]
@@ -92,11 +95,12 @@ mod tests {
     }
 
     const VERSION: MapVersion = MapVersion { epoch: 2, revision: 9 };
+    const RECEIPT: Receipt = Receipt([3; 16]);
 
     #[test]
     fn a_cache_survives_the_disk() {
-        let cached = decode(&encode(VERSION, &map())).unwrap();
-        assert_eq!(cached.version, VERSION);
+        let cached = decode(&encode(VERSION, RECEIPT, &map())).unwrap();
+        assert_eq!((cached.version, cached.receipt), (VERSION, RECEIPT));
         let mut again = Map::default();
         cached.objects.into_iter().for_each(|object| assert!(again.put(object)));
         assert_eq!(again.digest(), map().digest());
@@ -104,7 +108,7 @@ mod tests {
 
     #[test]
     fn truncated_damaged_newer_and_foreign_files_are_told_apart() {
-        let good = encode(VERSION, &map());
+        let good = encode(VERSION, RECEIPT, &map());
         assert_eq!(decode(&good[..good.len() - 1]), Err(CacheError::Damaged));
         assert_eq!(decode(&good[..10]), Err(CacheError::Foreign));
         assert_eq!(decode(b""), Err(CacheError::Foreign));
@@ -116,7 +120,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_is_noticed(position in 0usize..700, bit in 0u8..8) {
-            let mut bytes = encode(VERSION, &map());
+            let mut bytes = encode(VERSION, RECEIPT, &map());
             let position = position % bytes.len();
             bytes[position] ^= 1 << bit;
             prop_assert!(decode(&bytes).is_err());

@@ -3,9 +3,11 @@
 //! A map never goes backwards, and a peer is in it only with a certificate under the root. What is not understood or not proven stays among the
 //! objects (so that the digest is the servers') but has no effect.
 
+use crate::cache::Cached;
 use proto::{
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
+    receipt::Receipt,
     root::RootKey,
     session::MapState,
     statement::{Membership, NetworkId, Statement, StatementError},
@@ -67,6 +69,8 @@ pub struct NetMap {
     /// The newest that a server that serves us was at, with or without a change for us: no server behind it may tell us anything. Steps lag behind it
     /// (a server's maps follow its state), so it does not judge them.
     seen: MapVersion,
+    /// For `seen`, as a server gave it.
+    receipt: Receipt,
     members: BTreeMap<PublicKey, Member>,
     network: Option<Network>,
 }
@@ -79,20 +83,21 @@ impl NetMap {
             map: Map::default(),
             version: MapVersion::default(),
             seen: MapVersion::default(),
+            receipt: Receipt::default(),
             members: BTreeMap::new(),
             network: None,
         }
     }
 
     /// From the cache: its certificates were verified before they were written, under a checksum, into a file of our own.
-    pub fn restore(&mut self, version: MapVersion, objects: Vec<Object>) -> Changes {
+    pub fn restore(&mut self, cached: Cached) -> Changes {
         let mut changes = Changes::default();
-        for object in objects {
+        for object in cached.objects {
             self.put(object, &mut changes, |_, _, signed| {
                 Statement::trust(signed).map(|(_, statement)| statement)
             });
         }
-        (self.version, self.seen) = (version, version);
+        (self.version, self.seen, self.receipt) = (cached.version, cached.version, cached.receipt);
         changes
     }
 
@@ -116,7 +121,7 @@ impl NetMap {
     }
 
     pub fn state(&self) -> MapState {
-        MapState { version: self.seen, digest: self.map.digest() }
+        MapState { version: self.seen, digest: self.map.digest(), receipt: self.receipt }
     }
 
     /// The version of the last step that was applied.
@@ -159,13 +164,15 @@ impl NetMap {
             return Applied::Diverged(changes);
         }
         self.version = delta.version;
-        self.seen = self.seen.max(delta.version);
+        self.on_seen(delta.version, delta.receipt);
         Applied::Whole(changes)
     }
 
-    /// The server that serves us is at this version.
-    pub fn on_seen(&mut self, version: MapVersion) {
-        self.seen = self.seen.max(version);
+    /// The server that serves us is at this version, and gave this receipt for it.
+    pub fn on_seen(&mut self, version: MapVersion, receipt: Receipt) {
+        if version > self.seen || (version == self.seen && receipt != Receipt::default()) {
+            (self.seen, self.receipt) = (version, receipt);
+        }
     }
 
     fn drop(&mut self, id: &ObjectId, changes: &mut Changes) {

@@ -116,6 +116,7 @@ impl Atlas {
             put: put.map(|(id, _, content)| Object { id: id.clone(), content: content.to_vec() }).collect(),
             drop: have.keys().filter(|id| **id == own || self.map.hash(id).is_none()).cloned().collect(),
             last: true,
+            receipt: members::receipts().issue(self.version),
         }
     }
 

@@ -126,7 +126,7 @@ impl World {
             Output::Send { conn, message } => {
                 self.note_message(at, &message);
                 if let Some(id) = self.nodes[at].streams.get(&conn).copied() {
-                    self.say(id, Lane::Up, Said::Message(message));
+                    self.say(id, Lane::Up, Said::Message(Box::new(message)));
                 }
             }
             Output::Fetch { conn, have } => {
@@ -156,7 +156,8 @@ impl World {
             | AgentMessage::Deactivate
             | AgentMessage::Signal(_)
             | AgentMessage::Update { .. }
-            | AgentMessage::Leave { .. } => return,
+            | AgentMessage::Leave { .. }
+            | AgentMessage::Removal(_) => return,
         };
         let before = std::mem::replace(&mut self.nodes[at].watch.version, map.version);
         if map.version < before && !self.nodes[at].is_refused {

@@ -2,6 +2,7 @@
 
 use proto::{
     key::PublicKey,
+    receipt::ReceiptKey,
     root::{RootKey, RootSecret},
     statement::{Membership, NetworkId, NodeId, Removal, Statement},
     time::UnixTime,
@@ -26,6 +27,7 @@ pub(crate) struct Member {
 #[derive(Debug)]
 struct Cluster {
     root: RootKey,
+    receipts: ReceiptKey,
     members: Vec<Member>,
 }
 
@@ -33,7 +35,8 @@ fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         let root = RootSecret::from_seed(&[42; 32]);
-        Cluster { root: root.public(), members: (0..MAX_AGENTS).map(|at| member(at, &root)).collect() }
+        let members = (0..MAX_AGENTS).map(|at| member(at, &root)).collect();
+        Cluster { root: root.public(), receipts: ReceiptKey::new(NETWORK, &root), members }
     })
 }
 
@@ -70,6 +73,10 @@ pub(crate) fn agent_of(key: &PublicKey) -> usize {
 /// Which agent is this node.
 pub(crate) fn agent_of_node(node: NodeId) -> usize {
     node.0 as usize - 1
+}
+
+pub(crate) fn receipts() -> &'static ReceiptKey {
+    &cluster().receipts
 }
 
 pub(crate) fn root() -> RootKey {

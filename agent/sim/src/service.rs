@@ -39,8 +39,7 @@ impl World {
         }
         match said {
             Said::Open { enrol } => self.on_open(server, id, enrol),
-            Said::Message(AgentMessage::Hello(hello)) => self.on_hello(server, id, hello),
-            Said::Message(message) => self.on_message(server, id, message),
+            Said::Message(message) => self.on_message(server, id, *message),
             Said::FetchMap(have) => self.on_fetch_map(server, id, have),
             Said::Fin => self.end_session(server, id, Said::Ended),
             Said::Enrolled(_)
@@ -169,10 +168,14 @@ impl World {
             self.database.take_seat(node, Seat { server, number });
             self.notify_servers();
         }
-        self.answer(id, ServerMessage::Activated { number, version });
+        let receipt = members::receipts().issue(version);
+        self.answer(id, ServerMessage::Activated { number, version, receipt });
     }
 
     fn on_message(&mut self, server: usize, id: StreamId, message: AgentMessage) {
+        if let AgentMessage::Hello(hello) = message {
+            return self.on_hello(server, id, hello);
+        }
         let Some(session) = self.servers[server].sessions.get_mut(&id) else { return };
         let agent = session.agent;
         match message {
@@ -193,6 +196,7 @@ impl World {
                 }
             }
             AgentMessage::Leave { .. } => self.end_session(server, id, Said::Ended),
+            AgentMessage::Removal(_) => {}
         }
     }
 
@@ -207,6 +211,7 @@ impl World {
             spread: it.spread,
             heartbeat_interval: Duration::ZERO,
             unix_ms: self.unix_ms(),
+            receipt: members::receipts().issue(it.state.version),
         }
     }
 

@@ -35,7 +35,7 @@ pub(crate) enum Said {
     Open {
         enrol: bool,
     },
-    Message(AgentMessage),
+    Message(Box<AgentMessage>),
     FetchMap(Vec<ObjectRef>),
     /// The agent closed.
     Fin,

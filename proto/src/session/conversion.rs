@@ -8,6 +8,7 @@ use crate::{
     Invalid, endpoints, fixed,
     key::PublicKey,
     map::{MAX_ENDPOINTS, MapDigest, MapVersion},
+    receipt::Receipt,
     server_url::ServerUrl,
     statement::NodeId,
     wire,
@@ -33,6 +34,7 @@ impl AgentMessage {
                 endpoints: endpoints("endpoint", &update.endpoints, MAX_ENDPOINTS)?,
             },
             Some(Kind::Leave(leave)) => Self::Leave { logout: leave.logout },
+            Some(Kind::Removal(removal)) => Self::Removal(removal.signed),
         }))
     }
 
@@ -49,6 +51,7 @@ impl AgentMessage {
                 map: Some(hello.map.into()),
                 activate: hello.activate,
                 heartbeat_interval_ms: millis(hello.heartbeat_interval),
+                membership: hello.membership,
             }),
             Self::Heartbeat { sequence, standby } => Kind::Heartbeat(wire::Heartbeat { sequence, standby }),
             Self::Activate { number, map } => {
@@ -60,6 +63,7 @@ impl AgentMessage {
                 Kind::Update(wire::NodeUpdate { facts: Some(facts.into()), endpoints: texts(&endpoints) })
             }
             Self::Leave { logout } => Kind::Leave(wire::Leave { logout }),
+            Self::Removal(signed) => Kind::Removal(wire::KnownRemoval { signed }),
         };
         wire::AgentMessage { kind: Some(kind) }
     }
@@ -78,6 +82,7 @@ impl ServerMessage {
             Some(Kind::Activated(activated)) => Self::Activated {
                 number: activated.number.into(),
                 version: MapVersion { epoch: activated.epoch, revision: activated.revision },
+                receipt: Receipt::from_bytes(&activated.receipt),
             },
             Some(Kind::Map(delta)) => Self::Map(delta.try_into()?),
             Some(Kind::Fetch(fetch)) => {
@@ -101,10 +106,11 @@ impl ServerMessage {
             Self::Welcome(welcome) => Kind::Welcome(welcome.into_wire(software)),
             Self::Refused(refused) => Kind::Refused(refused.into()),
             Self::Heartbeat(heartbeat) => Kind::Heartbeat(heartbeat.into()),
-            Self::Activated { number, version } => Kind::Activated(wire::Activated {
+            Self::Activated { number, version, receipt } => Kind::Activated(wire::Activated {
                 number: Some(number.into()),
                 epoch: version.epoch,
                 revision: version.revision,
+                receipt: receipt.to_bytes(),
             }),
             Self::Map(delta) => Kind::Map(delta.into()),
             Self::Fetch(version) => {
@@ -135,6 +141,7 @@ impl TryFrom<wire::Hello> for Hello {
             map: wire.map.try_into()?,
             activate: wire.activate,
             heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
+            membership: wire.membership,
         })
     }
 }
@@ -147,7 +154,7 @@ impl Welcome {
             server_name: self.server_name,
             servers: Some(server_list(&self.servers)),
             heartbeat_interval_ms: millis(self.heartbeat_interval),
-            at: Some(MapState { version: self.at, digest: MapDigest::default() }.into()),
+            at: Some(MapState { version: self.at, ..MapState::default() }.into()),
             unix_ms: self.unix_ms,
             observed_address: self.observed_address.map_or_else(String::new, |address| address.to_string()),
             membership: self.membership,
@@ -186,6 +193,7 @@ impl TryFrom<wire::HeartbeatAck> for HeartbeatAck {
             spread: Duration::from_millis(wire.spread_ms.into()),
             heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
             unix_ms: wire.unix_ms,
+            receipt: Receipt::from_bytes(&wire.receipt),
         })
     }
 }
@@ -202,6 +210,7 @@ impl From<HeartbeatAck> for wire::HeartbeatAck {
             spread_ms: millis(ack.spread),
             heartbeat_interval_ms: millis(ack.heartbeat_interval),
             unix_ms: ack.unix_ms,
+            receipt: ack.receipt.to_bytes(),
         }
     }
 }
@@ -262,13 +271,19 @@ impl TryFrom<Option<wire::MapState>> for MapState {
         Ok(Self {
             version: MapVersion { epoch: wire.epoch, revision: wire.revision },
             digest: MapDigest::from_bytes(&wire.digest)?,
+            receipt: Receipt::from_bytes(&wire.receipt),
         })
     }
 }
 
 impl From<MapState> for wire::MapState {
     fn from(state: MapState) -> Self {
-        Self { epoch: state.version.epoch, revision: state.version.revision, digest: state.digest.to_bytes() }
+        Self {
+            epoch: state.version.epoch,
+            revision: state.version.revision,
+            digest: state.digest.to_bytes(),
+            receipt: state.receipt.to_bytes(),
+        }
     }
 }
 

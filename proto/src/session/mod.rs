@@ -11,6 +11,7 @@ use crate::{
     Invalid, PROTOCOL_VERSION,
     key::PublicKey,
     map::{Delta, MapDigest, MapVersion},
+    receipt::Receipt,
     server_url::ServerUrl,
     statement::NodeId,
     wire,
@@ -89,6 +90,8 @@ pub struct Facts {
 pub struct MapState {
     pub version: MapVersion,
     pub digest: MapDigest,
+    /// For the version, as a server gave it.
+    pub receipt: Receipt,
 }
 
 /// The first message of a session, but for the proof, which belongs to the connection.
@@ -101,18 +104,33 @@ pub struct Hello {
     /// Serve at once, without an `Activate`.
     pub activate: bool,
     pub heartbeat_interval: Duration,
+    /// The node's own newest certificate, an encoded `Signed`, or empty.
+    pub membership: Vec<u8>,
 }
 
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AgentMessage {
     Hello(Hello),
-    Heartbeat { sequence: u64, standby: bool },
-    Activate { number: SessionNumber, map: MapState },
+    Heartbeat {
+        sequence: u64,
+        standby: bool,
+    },
+    Activate {
+        number: SessionNumber,
+        map: MapState,
+    },
     Deactivate,
     Signal(Signal),
-    Update { facts: Facts, endpoints: Vec<SocketAddr> },
-    Leave { logout: bool },
+    Update {
+        facts: Facts,
+        endpoints: Vec<SocketAddr>,
+    },
+    Leave {
+        logout: bool,
+    },
+    /// An encoded `Signed` removal that the server may have lost.
+    Removal(Vec<u8>),
 }
 
 /// A peer asks another, through the servers, to open its side.
@@ -134,6 +152,7 @@ pub enum ServerMessage {
     Activated {
         number: SessionNumber,
         version: MapVersion,
+        receipt: Receipt,
     },
     Map(Delta),
     /// Call FetchMap.
@@ -174,6 +193,8 @@ pub struct HeartbeatAck {
     pub spread: Duration,
     pub heartbeat_interval: Duration,
     pub unix_ms: u64,
+    /// For `at`.
+    pub receipt: Receipt,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use prost::Message;
 
 const SERVER: ServerId = ServerId([3; 16]);
 const VERSION: MapVersion = MapVersion { epoch: 2, revision: 77 };
+const RECEIPT: Receipt = Receipt([5; 16]);
 
 fn signal() -> Signal {
     Signal { peer: PublicKey([9; 32]), id: 5, endpoints: vec!["[2001:db8::1]:51820".parse().unwrap()] }
@@ -14,7 +15,7 @@ fn signal() -> Signal {
 fn from_agent() -> Vec<AgentMessage> {
     let number = SessionNumber { boot: 4, counter: 2 };
     let facts = Facts { hostname: "laptop".into(), os: "linux".into(), ..Facts::default() };
-    let map = MapState { version: VERSION, digest: MapDigest::default() };
+    let map = MapState { version: VERSION, digest: MapDigest::default(), receipt: RECEIPT };
     let endpoints = vec!["192.0.2.1:51820".parse().unwrap()];
     vec![
         AgentMessage::Hello(Hello {
@@ -24,6 +25,7 @@ fn from_agent() -> Vec<AgentMessage> {
             map,
             activate: true,
             heartbeat_interval: Duration::from_millis(1500),
+            membership: vec![7, 8],
         }),
         AgentMessage::Heartbeat { sequence: 8, standby: true },
         AgentMessage::Activate { number, map },
@@ -31,6 +33,7 @@ fn from_agent() -> Vec<AgentMessage> {
         AgentMessage::Signal(signal()),
         AgentMessage::Update { facts, endpoints },
         AgentMessage::Leave { logout: true },
+        AgentMessage::Removal(vec![9]),
     ]
 }
 
@@ -62,9 +65,14 @@ fn from_server() -> Vec<ServerMessage> {
             spread: Duration::from_millis(200),
             heartbeat_interval: Duration::ZERO,
             unix_ms: 1,
+            receipt: RECEIPT,
         }),
-        ServerMessage::Activated { number: SessionNumber { boot: 1, counter: 2 }, version: VERSION },
-        ServerMessage::Map(Delta { version: VERSION, last: true, ..Delta::default() }),
+        ServerMessage::Activated {
+            number: SessionNumber { boot: 1, counter: 2 },
+            version: VERSION,
+            receipt: RECEIPT,
+        },
+        ServerMessage::Map(Delta { version: VERSION, last: true, receipt: RECEIPT, ..Delta::default() }),
         ServerMessage::Fetch(VERSION),
         ServerMessage::Presence(Presence { whole: true, online: vec![NodeId(4)], offline: vec![NodeId(5)] }),
         ServerMessage::Signal(signal()),

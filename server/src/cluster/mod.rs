@@ -9,6 +9,7 @@ mod change;
 mod name;
 mod node;
 mod nodes;
+mod put_back;
 mod recent;
 mod recovery;
 mod removal;
@@ -23,6 +24,7 @@ pub use node::{
     MEMBERSHIP_LIFETIME, Node, NodeError, RENEW_AFTER, allow_claim, claimable, expire, observe, remove,
     rename, renew,
 };
+pub(crate) use put_back::{put_back, take_over, unknown_removal};
 pub use recent::Touched;
 pub(crate) use recovery::{Loss, next_version};
 pub use recovery::{Recovery, VersionsExhausted, restored};
@@ -36,6 +38,7 @@ use nodes::Nodes;
 use proto::{
     key::PublicKey,
     map::{MapVersion, Network},
+    receipt::{Receipt, ReceiptKey},
     root::RootSecret,
     statement::{NetworkId, NodeId},
 };
@@ -224,6 +227,20 @@ impl State {
 
     pub fn version(&self) -> MapVersion {
         self.head.version
+    }
+
+    /// For agents to keep with the version; none from a process that cannot sign.
+    pub fn receipt(&self) -> Receipt {
+        self.receipt_key().map_or_else(Receipt::default, |key| key.issue(self.head.version))
+    }
+
+    /// Whether a server of this cluster once was at this version.
+    pub fn is_proved(&self, version: MapVersion, receipt: &Receipt) -> bool {
+        self.receipt_key().is_some_and(|key| key.verifies(version, receipt))
+    }
+
+    fn receipt_key(&self) -> Option<ReceiptKey> {
+        self.root.secret().map(|root| ReceiptKey::new(self.network_id, root))
     }
 
     pub fn head(&self) -> Head {

@@ -125,6 +125,7 @@ impl Session {
             Ok(node) => self.welcome(&node, hello),
             // Another server may have taken it in, or back, a moment ago.
             Err(_) => {
+                self.server.cluster.show_version(hello.map.version, &hello.map.receipt);
                 let again = Box::pin(greeting::look_again(self.server.clone(), key, hello.map.version));
                 self.phase = Phase::LookingAgain(Box::new(hello), again);
             }
@@ -149,6 +150,7 @@ impl Session {
             serving: None,
             report: Report::new(hello.facts, hello.endpoints, self.connection.peer.ip()),
         }));
+        self.server.cluster.show_version(hello.map.version, &hello.map.receipt);
         match hello.activate {
             true => self.handle_activate(hello.number, hello.map),
             false => slot.raise_floor(hello.map.version),
@@ -173,6 +175,7 @@ impl Session {
                 session.publish();
             }
             AgentMessage::Leave { logout } => return self.handle_leave(logout),
+            AgentMessage::Removal(signed) => self.server.cluster.show_removal(&signed),
         }
         self.listen_on();
     }
@@ -187,14 +190,16 @@ impl Session {
         if served_elsewhere || self.server.hub.activate(slot, number).is_err() {
             return self.end(Some(refusal::stale_session()));
         }
+        self.server.cluster.show_version(map.version, &map.receipt);
         slot.raise_floor(map.version);
         self.server.presence.served(slot.node, number);
         // What an earlier fetch on this connection ended with is older than what the agent says now.
         slot.take_fetched();
         session.serving = Some(Serving::resuming(map));
         session.publish();
-        let version = self.server.cluster.state().version();
-        self.outbox.push_back(ServerMessage::Activated { number, version });
+        let state = self.server.cluster.state();
+        let (version, receipt) = (state.version(), state.receipt());
+        self.outbox.push_back(ServerMessage::Activated { number, version, receipt });
     }
 
     fn handle_leave(&mut self, logout: bool) {
@@ -305,16 +310,17 @@ impl Stream for Session {
 }
 
 fn ack(server: &Server, sequence: u64) -> HeartbeatAck {
-    let health = server.cluster.health();
+    let (health, state) = (server.cluster.health(), server.cluster.state());
     HeartbeatAck {
         sequence,
         server: server.id,
-        at: server.cluster.state().version(),
+        at: state.version(),
         revision_age: health.level_age,
         database_ok: health.database_ok,
         spread: spread(server.hub.counts().0),
         heartbeat_interval: Duration::ZERO,
         unix_ms: crate::serve::unix_ms(),
+        receipt: state.receipt(),
     }
 }
 

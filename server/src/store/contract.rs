@@ -42,6 +42,7 @@ macro_rules! on_both_databases {
 }
 
 mod live;
+mod recovery;
 mod vault;
 
 on_both_databases!(
@@ -58,7 +59,6 @@ on_both_databases!(
     an_older_schema_is_brought_up_to_date_by_a_server_and_no_command,
     numbers_out_of_range_are_refused,
     a_command_makes_no_cluster,
-    a_log_that_went_back_begins_a_new_epoch_everywhere,
     a_follower_that_the_log_has_left_behind_loads_everything,
     status_tells_what_it_is,
 );
@@ -260,38 +260,6 @@ async fn a_command_makes_no_cluster(database: Database) {
     assert!(matches!(&error, StoreError::NoCluster { .. }), "{error}");
     drop(database.cluster().await);
     assert!(store::open(&database.url, Missing::Refuse).await.is_ok());
-}
-
-async fn a_log_that_went_back_begins_a_new_epoch_everywhere(database: Database) {
-    let (a, b) = (database.cluster().await, database.cluster().await);
-    let secret = setup_key(&a, &reusable()).await;
-    let kept = enter(&a, &secret, "kept").await.unwrap();
-    let then = a.state().head();
-    let content = a.state().setup_key_by_hash(&secret.hash()).unwrap().clone();
-    let lost = enter(&a, &secret, "lost").await.unwrap();
-    let seen = a.state().version();
-    eventually("both have seen it", async || b.state().version() == seen).await;
-    // As a restored copy would be, to the last row.
-    let (revision, node) = (then.version.revision, lost.id);
-    let key = serde_json::to_string(&*content).unwrap();
-    database
-        .sql(&format!(
-            "BEGIN; DELETE FROM changes WHERE revision > {revision}; DELETE FROM nodes WHERE id = {node};
-             UPDATE setup_keys SET content = '{key}';
-             UPDATE cluster SET revision = {revision}, next_node_id = {node},
-                 last_change = (SELECT id FROM changes WHERE revision = {revision}); COMMIT;"
-        ))
-        .await;
-    for cluster in [&a, &b] {
-        eventually("a new epoch", async || cluster.state().version().epoch > seen.epoch).await;
-        let state = cluster.state();
-        assert!(state.version().revision > seen.revision, "above every revision seen");
-        assert!(state.node(kept.id).is_some());
-        assert!(state.node_by_name("lost").is_none());
-    }
-    let again = enter(&b, &secret, "again").await.unwrap();
-    eventually("the log goes on", async || a.state().node(again.id).is_some()).await;
-    assert_eq!(a.state().head(), b.state().head(), "one epoch was begun, not two");
 }
 
 async fn a_follower_that_the_log_has_left_behind_loads_everything(database: Database) {

@@ -65,6 +65,18 @@ impl Database {
         }
     }
 
+    /// Keeps a copy of the cluster, as a backup would.
+    pub(crate) async fn copy(&self) {
+        self.sql(&for_each_table("DROP TABLE IF EXISTS kept_{}; CREATE TABLE kept_{} AS SELECT * FROM {};"))
+            .await;
+    }
+
+    /// The database is as it was when it was copied, to the last row.
+    pub(crate) async fn restore_copy(&self) {
+        let tables = for_each_table("DELETE FROM {}; INSERT INTO {} SELECT * FROM kept_{};");
+        self.sql(&format!("BEGIN; {tables} COMMIT;")).await;
+    }
+
     /// Of a Postgres database: ends every connection to it, and lets none in until told otherwise.
     pub(crate) async fn cut_off(&self, is_cut: bool) {
         let DatabaseUrl::Postgres(target) = &self.url else { panic!("a file cannot be cut off") };
@@ -84,6 +96,11 @@ impl Database {
             DatabaseUrl::Postgres(_) => Duration::from_millis(100),
         }
     }
+}
+
+fn for_each_table(statements: &str) -> String {
+    let tables = ["cluster", "nodes", "setup_keys", "removals", "changes", "recovery"];
+    tables.map(|table| statements.replace("{}", table)).join(" ")
 }
 
 /// Waits for a condition; how long it may take is bounded.

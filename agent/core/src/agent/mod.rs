@@ -28,7 +28,7 @@ use pings::Pings;
 use proto::{
     key::PublicKey,
     map::MapVersion,
-    session::{AgentMessage, Hello},
+    session::{AgentMessage, Hello, MapState},
     statement::{Membership, NodeId},
     time::UnixTime,
 };
@@ -163,7 +163,7 @@ impl Agent {
             self.peers.insert(peer.key, Peer::new(Paths::restored(&peer.endpoints)));
         }
         if let Some(cached) = cached {
-            let changes = self.netmap.restore(cached.version, cached.objects);
+            let changes = self.netmap.restore(cached);
             self.on_map_changes(changes);
         }
         self.peers.retain(|key, _| self.netmap.member(key).is_some());
@@ -213,7 +213,8 @@ impl Agent {
 
     /// The map as it is to be written to disk.
     pub fn map_cache(&self) -> Vec<u8> {
-        cache::encode(self.netmap.state().version, self.netmap.objects())
+        let MapState { version, receipt, digest: _ } = self.netmap.state();
+        cache::encode(version, receipt, self.netmap.objects())
     }
 
     /// How much is held: for the simulation's bound on memory.
@@ -252,6 +253,7 @@ impl Agent {
                     map: self.netmap.state(),
                     activate,
                     heartbeat_interval: self.config.control.keepalive,
+                    membership: self.membership.as_ref().map_or_else(Vec::new, |(signed, _)| signed.clone()),
                 };
                 Output::Send { conn, message: AgentMessage::Hello(hello) }
             }

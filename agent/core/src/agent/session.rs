@@ -9,6 +9,7 @@ use crate::{
 use proto::{
     Invalid,
     map::{Delta, MapVersion},
+    receipt::Receipt,
     root::RootKey,
     server_url::ServerUrl,
     session::{HeartbeatAck, Presence, Reason, Refused, ServerMessage, Signal, Welcome},
@@ -98,9 +99,9 @@ impl Agent {
             ServerMessage::Welcome(welcome) => self.on_welcome(conn, &welcome),
             ServerMessage::Refused(refused) => self.control.handle_refused(conn, &refused, self.now),
             ServerMessage::Heartbeat(ack) => self.on_heartbeat(conn, &ack),
-            ServerMessage::Activated { version, .. } => {
+            ServerMessage::Activated { number: _, version, receipt } => {
                 self.control.handle_activated(conn, self.now);
-                self.on_level(conn, version);
+                self.on_level(conn, version, receipt);
             }
             ServerMessage::Map(delta) => self.on_map(conn, delta),
             ServerMessage::Fetch(version) => match &mut self.fetching {
@@ -134,7 +135,7 @@ impl Agent {
     fn on_heartbeat(&mut self, conn: ConnId, ack: &HeartbeatAck) {
         self.on_time_told(ack.unix_ms);
         self.control.handle_heartbeat(conn, ack, self.now);
-        self.on_level(conn, ack.at);
+        self.on_level(conn, ack.at, ack.receipt);
     }
 
     fn on_time_told(&mut self, unix_ms: u64) {
@@ -148,9 +149,9 @@ impl Agent {
     }
 
     /// The server that serves us is at this version: no server that is behind it will tell us anything.
-    fn on_level(&mut self, conn: ConnId, version: MapVersion) {
+    fn on_level(&mut self, conn: ConnId, version: MapVersion, receipt: Receipt) {
         if self.control.serving() == Some(conn) && version >= self.netmap.state().version {
-            self.netmap.on_seen(version);
+            self.netmap.on_seen(version, receipt);
             self.level_at = Some(self.now);
         }
     }

@@ -7,6 +7,7 @@ use crate::{
 };
 use proto::{
     map::{Content, Delta, Map, Object, ObjectId, Peer as MapPeer},
+    receipt::Receipt,
     root::RootSecret,
     session::{Facts, HeartbeatAck, Reason, Refused, ServerId, ServerMessage, Welcome},
     statement::{NetworkId, Removal, Statement},
@@ -49,6 +50,10 @@ fn peer_object(node: u8, name: &str, certificate: Vec<u8>) -> Object {
         ephemeral: false,
     };
     Object::new(&Content::Peer(peer), key(node).0.to_vec()).unwrap()
+}
+
+fn receipt(revision: u64) -> Receipt {
+    Receipt([revision as u8; 16])
 }
 
 fn version(revision: u64) -> MapVersion {
@@ -109,7 +114,7 @@ impl Bench {
         };
         self.say(conn, ServerMessage::Welcome(welcome));
         let number = proto::session::SessionNumber { boot: 1, counter: 1 };
-        self.say(conn, ServerMessage::Activated { number, version: version(1) });
+        self.say(conn, ServerMessage::Activated { number, version: version(1), receipt: receipt(1) });
     }
 
     fn say(&mut self, conn: ConnId, message: ServerMessage) {
@@ -128,7 +133,8 @@ impl Bench {
         drop.iter().for_each(|id| {
             self.map.drop(id);
         });
-        Delta { version: version(revision), digest: self.map.digest(), put, drop, last: true }
+        let receipt = receipt(revision);
+        Delta { version: version(revision), digest: self.map.digest(), put, drop, last: true, receipt }
     }
 
     fn tell(&mut self, revision: u64, put: Vec<Object>, drop: Vec<ObjectId>) -> Vec<Output> {
@@ -153,6 +159,7 @@ impl Bench {
             spread: Duration::ZERO,
             heartbeat_interval: Duration::ZERO,
             unix_ms: unix_s * 1000,
+            receipt: receipt(at.revision),
         };
         self.say(ConnId(0), ServerMessage::Heartbeat(ack));
         self.outputs()

@@ -1,7 +1,7 @@
 //! The machine with servers that answer at once, die, fall silent or lie.
 
 use super::*;
-use proto::{map::MapVersion, session::Reason};
+use proto::{map::MapVersion, receipt::Receipt, session::Reason};
 use std::collections::BTreeSet;
 
 const START: BootTime = BootTime::from_duration(Duration::from_secs(100));
@@ -185,6 +185,7 @@ impl Bench {
             spread: self.spread,
             heartbeat_interval: Duration::ZERO,
             unix_ms: 0,
+            receipt: Receipt::default(),
         }
     }
 

@@ -92,6 +92,7 @@ impl Agent {
             map: MapState::default(),
             activate: false,
             heartbeat_interval: Duration::from_secs(1),
+            membership: vec![],
         }
     }
 
@@ -260,7 +261,7 @@ impl Talk {
         let mut map = Map::default();
         let last = self.line.fetch(&mut map).await.unwrap();
         assert_eq!(map.digest(), last.digest);
-        (map, MapState { version: last.version, digest: last.digest })
+        (map, MapState { version: last.version, digest: last.digest, receipt: last.receipt })
     }
 }
 

@@ -19,8 +19,9 @@ async fn a_standby_is_told_nothing_of_the_map_until_it_is_activated() {
     let mut talk = agent.standby(&server, 1).await;
     assert_eq!(talk.said_so_far().await, []);
     talk.say(AgentMessage::Activate { number: number(2), map: MapState::default() });
-    let version = server.running.server.cluster.state().version();
-    assert_eq!(talk.next().await, ServerMessage::Activated { number: number(2), version });
+    let state = server.running.server.cluster.state();
+    let (version, receipt) = (state.version(), state.receipt());
+    assert_eq!(talk.next().await, ServerMessage::Activated { number: number(2), version, receipt });
     let (map, _) = talk.fetched_map().await;
     assert_eq!(map.len(), 1, "the network");
 }
