@@ -139,13 +139,12 @@ async fn a_fork_that_a_server_without_memory_wrote_is_joined(database: Database)
     let other = lost.key;
     database.restore_copy().await;
     let fresh = database.cluster().await;
-    let written = enter(&fresh, &secret, "web").await;
+    let new = enter(&fresh, &secret, "web").await.unwrap();
     for cluster in [&a, &b, &fresh] {
         eventually("a new epoch", async || cluster.state().version().epoch > before.epoch).await;
         eventually("the lost one is back", async || cluster.state().node_by_key(&other).is_some()).await;
+        eventually("the new one stays", async || cluster.state().node_by_key(&new.key).is_some()).await;
         let state = cluster.state();
-        let new = written.as_ref().ok().and_then(|node| state.node_by_key(&node.key));
-        let new = new.expect("what the database had taken stays");
         let back = state.node_by_key(&other).unwrap();
         assert!(back.name != new.name && back.id != new.id && back.address_v4 != new.address_v4);
     }
