@@ -29,6 +29,10 @@ struct Readiness {
     revision_age_seconds: f64,
     database_ok: bool,
     draining: bool,
+    /// By how much this machine's clock is ahead of the database's.
+    clock_ahead_seconds: f64,
+    /// Another server has this one's id: this one serves nobody.
+    conflict: Option<String>,
 }
 
 /// # Errors
@@ -68,6 +72,8 @@ async fn readiness(State(Admin { server, .. }): State<Admin>) -> impl IntoRespon
         revision_age_seconds: health.level_age.as_secs_f64(),
         database_ok: health.database_ok,
         draining,
+        clock_ahead_seconds: server.cluster.clock().machine_ahead_ms() as f64 / 1000.0,
+        conflict: server.servers.conflict().map(str::to_owned),
     };
     let status = if draining { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, Json(readiness))

@@ -3,12 +3,15 @@
 
 use crate::{
     cmd::run::RunOptions,
+    settings::Settings,
     store::{DatabaseUrl, InvalidDatabaseUrl},
 };
 use proto::{CONTROL_PORT, server_url::ServerUrl};
 use serde::Deserialize;
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -16,6 +19,7 @@ use std::{
 
 const ADMIN_PORT: u16 = 7480;
 const DATABASE_FILE: &str = "holdfast.db";
+const MAX_NAME: usize = 63;
 
 /// What every command that uses the database takes.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -77,6 +81,18 @@ pub struct RunArgs {
     /// What this server is called [default: the host's name]
     #[arg(long, env = "HOLDFAST_NAME")]
     pub name: Option<String>,
+    /// How long this server counts as living without a sign of it, 2s to 5m [default: 10s]
+    #[arg(long, env = "HOLDFAST_LEASE", value_name = "SPAN")]
+    pub lease: Option<Span>,
+    /// What agents are asked to leave between two heartbeats, 1s to 30s [default: as they like]
+    #[arg(long, env = "HOLDFAST_HEARTBEAT", value_name = "SPAN")]
+    pub heartbeat: Option<Span>,
+    /// An ephemeral node that is absent for so long is removed, 30s or more [default: 10m]
+    #[arg(long, env = "HOLDFAST_EPHEMERAL_TIMEOUT", value_name = "SPAN")]
+    pub ephemeral_timeout: Option<Span>,
+    /// How many nodes the cluster may have [default: as many as there are addresses]
+    #[arg(long, env = "HOLDFAST_MAX_NODES", value_name = "N")]
+    pub max_nodes: Option<usize>,
 }
 
 /// The TOML file.
@@ -92,6 +108,10 @@ struct File {
     advertise: Option<Vec<ServerUrl>>,
     admin_listen: Option<SocketAddr>,
     name: Option<String>,
+    lease: Option<Span>,
+    heartbeat: Option<Span>,
+    ephemeral_timeout: Option<Span>,
+    max_nodes: Option<usize>,
 }
 
 /// The options cannot be used: wrong usage.
@@ -107,6 +127,10 @@ pub enum ConfigError {
     LogLevel { level: String, reason: String },
     #[error("there is no home directory to keep data in; say where with --data-dir")]
     NoDataDir,
+    #[error("--{option} cannot be {}: choose {} to {}", .found, Span(*.range.start()), Span(*.range.end()))]
+    OutOfRange { option: &'static str, found: Span, range: RangeInclusive<Duration> },
+    #[error("the name {0:?} cannot be a server's: use 1 to 63 characters, none of them a control character")]
+    Name(String),
 }
 
 impl RunArgs {
@@ -116,6 +140,8 @@ impl RunArgs {
         let file = File::read(self.database.config.as_deref())?;
         let log = self.database.log.clone().or(&file);
         let cluster_key = self.database.cluster_key.clone().or(file.cluster_key.clone());
+        let settings = self.settings(&file)?;
+        let name = self.name.or_else(|| file.name.clone()).map(checked_name).transpose()?;
         let (database, data_dir) = self.database.locate(&file)?;
         let options = RunOptions {
             database,
@@ -130,9 +156,44 @@ impl RunArgs {
                 .admin_listen
                 .or(file.admin_listen)
                 .unwrap_or((IpAddr::from(Ipv4Addr::LOCALHOST), ADMIN_PORT).into()),
-            name: self.name.or(file.name),
+            name,
+            settings,
         };
         Ok((options, log))
+    }
+
+    fn settings(&self, file: &File) -> Result<Settings, ConfigError> {
+        let default = Settings::default();
+        let spans = [
+            ("lease", self.lease.or(file.lease), default.lease, Settings::LEASE),
+            ("heartbeat", self.heartbeat.or(file.heartbeat), default.heartbeat, Settings::HEARTBEAT),
+            (
+                "ephemeral-timeout",
+                self.ephemeral_timeout.or(file.ephemeral_timeout),
+                default.ephemeral_timeout,
+                Settings::EPHEMERAL_TIMEOUT,
+            ),
+        ];
+        let checked = spans.map(|(option, said, default, range)| match said {
+            Some(found) if !range.contains(&found.0) => Err(ConfigError::OutOfRange { option, found, range }),
+            said => Ok(said.map_or(default, |span| span.0)),
+        });
+        let [lease, heartbeat, ephemeral_timeout] = checked;
+        Ok(Settings {
+            lease: lease?,
+            heartbeat: heartbeat?,
+            ephemeral_timeout: ephemeral_timeout?,
+            max_nodes: self.max_nodes.or(file.max_nodes),
+        })
+    }
+}
+
+/// A name goes into logs, lists and messages.
+fn checked_name(name: String) -> Result<String, ConfigError> {
+    let name = name.trim().to_owned();
+    match (1..=MAX_NAME).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
+        true => Ok(name),
+        false => Err(ConfigError::Name(name)),
     }
 }
 
@@ -208,8 +269,39 @@ fn default_data_dir() -> Option<PathBuf> {
 }
 
 /// A span of time as people write it: 90s, 15m, 12h, 7d; a bare number is seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SpanText")]
 pub struct Span(pub Duration);
+
+/// In a file a span is text or a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SpanText {
+    Seconds(u64),
+    Text(String),
+}
+
+impl TryFrom<SpanText> for Span {
+    type Error = String;
+
+    fn try_from(text: SpanText) -> Result<Self, String> {
+        match text {
+            SpanText::Seconds(seconds) => seconds.to_string().parse(),
+            SpanText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let units = [(24 * 3600, "d"), (3600, "h"), (60, "m")];
+        match units.into_iter().find(|(size, _)| seconds >= *size && seconds.is_multiple_of(*size)) {
+            Some((size, unit)) => write!(f, "{}{unit}", seconds / size),
+            None => write!(f, "{seconds}s"),
+        }
+    }
+}
 
 impl FromStr for Span {
     type Err = String;
@@ -274,6 +366,28 @@ mod tests {
         let (_directory, args) = with_file("listne = '127.0.0.1:1'\n");
         let error = args.resolve().unwrap_err().to_string();
         assert!(error.contains("listne") && error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn how_a_server_works_is_told_by_flag_or_file_within_limits() {
+        let (_directory, mut args) = with_file(
+            "lease = '20s'\nheartbeat = 5\nephemeral-timeout = '1h'\nmax-nodes = 7\nname = ' a '\n",
+        );
+        args.lease = Some(Span(Duration::from_secs(30)));
+        let (options, _) = args.clone().resolve().unwrap();
+        let expected = Settings {
+            lease: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(5),
+            ephemeral_timeout: Duration::from_secs(3600),
+            max_nodes: Some(7),
+        };
+        assert_eq!((options.settings, options.name.as_deref()), (expected, Some("a")));
+        args.lease = Some(Span(Duration::from_secs(1)));
+        let error = args.clone().resolve().unwrap_err().to_string();
+        assert!(error.contains("--lease cannot be 1s: choose 2s to 5m"), "{error}");
+        args.lease = None;
+        args.name = Some("a\nb".to_owned());
+        assert!(matches!(args.resolve(), Err(ConfigError::Name(_))));
     }
 
     #[test]

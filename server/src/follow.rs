@@ -7,12 +7,13 @@
 mod recover;
 
 use crate::{
+    clock::{Clock, machine_ms},
     cluster::{Actor, Change, ChangeId, Founding, Head, Op, Snapshot, State, StoredRoot},
     cluster_key::{RootAccess, UnlockError},
-    store::{CALL_TIMEOUT, Hint, Lost, Store, StoreError, Tail},
+    store::{Attendance, CALL_TIMEOUT, Hint, JobLock, LockedLog, Lost, Store, StoreError, Tail},
 };
 use arc_swap::ArcSwap;
-use proto::{map::MapVersion, time::UnixTime};
+use proto::{map::MapVersion, statement::NodeId, time::UnixTime};
 use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -40,6 +41,7 @@ pub struct Cluster(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     access: RootAccess,
+    clock: Clock,
     state: ArcSwap<State>,
     changed: watch::Sender<MapVersion>,
     database_ok: AtomicBool,
@@ -144,7 +146,11 @@ impl Cluster {
     /// There is no cluster, or the database does not answer, or holds what cannot be read.
     pub(crate) async fn load(store: Arc<dyn Store>, access: RootAccess) -> Result<Self, StoreError> {
         let snapshot = store.snapshot().await?;
-        Self::at(store, access, snapshot, watch::channel(()).1)
+        let asked_at = Instant::now();
+        let now_ms = store.now_ms().await?;
+        let cluster = Self::at(store, access, snapshot, watch::channel(()).1)?;
+        cluster.clock().handle_reading(now_ms, asked_at, machine_ms());
+        Ok(cluster)
     }
 
     fn at(
@@ -166,6 +172,7 @@ impl Cluster {
             told: recover::Told::default(),
             following,
             access,
+            clock: Clock::default(),
             store,
         })))
     }
@@ -197,6 +204,15 @@ impl Cluster {
         Health { database_ok, level_age }
     }
 
+    /// The cluster's time: the database's clock, as far as it was heard.
+    pub fn now(&self) -> UnixTime {
+        self.0.clock.now()
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.0.store
     }
@@ -215,21 +231,53 @@ impl Cluster {
         T: Send,
         E: Send,
     {
+        self.write_with(actor, None, |state, now, _| decide(state, now)).await
+    }
+
+    /// As [`Cluster::write`], for a job. `decide` is told when the nodes of `work` were last there, or `None` where the job is no longer the lock's:
+    /// both hold until the change is made.
+    pub(crate) async fn write_job<T, E>(
+        &self,
+        actor: Actor,
+        work: JobWork<'_>,
+        decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
+    ) -> Result<T, WriteError<E>>
+    where
+        T: Send,
+        E: Send,
+    {
+        self.write_with(actor, Some(work), decide).await
+    }
+
+    async fn write_with<T, E>(
+        &self,
+        actor: Actor,
+        work: Option<JobWork<'_>>,
+        mut decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
+    ) -> Result<T, WriteError<E>>
+    where
+        T: Send,
+        E: Send,
+    {
         let turn = tokio::time::timeout(CALL_TIMEOUT, self.0.turn.lock()).await;
         let Ok(_turn) = turn else {
             return Err(WriteError::Database(self.0.unavailable("earlier changes still wait for it")));
         };
         for _ in 0..WRITE_ATTEMPTS {
             let locked = self.0.store.lock(self.state().head()).await;
-            let locked = locked.map_err(WriteError::Database)?;
+            let mut locked = locked.map_err(WriteError::Database)?;
             let Tail::Changes(changes) = locked.tail() else {
                 locked.unlock().await;
                 self.0.catch_up().await.map_err(WriteError::Database)?;
                 continue;
             };
             self.0.advance(changes);
+            let attendance = match &work {
+                Some(work) => work.look(&mut *locked).await.map_err(WriteError::Database)?,
+                None => None,
+            };
             let (state, now) = (self.state(), locked.now());
-            let (ops, answer) = match decide(&state, now) {
+            let (ops, answer) = match decide(&state, now, attendance.as_ref()) {
                 Ok((ops, answer)) if !ops.is_empty() => (ops, answer),
                 decided => {
                     locked.unlock().await;
@@ -246,6 +294,26 @@ impl Cluster {
             return Ok(answer);
         }
         Err(WriteError::Database(self.0.unavailable("its log is being replaced; try again")))
+    }
+}
+
+/// What a job's write depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JobWork<'a> {
+    pub(crate) lock: JobLock,
+    /// For how long the job is kept from then on.
+    pub(crate) ttl: Duration,
+    /// Whose absence counts.
+    pub(crate) nodes: &'a [NodeId],
+}
+
+impl JobWork<'_> {
+    /// `None`: somebody else has the job.
+    async fn look(&self, locked: &mut dyn LockedLog) -> Result<Option<Attendance>, StoreError> {
+        match locked.keep_job(self.lock, self.ttl).await? {
+            true => locked.attendance(self.nodes).await.map(Some),
+            false => Ok(None),
+        }
     }
 }
 

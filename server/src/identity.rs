@@ -1,6 +1,8 @@
-//! A server's data directory: for now its id, random and kept, by which agents and other servers know it again. The directory is 0700, the
-//! file 0600.
+//! A server's data directory: its id, random and kept, by which agents and other servers know it again; and which run of its process was the last.
+//! A run whose directory is the last one's own, on the same start of the machine, knows that the last one is over, since it holds the
+//! directory's lock. One that finds itself copied, or the machine restarted, knows nothing of the kind. The directory is 0700, its files 0600.
 
+use crate::store::Incarnation;
 use anyhow::{Context, bail};
 use proto::session::ServerId;
 use std::{
@@ -10,11 +12,15 @@ use std::{
 };
 
 const ID_FILE: &str = "server-id";
+const RUN_FILE: &str = "last-run";
 
 /// What a server keeps in its data directory.
 #[derive(Debug)]
 pub(crate) struct ServerFiles {
     pub(crate) id: ServerId,
+    pub(crate) incarnation: Incarnation,
+    /// The run before this one, where it is certain that it is over.
+    pub(crate) predecessor: Option<Incarnation>,
     /// Locked while the server runs: two servers with one id would take each other's agents for their own.
     _lock: fs::File,
 }
@@ -28,9 +34,9 @@ impl ServerFiles {
         make_dir(data_dir)
             .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
         let path = data_dir.join(ID_FILE);
-        match fs::read_to_string(&path) {
+        let id = match fs::read_to_string(&path) {
             Ok(text) => match text.trim().parse() {
-                Ok(id) => Ok(Self { id, _lock: lock(data_dir, &path)? }),
+                Ok(id) => id,
                 Err(error) => {
                     bail!("{}: {error}; restore the file, or remove it for a new id", path.display())
                 }
@@ -39,11 +45,43 @@ impl ServerFiles {
                 let id = new_id()?;
                 write_new(data_dir, &path, &format!("{id}\n"))
                     .with_context(|| format!("cannot write {}", path.display()))?;
-                Ok(Self { id, _lock: lock(data_dir, &path)? })
+                id
             }
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let lock = lock(data_dir, &path)?;
+        let incarnation = Incarnation::generate().context("no random source")?;
+        let predecessor = begin_run(data_dir, incarnation, &place(&lock))
+            .with_context(|| format!("cannot write {}", data_dir.join(RUN_FILE).display()))?;
+        Ok(Self { id, incarnation, predecessor, _lock: lock })
     }
+}
+
+/// Writes down that `incarnation` runs at `place`, and returns who ran there before.
+fn begin_run(data_dir: &Path, incarnation: Incarnation, place: &str) -> io::Result<Option<Incarnation>> {
+    let path = data_dir.join(RUN_FILE);
+    // What cannot be read tells nothing; it is replaced.
+    let last = fs::read_to_string(&path).unwrap_or_default();
+    let last = last.trim().split_once(' ').filter(|(_, at)| !place.is_empty() && *at == place);
+    let predecessor = last.and_then(|(incarnation, _)| incarnation.parse().ok());
+    write_new(data_dir, &path, &format!("{incarnation} {place}\n"))?;
+    Ok(predecessor)
+}
+
+/// The start of the machine, and the file itself: a copy of it is another. Empty where that cannot be told.
+#[cfg(target_os = "linux")]
+fn place(id_file: &fs::File) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    match (boot, id_file.metadata()) {
+        (Ok(boot), Ok(file)) => format!("{} {}:{}", boot.trim(), file.dev(), file.ino()),
+        (Err(_), _) | (_, Err(_)) => String::new(),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn place(_id_file: &fs::File) -> String {
+    String::new()
 }
 
 fn lock(data_dir: &Path, path: &Path) -> anyhow::Result<fs::File> {
@@ -107,6 +145,25 @@ mod tests {
             let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
             assert_eq!((mode(&data_dir), mode(&data_dir.join(ID_FILE))), (0o700, 0o600));
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_run_knows_its_predecessor_unless_the_directory_was_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = ServerFiles::open(dir.path()).unwrap();
+        assert_eq!(first.predecessor, None);
+        let copy = tempfile::tempdir().unwrap();
+        for file in [ID_FILE, RUN_FILE] {
+            fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+        }
+        let copied = ServerFiles::open(copy.path()).unwrap();
+        assert_eq!((copied.id, copied.predecessor), (first.id, None), "the first one may still run");
+        let incarnation = first.incarnation;
+        drop(first);
+        let second = ServerFiles::open(dir.path()).unwrap();
+        assert_eq!(second.predecessor, Some(incarnation));
+        assert_ne!(second.incarnation, incarnation);
     }
 
     #[test]

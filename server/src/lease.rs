@@ -3,25 +3,32 @@
 //! A server's end counts only while this server could have seen it renew: after an outage of the database the leases of all have
 //! lapsed, and whoever is first back must not declare the others dead.
 
+mod contest;
+
 use crate::{
+    clock::machine_ms,
     metrics::database_error,
     serve::Server,
-    store::{Hint, LiveServer, ServerRow},
+    store::{Hint, Incarnation, LeaseAnswer, LiveServer, ServerRow, StoreError},
 };
+use anyhow::bail;
 use arc_swap::ArcSwap;
+use contest::Contest;
 use proto::{server_url::ServerUrl, session::ServerId};
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 use tokio::{
     sync::broadcast::error::RecvError,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(2);
-pub(crate) const LEASE_TTL: Duration = Duration::from_secs(10);
+/// How often a lease that another incarnation holds is looked at.
+const CONTEST_INTERVAL: Duration = Duration::from_millis(250);
+/// How long agents have to leave a server that lost its id to another.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The servers that live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,18 +40,24 @@ pub(crate) struct LiveServers {
 
 /// This server's row, and the others as last seen.
 pub(crate) struct Servers {
-    me: ServerRow,
+    pub(crate) me: ServerRow,
     live: ArcSwap<LiveServers>,
+    /// Another server has this one's id: what is to be told of that.
+    conflict: OnceLock<String>,
 }
 
 impl Servers {
     pub(crate) fn new(me: ServerRow) -> Self {
         let live = LiveServers { ids: [me.id].into(), urls: me.urls.clone() };
-        Self { me, live: ArcSwap::from_pointee(live) }
+        Self { me, live: ArcSwap::from_pointee(live), conflict: OnceLock::new() }
     }
 
     pub(crate) fn current(&self) -> Arc<LiveServers> {
         self.live.load_full()
+    }
+
+    pub(crate) fn conflict(&self) -> Option<&str> {
+        self.conflict.get().map(String::as_str)
     }
 
     pub(crate) fn urls(&self) -> Vec<ServerUrl> {
@@ -73,22 +86,36 @@ impl Servers {
     }
 }
 
-/// Renews the lease and follows the others', for ever.
+/// Renews the lease and follows the others', for ever; ends where another server has this one's id.
 pub(crate) async fn keep(server: Arc<Server>) {
+    let lease = server.settings.lease;
     let mut hints = server.cluster.store().wake();
-    let mut renewals = interval(RENEWAL_INTERVAL);
+    let mut renewals = interval(server.settings.renewal_interval());
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut continuity = Continuity::default();
+    let (mut continuity, mut contest) = (Continuity::new(lease), Contest::default());
     loop {
         tokio::select! {
             _ = renewals.tick() => {
-                let renewed = server.cluster.store().renew_lease(&server.servers.me, LEASE_TTL).await;
-                continuity.handle_renewal(renewed.is_ok(), Instant::now());
-                if let Err(error) = renewed {
-                    database_error("renew-lease");
-                    tracing::debug!(%error, "the lease was not renewed");
-                    continue;
+                let renewed = renew(&server).await;
+                continuity.handle_renewal(matches!(renewed, Ok(LeaseAnswer::Held { .. })), Instant::now());
+                match renewed {
+                    // Those who held a seat here have to be known again.
+                    Ok(LeaseAnswer::Held { begins_period: true, .. }) => server.presence.refresh(),
+                    Ok(LeaseAnswer::Held { .. }) => {}
+                    Ok(LeaseAnswer::Taken(other)) => {
+                        let had_it = continuity.has_begun();
+                        if had_it || contest.handle_taken(&other, Instant::now()) {
+                            return give_way(&server, &other).await;
+                        }
+                        continue;
+                    }
+                    Err(error) => {
+                        database_error("renew-lease");
+                        tracing::debug!(%error, "the lease was not renewed");
+                        continue;
+                    }
                 }
+                server.jobs.handle_settled(continuity.is_steady(Instant::now()));
             }
             hint = hints.recv() => match hint {
                 Ok(Hint::Leases | Hint::Anything) | Err(RecvError::Lagged(_)) => {}
@@ -100,13 +127,77 @@ pub(crate) async fn keep(server: Arc<Server>) {
     }
 }
 
-/// Takes the lease for the first time, and learns who else lives.
-pub(crate) async fn begin(server: &Server) {
-    if let Err(error) = server.cluster.store().renew_lease(&server.servers.me, LEASE_TTL).await {
-        database_error("renew-lease");
-        tracing::debug!(%error, "the lease is taken later");
+/// Takes the lease for the first time, and learns who else lives. Where the database is away, it is taken later.
+///
+/// # Errors
+/// Another server with this one's id lives.
+pub(crate) async fn begin(server: &Server, predecessor: Option<Incarnation>) -> anyhow::Result<()> {
+    if let Some(predecessor) = predecessor
+        && let Err(error) = server.cluster.store().inherit_lease(&server.servers.me, predecessor).await
+    {
+        tracing::debug!(%error, "the lease of the run before is not taken over");
+    }
+    let mut contest = Contest::default();
+    loop {
+        match renew(server).await {
+            Ok(LeaseAnswer::Held { .. }) => break,
+            Ok(LeaseAnswer::Taken(other)) => {
+                if contest.is_new() {
+                    let remaining = other.lease_remaining;
+                    tracing::info!(
+                        ?remaining,
+                        "another run of this server holds its lease; waiting for its end"
+                    );
+                }
+                if contest.handle_taken(&other, Instant::now()) {
+                    bail!(contest::verdict(&server.servers.me, &other.server));
+                }
+                sleep(CONTEST_INTERVAL).await;
+            }
+            Err(error) => {
+                database_error("renew-lease");
+                tracing::debug!(%error, "the lease is taken later");
+                break;
+            }
+        }
     }
     read_list(server, false).await;
+    Ok(())
+}
+
+/// Renews once, and hears the database's clock.
+async fn renew(server: &Server) -> Result<LeaseAnswer, StoreError> {
+    let clock = server.cluster.clock();
+    let me = ServerRow { clock_ahead_ms: clock.machine_ahead_ms(), ..server.servers.me.clone() };
+    let store = server.cluster.store();
+    let asked_at = Instant::now();
+    // A renewal that comes too late is none; the next one must not wait for it.
+    let renewed = timeout(server.settings.lease / 2, store.renew_lease(&me, server.settings.lease)).await;
+    let late = |_| Err(StoreError::unavailable(store.location(), "it did not answer in time"));
+    let answer = renewed.unwrap_or_else(late)?;
+    if let LeaseAnswer::Held { now_ms, .. } = answer
+        && let Some(ahead_ms) = clock.handle_reading(now_ms, asked_at, machine_ms())
+    {
+        match clock.is_skewed() {
+            true => tracing::warn!(
+                ahead_s = ahead_ms as f64 / 1000.0,
+                "this machine's clock is not the database's; the database's is used. Set the machine's clock"
+            ),
+            false => tracing::info!("this machine's clock agrees with the database's again"),
+        }
+    }
+    Ok(answer)
+}
+
+/// Serves nobody any more: whoever has the lease does.
+async fn give_way(server: &Server, other: &LiveServer) {
+    let verdict = contest::verdict(&server.servers.me, &other.server);
+    tracing::error!("{verdict}");
+    // Told once.
+    server.servers.conflict.set(verdict).ok();
+    server.hub.drain();
+    let mut connected = server.hub.connected();
+    timeout(LEAVE_TIMEOUT, connected.wait_for(|count| *count == 0)).await.ok();
 }
 
 async fn read_list(server: &Server, may_miss: bool) {
@@ -125,19 +216,33 @@ async fn read_list(server: &Server, may_miss: bool) {
 }
 
 /// Since when the database has been answering without a gap that could have cost others their lease.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Continuity {
+    lease: Duration,
     began_at: Option<Instant>,
     last_at: Option<Instant>,
     had_gap: bool,
 }
 
 impl Continuity {
+    fn new(lease: Duration) -> Self {
+        Self { lease, began_at: None, last_at: None, had_gap: false }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.began_at.is_some()
+    }
+
+    /// Whether this server and all others have had the time to say who is there.
+    fn is_steady(&self, now: Instant) -> bool {
+        self.began_at.is_some_and(|began| now.duration_since(began) >= self.lease)
+    }
+
     fn handle_renewal(&mut self, is_ok: bool, now: Instant) {
         if !is_ok {
             return;
         }
-        let gap = self.last_at.is_some_and(|last| now.duration_since(last) > LEASE_TTL / 2);
+        let gap = self.last_at.is_some_and(|last| now.duration_since(last) > self.lease / 2);
         if gap || self.began_at.is_none() {
             self.had_gap |= gap;
             self.began_at = Some(now);
@@ -147,7 +252,7 @@ impl Continuity {
 
     /// Whether whoever is missing had the time to renew.
     fn is_settled(&self, now: Instant) -> bool {
-        !self.had_gap || self.began_at.is_some_and(|began| now.duration_since(began) >= LEASE_TTL)
+        !self.had_gap || self.is_steady(now)
     }
 }
 
@@ -155,22 +260,27 @@ impl Continuity {
 mod tests {
     use super::*;
 
-    fn row(id: u8, url: &str) -> ServerRow {
+    const LEASE: Duration = Duration::from_secs(10);
+
+    pub(super) fn row(id: u8, url: &str) -> ServerRow {
         ServerRow {
             id: ServerId([id; 16]),
+            incarnation: Incarnation([1; 16]),
             name: id.to_string(),
+            host: String::new(),
             urls: vec![url.parse().unwrap()],
             version: String::new(),
+            clock_ahead_ms: 0,
         }
     }
 
     fn live(rows: &[ServerRow]) -> Vec<LiveServer> {
-        rows.iter().map(|row| LiveServer { server: row.clone(), lease_remaining: LEASE_TTL }).collect()
+        rows.iter().map(|row| LiveServer { server: row.clone(), lease_remaining: LEASE }).collect()
     }
 
     #[test]
     fn after_an_outage_the_others_have_time_to_come_back() {
-        let (mut continuity, start) = (Continuity::default(), Instant::now());
+        let (mut continuity, start) = (Continuity::new(LEASE), Instant::now());
         continuity.handle_renewal(true, start);
         assert!(continuity.is_settled(start));
         continuity.handle_renewal(false, start + Duration::from_secs(2));
@@ -180,7 +290,7 @@ mod tests {
         for seconds in (2..=10).step_by(2) {
             continuity.handle_renewal(true, back + Duration::from_secs(seconds));
         }
-        assert!(continuity.is_settled(back + LEASE_TTL));
+        assert!(continuity.is_settled(back + LEASE));
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! holdfast_log_epoch, holdfast_log_revision, holdfast_log_age_seconds
 //! holdfast_database_ok, holdfast_database_errors_total{call}
 //! holdfast_nodes, holdfast_nodes_online, holdfast_servers_live
+//! holdfast_ephemeral_removed_total        by this server
+//! holdfast_clock_ahead_seconds            this machine's clock, against the database's
 //! ```
 
 use crate::serve::Server;
@@ -47,6 +49,7 @@ pub(crate) fn observe(server: &Server) {
         ("holdfast_log_revision", state.version().revision as f64),
         ("holdfast_log_age_seconds", health.level_age.as_secs_f64()),
         ("holdfast_database_ok", f64::from(u8::from(health.database_ok))),
+        ("holdfast_clock_ahead_seconds", server.cluster.clock().machine_ahead_ms() as f64 / 1000.0),
         ("holdfast_nodes", state.node_count() as f64),
         ("holdfast_nodes_online", server.presence.online().len() as f64),
         ("holdfast_servers_live", server.servers.current().ids.len() as f64),

@@ -4,19 +4,18 @@ use crate::{
     accept,
     cluster::Touched,
     follow::Cluster,
+    jobs::{self, Jobs},
     lease::{self, Servers},
     map::Atlas,
     presence::{self, Presence},
     session::{Hub, LimitedService, Reports, Signals, receive_signals, send_signals, write_reports},
-    store::ServerRow,
+    settings::Settings,
+    store::{Incarnation, ServerRow},
 };
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
-use proto::{session::ServerId, time::UnixTime, tls::ServerIdentity};
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use proto::{session::ServerId, tls::ServerIdentity};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::mpsc,
@@ -48,6 +47,8 @@ pub(crate) struct Server {
     pub(crate) servers: Servers,
     pub(crate) signals: Signals,
     pub(crate) reports: Reports,
+    pub(crate) jobs: Jobs,
+    pub(crate) settings: Settings,
 }
 
 /// A server and its tasks, which end with it.
@@ -61,7 +62,7 @@ pub(crate) struct Running {
 impl Server {
     /// # Errors
     /// No identity can be made.
-    pub(crate) fn new(row: ServerRow, cluster: Cluster) -> anyhow::Result<Self> {
+    pub(crate) fn new(row: ServerRow, cluster: Cluster, settings: Settings) -> anyhow::Result<Self> {
         let state = cluster.state();
         let root = state.root.secret().context("the root key is wrapped and was not opened")?;
         let identity = ServerIdentity::generate(root, row.id).context("cannot make a TLS identity")?;
@@ -75,6 +76,8 @@ impl Server {
             servers: Servers::new(row),
             signals: Signals::new(),
             reports: Reports::new(),
+            jobs: Jobs::default(),
+            settings,
             cluster,
         })
     }
@@ -82,11 +85,17 @@ impl Server {
 
 /// Starts to serve agents that connect to `listener`.
 ///
+/// `predecessor`: the run of this server before this one, where it is certain that it is over.
+///
 /// # Errors
-/// The database does not answer.
-pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow::Result<Running> {
+/// The database does not answer, or another server has this one's id.
+pub(crate) async fn start(
+    server: Arc<Server>,
+    listener: TcpListener,
+    predecessor: Option<Incarnation>,
+) -> anyhow::Result<Running> {
     let seats = presence::load(&server).await?;
-    lease::begin(&server).await;
+    lease::begin(&server, predecessor).await?;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
     let accepting = accept::accept(listener, server.identity.tls.clone(), ready);
@@ -110,6 +119,7 @@ pub(crate) async fn start(server: Arc<Server>, listener: TcpListener) -> anyhow:
     tasks.spawn(named("save presence", presence::save(server.clone())));
     tasks.spawn(named("follow presence", presence::follow(server.clone(), seats)));
     tasks.spawn(named("write reports", write_reports(server.clone())));
+    tasks.spawn(named("do periodic jobs", jobs::run(server.clone())));
     tasks.spawn(named("send signals", send_signals(server.clone())));
     tasks.spawn(named("receive signals", receive_signals(server.clone())));
     Ok(Running { server, accepting, tasks })
@@ -143,7 +153,11 @@ async fn follow_state(server: Arc<Server>) {
 impl Running {
     /// Waits until a task ends, which none should: a server that goes on without it would be deaf. Says which.
     pub(crate) async fn failed(&mut self) -> anyhow::Error {
-        match self.tasks.join_next().await {
+        let ended = self.tasks.join_next().await;
+        if let Some(conflict) = self.server.servers.conflict() {
+            return anyhow!(conflict.to_owned());
+        }
+        match ended {
             Some(Ok(name)) => anyhow!("the task to {name} ended"),
             Some(Err(error)) => anyhow!("a task failed: {error}"),
             None => anyhow!("no task is left"),
@@ -168,7 +182,7 @@ impl Running {
         self.tasks.shutdown().await;
         let goodbye = async {
             server.presence.end(server).await?;
-            server.cluster.store().release_lease(server.id).await
+            server.cluster.store().release_lease(&server.servers.me).await
         };
         match timeout(GOODBYE_TIMEOUT, goodbye).await {
             Ok(Ok(())) => {}
@@ -176,15 +190,4 @@ impl Running {
             Err(_elapsed) => tracing::debug!("the database does not answer; the lease ends by itself"),
         }
     }
-}
-
-/// The wall clock.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The wall clock, in seconds.
-pub(crate) fn unix_time() -> UnixTime {
-    UnixTime(unix_ms() / 1000)
 }

@@ -7,7 +7,10 @@ use proto::{
     session::{Facts, Reason},
     time::UnixTime,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
+
+/// An ephemeral node that was not heard of for so long may be about to be removed.
+const EPHEMERAL_REMINDER: Duration = Duration::from_secs(10);
 
 /// Who asks to enter. The node key was proved before.
 #[derive(Debug, Clone)]
@@ -36,6 +39,10 @@ pub enum Refusal {
     KeyRevoked,
     #[error("the cluster has no free address left; remove nodes that are no longer used")]
     NoAddress,
+    #[error(
+        "the cluster has {0} nodes, which is as many as it may have; remove nodes that are no longer used, or raise --max-nodes"
+    )]
+    NodeLimit(usize),
 }
 
 impl Refusal {
@@ -45,7 +52,7 @@ impl Refusal {
             Self::KeyUsed => Reason::SetupKeyUsed,
             Self::KeyExpired => Reason::SetupKeyExpired,
             Self::KeyRevoked => Reason::SetupKeyRevoked,
-            Self::NoAddress => Reason::Full,
+            Self::NoAddress | Self::NodeLimit(_) => Reason::Full,
         }
     }
 }
@@ -55,14 +62,30 @@ impl Refusal {
 /// # Errors
 /// [`Refusal`]
 pub fn enrol(state: &State, now: UnixTime, applicant: &Applicant) -> Result<(Vec<Op>, Node), Refusal> {
+    enrol_within(state, now, applicant, None)
+}
+
+/// As [`enrol`], where the cluster may have `max_nodes` at most.
+///
+/// # Errors
+/// [`Refusal`]
+pub fn enrol_within(
+    state: &State,
+    now: UnixTime,
+    applicant: &Applicant,
+    max_nodes: Option<usize>,
+) -> Result<(Vec<Op>, Node), Refusal> {
     let setup_key = state.setup_key_by_hash(&applicant.setup_key_hash).ok_or(Refusal::KeyUnknown)?;
     let known = state.node_by_key(&applicant.node_key);
     if let Some(node) = known.filter(|node| node.setup_key == setup_key.id && !node.is_expired(now)) {
-        return Ok((Vec::new(), Node::clone(node)));
+        return Ok((told_again(node, now), Node::clone(node)));
     }
     setup_key.check(now)?;
     let mut node = match known {
         Some(node) => returning(node, now, setup_key, applicant),
+        None if max_nodes.is_some_and(|limit| state.node_count() >= limit) => {
+            return Err(Refusal::NodeLimit(state.node_count()));
+        }
         None => newcomer(state, now, setup_key, applicant)?,
     };
     node.certify(state, now);
@@ -71,6 +94,14 @@ pub fn enrol(state: &State, now: UnixTime, applicant: &Applicant) -> Result<(Vec
         ops.push(Op::Delete(EntityId::Removal(applicant.node_key)));
     }
     Ok((ops, node))
+}
+
+/// An ephemeral node that asks again is on its way: it must not be removed for its absence before it arrives.
+fn told_again(node: &Node, now: UnixTime) -> Vec<Op> {
+    match node.ephemeral && now.since(node.updated_at) >= EPHEMERAL_REMINDER {
+        true => vec![Op::put_node(Node { updated_at: now, ..node.clone() })],
+        false => Vec::new(),
+    }
 }
 
 fn newcomer(
@@ -171,6 +202,35 @@ mod tests {
         assert!(back.issued_at > state.removal(&node.key).unwrap().removed_at);
         testing::apply(&mut state, ops);
         assert!(state.removal(&node.key).is_none());
+    }
+
+    #[test]
+    fn a_cluster_that_is_full_lets_in_only_whom_it_knows() {
+        let (mut state, _first) = testing::with_node("first");
+        let terms = SetupKeyTerms { reusable: true, ..SetupKeyTerms::default() };
+        let secret = testing::setup_key(&mut state, &terms);
+        let limited = |state: &State, key, limit| {
+            enrol_within(state, testing::NOW, &applicant(&secret, key, "a"), Some(limit))
+        };
+        let (ops, _) = limited(&state, 1, 2).unwrap();
+        testing::apply(&mut state, ops);
+        assert_eq!(limited(&state, 2, 2).unwrap_err(), Refusal::NodeLimit(2));
+        assert!(limited(&state, 1, 2).is_ok());
+    }
+
+    #[test]
+    fn an_ephemeral_node_that_asks_again_is_heard_of() {
+        let mut state = testing::state();
+        let terms = SetupKeyTerms { ephemeral: true, ..SetupKeyTerms::default() };
+        let secret = testing::setup_key(&mut state, &terms);
+        let (ops, _) = enrol(&state, testing::NOW, &applicant(&secret, 1, "a")).unwrap();
+        testing::apply(&mut state, ops);
+        assert!(enrol(&state, testing::NOW, &applicant(&secret, 1, "a")).unwrap().0.is_empty());
+        let later = testing::NOW.saturating_add(EPHEMERAL_REMINDER);
+        let (ops, _) = enrol(&state, later, &applicant(&secret, 1, "a")).unwrap();
+        testing::apply(&mut state, ops);
+        assert_eq!(state.nodes().next().unwrap().updated_at, later);
+        assert_eq!(state.setup_keys().next().unwrap().uses, 1, "the key is not used again");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod address;
 mod admission;
 mod base64_text;
 mod change;
+mod ending;
 mod name;
 mod node;
 mod nodes;
@@ -18,11 +19,12 @@ mod setup_key;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use admission::{Applicant, Refusal, enrol};
+pub use admission::{Applicant, Refusal, enrol, enrol_within};
 pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
+pub use ending::{absence, forget_ended};
 pub use node::{
     MEMBERSHIP_LIFETIME, Node, NodeError, RENEW_AFTER, allow_claim, claimable, expire, observe, remove,
-    rename, renew,
+    remove_all, rename, renew,
 };
 pub(crate) use put_back::{put_back, take_over, unknown_removal};
 pub use recent::Touched;

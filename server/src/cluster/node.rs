@@ -19,8 +19,6 @@ use std::{
 pub const MEMBERSHIP_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A certificate older than this is renewed while its node is served.
 pub const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// At most this many ended removals are cleaned up along with a new one.
-const REMOVALS_PRUNED_AT_ONCE: usize = 100;
 
 /// A member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,14 +185,16 @@ pub fn allow_claim(state: &State, node: &Node, prefix: IpNet, now: UnixTime) -> 
 
 /// Ends the membership: the node goes, a signed removal stays until its certificate would have ended.
 pub fn remove(state: &State, node: &Node, now: UnixTime) -> Vec<Op> {
-    let ended = state.removals().filter(|removed| removed.until.is_some_and(|until| until < now));
-    let mut ops: Vec<Op> = ended
-        .take(REMOVALS_PRUNED_AT_ONCE)
-        .map(|removed| Op::Delete(EntityId::Removal(removed.key)))
-        .collect();
-    ops.push(Op::Delete(EntityId::Node(node.id)));
-    ops.push(Op::Put(Entity::Removal(Box::new(Removed::new(state, node, now)))));
-    ops
+    remove_all(state, [node].into_iter(), now)
+}
+
+/// As [`remove`], several at once.
+pub fn remove_all<'a>(state: &State, nodes: impl Iterator<Item = &'a Node>, now: UnixTime) -> Vec<Op> {
+    let gone = nodes.flat_map(|node| {
+        let removed = Op::Put(Entity::Removal(Box::new(Removed::new(state, node, now))));
+        [Op::Delete(EntityId::Node(node.id)), removed]
+    });
+    gone.collect()
 }
 
 #[cfg(test)]
@@ -269,19 +269,6 @@ mod tests {
         let next = testing::enrol(&mut state, "next");
         assert_ne!(next.address_v4, node.address_v4);
         assert_ne!(next.id, node.id);
-    }
-
-    #[test]
-    fn ended_removals_are_cleaned_up_with_the_next_one() {
-        let (mut state, first) = testing::with_node("first");
-        let second = testing::enrol(&mut state, "second");
-        let ops = remove(&state, &first, testing::NOW);
-        testing::apply(&mut state, ops);
-        let later = testing::NOW.saturating_add(MEMBERSHIP_LIFETIME * 2);
-        let ops = remove(&state, &second, later);
-        testing::apply(&mut state, ops);
-        assert!(state.removal(&first.key).is_none());
-        assert!(state.removal(&second.key).is_some());
     }
 
     #[test]

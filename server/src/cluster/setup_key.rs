@@ -10,7 +10,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use std::{fmt, time::Duration};
 
-/// The cluster's number for a setup key. Keys are revoked, never deleted, so it is never used again.
+/// The cluster's number for a setup key. It is never used again: of the keys that are forgotten long after their end, the newest stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SetupKeyId(pub u64);
@@ -20,6 +20,8 @@ pub struct SetupKeyId(pub u64);
 pub struct SetupKeyTerms {
     /// Else it lets one node in.
     pub reusable: bool,
+    /// A reusable key lets in so many nodes at most; `None`: any number.
+    pub max_uses: Option<u64>,
     /// Its nodes go when they have been offline for a while.
     pub ephemeral: bool,
     pub groups: Vec<String>,
@@ -35,6 +37,8 @@ pub struct SetupKey {
     #[serde(with = "base64_text")]
     pub hash: [u8; 32],
     pub reusable: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_uses: Option<u64>,
     pub ephemeral: bool,
     pub groups: Vec<String>,
     pub claims: Vec<IpNet>,
@@ -69,6 +73,7 @@ impl SetupKey {
             id: SetupKeyId(last.saturating_add(1)),
             hash: secret.hash(),
             reusable: terms.reusable,
+            max_uses: terms.max_uses,
             ephemeral: terms.ephemeral,
             groups: terms.groups.clone(),
             claims: terms.claims.clone(),
@@ -86,11 +91,17 @@ impl SetupKey {
             SetupKeyState::Revoked
         } else if self.expires_at.is_some_and(|end| end <= now) {
             SetupKeyState::Expired
-        } else if !self.reusable && self.uses > 0 {
+        } else if self.is_used_up() {
             SetupKeyState::Used
         } else {
             SetupKeyState::Valid
         }
+    }
+
+    /// Whether it let in as many nodes as it may.
+    pub(crate) fn is_used_up(&self) -> bool {
+        let limit = if self.reusable { self.max_uses } else { Some(1) };
+        limit.is_some_and(|limit| self.uses >= limit)
     }
 
     /// # Errors
@@ -151,6 +162,10 @@ mod tests {
         assert_eq!(one_off.used(UnixTime(1_001)).check(UnixTime(1_002)), Err(Refusal::KeyUsed));
         let reusable = key(&SetupKeyTerms { reusable: true, ..SetupKeyTerms::default() });
         assert_eq!(reusable.used(UnixTime(1_001)).check(UnixTime(1_002)), Ok(()));
+        let twice = key(&SetupKeyTerms { reusable: true, max_uses: Some(2), ..SetupKeyTerms::default() });
+        let once_used = twice.used(UnixTime(1_001));
+        assert_eq!(once_used.check(UnixTime(1_002)), Ok(()));
+        assert_eq!(once_used.used(UnixTime(1_002)).check(UnixTime(1_003)), Err(Refusal::KeyUsed));
     }
 
     #[test]

@@ -120,7 +120,7 @@ async fn change_node(
     if json {
         let state = cluster.state();
         let after = state.node(before.id).map_or(&before, |node| node);
-        return Ok(text::print_json(&Shown::of(after, false, text::now()))?);
+        return Ok(text::print_json(&Shown::of(after, false, cluster.now()))?);
     }
     text::print(&done(&before));
     Ok(())
@@ -128,7 +128,7 @@ async fn change_node(
 
 async fn list(common: CommonArgs) -> Result<(), Failure> {
     let cluster = common.database.load().await?;
-    let (online, state, now) = (online(&cluster).await?, cluster.state(), text::now());
+    let (online, state, now) = (online(&cluster).await?, cluster.state(), cluster.now());
     if common.json {
         let nodes = state.nodes().map(|node| Shown::of(node, online.contains(&node.id), now));
         return Ok(text::print_json(&nodes.collect::<Vec<_>>())?);
@@ -161,7 +161,7 @@ fn condition(node: &Node, is_online: bool, now: UnixTime) -> &'static str {
 
 async fn show(named: &str, common: CommonArgs) -> Result<(), Failure> {
     let cluster = common.database.load().await?;
-    let (online, state, now) = (online(&cluster).await?, cluster.state(), text::now());
+    let (online, state, now) = (online(&cluster).await?, cluster.state(), cluster.now());
     let node = state.find_node(named).map_err(Failure::failed)?;
     let is_online = online.contains(&node.id);
     if common.json {

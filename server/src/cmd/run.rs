@@ -9,6 +9,7 @@ use crate::{
     identity::ServerFiles,
     metrics,
     serve::{self, Running, Server},
+    settings::Settings,
     store::{self, DatabaseUrl, Missing, ServerRow},
 };
 use anyhow::Context;
@@ -30,6 +31,7 @@ pub struct RunOptions {
     pub cluster_key: Option<PathBuf>,
     /// `None`: the host's name.
     pub name: Option<String>,
+    pub settings: Settings,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -72,13 +74,17 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
     let cluster = Cluster::open_with(store, RootAccess::Sign(cluster_key)).await?;
     let row = ServerRow {
         id: files.id,
+        incarnation: files.incarnation,
         name: options.name.clone().unwrap_or_else(host_name),
+        host: host_name(),
         urls: advertised(&options.advertise, addr, &cluster.state().network),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        clock_ahead_ms: 0,
     };
     let urls = list(&row.urls);
-    let server = Arc::new(Server::new(row, cluster.clone())?);
-    let running = serve::start(server.clone(), listener).await.context("cannot start to serve")?;
+    let server = Arc::new(Server::new(row, cluster.clone(), options.settings)?);
+    let running = serve::start(server.clone(), listener, files.predecessor).await;
+    let running = running.context("cannot start to serve")?;
     let admin = tokio::spawn(admin::serve(admin_listener, server.clone(), recorder));
     tracing::info!(
         id = %server.id, name = server.name, listen = %addr, advertise = urls, admin = %options.admin_listen,

@@ -31,7 +31,10 @@ pub(crate) struct CreateArgs {
     /// Lets in any number of nodes, not one
     #[arg(long)]
     reusable: bool,
-    /// Marks its nodes as ephemeral. Those that stay offline are not removed by themselves yet: that comes with the next release
+    /// With --reusable: lets in so many nodes at most
+    #[arg(long, value_name = "N", requires = "reusable", value_parser = clap::value_parser!(u64).range(1..))]
+    max_uses: Option<u64>,
+    /// Its nodes are removed when they have been absent for the servers' --ephemeral-timeout (10m)
     #[arg(long)]
     ephemeral: bool,
     /// Groups that its nodes are in
@@ -76,6 +79,7 @@ struct Shown {
     groups: Vec<String>,
     claims: Vec<IpNet>,
     uses: u64,
+    max_uses: Option<u64>,
     created_unix_s: u64,
     expires_unix_s: Option<u64>,
     last_used_unix_s: Option<u64>,
@@ -102,6 +106,7 @@ async fn create(args: CreateArgs) -> Result<(), Failure> {
     let secret = SetupSecret::generate().context("the system has no random source")?;
     let mut terms = SetupKeyTerms {
         reusable: args.reusable,
+        max_uses: args.max_uses,
         ephemeral: args.ephemeral,
         groups: args.groups,
         claims: args.claims,
@@ -153,7 +158,7 @@ async fn up_line(cluster: &Cluster, key: &str) -> Option<String> {
 
 async fn list(common: CommonArgs) -> Result<(), Failure> {
     let cluster = common.database.load().await?;
-    let (state, now) = (cluster.state(), text::now());
+    let (state, now) = (cluster.state(), cluster.now());
     if common.json {
         let keys = state.setup_keys().map(|key| Listed { id: key.id, shown: Shown::of(key, now) });
         return Ok(text::print_json(&keys.collect::<Vec<_>>())?);
@@ -211,6 +216,7 @@ impl Shown {
             groups: key.groups.clone(),
             claims: key.claims.clone(),
             uses: key.uses,
+            max_uses: key.max_uses,
             created_unix_s: key.created_at.0,
             expires_unix_s: key.expires_at.map(|at| at.0),
             last_used_unix_s: key.last_used_at.map(|at| at.0),

@@ -2,10 +2,7 @@
 
 use proto::time::UnixTime;
 use serde::Serialize;
-use std::{
-    io::Write,
-    time::{Duration, SystemTime},
-};
+use std::{io::Write, time::Duration};
 
 pub(crate) fn print(line: &str) {
     // Whoever closed the pipe has read enough.
@@ -32,10 +29,6 @@ pub(crate) fn print_table<const N: usize>(head: [&str; N], rows: &[[String; N]])
     for row in rows {
         print(&line(&row.each_ref().map(String::as_str)));
     }
-}
-
-pub(crate) fn now() -> UnixTime {
-    UnixTime(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
 
 /// `in 6d`, `3h ago`, or `never` for a moment that does not come.

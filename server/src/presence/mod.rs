@@ -104,7 +104,7 @@ impl Presence {
     }
 
     /// Has the seats of this server written again.
-    fn refresh(&self) {
+    pub(crate) fn refresh(&self) {
         self.board().handle_refresh();
         self.unsaved.notify_one();
     }

@@ -14,7 +14,7 @@ use crate::{
     cluster::Node,
     lease::LiveServers,
     map::{Atlas, Step},
-    serve::{Server, unix_time},
+    serve::Server,
     session::{Slot, refusal},
 };
 use imbl::{OrdSet, ordset::DiffItem};
@@ -81,7 +81,7 @@ impl News {
 
     /// Whether the node may still be served, and its newest certificate.
     fn check_node(&mut self, server: &Server, slot: &Slot, outbox: &mut Outbox) -> Result<(), Refused> {
-        if self.expires_at.is_some_and(|end| end <= unix_time()) {
+        if self.expires_at.is_some_and(|end| end <= server.cluster.now()) {
             return Err(refusal::expired());
         }
         let state = server.cluster.state();
@@ -96,7 +96,7 @@ impl News {
             });
         };
         self.expires_at = node.expires_at;
-        if node.is_expired(unix_time()) {
+        if node.is_expired(server.cluster.now()) {
             return Err(refusal::expired());
         }
         if node.membership != self.membership {

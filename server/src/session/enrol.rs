@@ -1,11 +1,11 @@
 //! Enrolment: a proved key and a setup key make a member. Who may enter is `cluster::admission`'s to decide.
 
 use crate::{
-    cluster::{self, Actor, Applicant, Node, Refusal},
+    cluster::{self, Actor, Applicant, Node, Refusal, State},
     connection::ConnectionState,
     follow::WriteError,
     metrics::database_error,
-    serve::{Server, unix_time},
+    serve::Server,
     session::{greeting, refusal},
 };
 use proto::{
@@ -52,8 +52,9 @@ async fn admit(
         Err(_) => drop(judge(server, &applicant).map_err(refuse)?),
     }
     let actor = Actor::Node(applicant.node_key);
-    let written = server.cluster.write(actor, |state, now| cluster::enrol(state, now, &applicant)).await;
-    written.map_err(|error| match error {
+    let max_nodes = server.settings.max_nodes;
+    let enrol = |state: &State, now| cluster::enrol_within(state, now, &applicant, max_nodes);
+    server.cluster.write(actor, enrol).await.map_err(|error| match error {
         WriteError::Refused(refused) => refuse(refused),
         WriteError::Database(error) | WriteError::Unknown(error) => {
             database_error("write");
@@ -63,7 +64,8 @@ async fn admit(
 }
 
 fn judge(server: &Server, applicant: &Applicant) -> Result<(Vec<cluster::Op>, Node), Refusal> {
-    cluster::enrol(&server.cluster.state(), unix_time(), applicant)
+    let max_nodes = server.settings.max_nodes;
+    cluster::enrol_within(&server.cluster.state(), server.cluster.now(), applicant, max_nodes)
 }
 
 fn refuse(refused: Refusal) -> Refused {

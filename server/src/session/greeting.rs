@@ -90,7 +90,7 @@ pub(super) fn prove(
 pub(super) fn member(server: &Server, key: &PublicKey) -> Result<Arc<Node>, Refused> {
     let state = server.cluster.state();
     match state.node_by_key(key) {
-        Some(node) if node.is_expired(crate::serve::unix_time()) => Err(refusal::expired()),
+        Some(node) if node.is_expired(server.cluster.now()) => Err(refusal::expired()),
         Some(node) => Ok(node.clone()),
         None => Err(match state.removal(key) {
             Some(removed) => refusal::removed(&removed.signed),
@@ -104,9 +104,9 @@ pub(super) fn welcome(server: &Server, connection: &ConnectionState, node: &Node
         server: server.id,
         server_name: server.name.clone(),
         servers: server.servers.urls().to_vec(),
-        heartbeat_interval: Duration::ZERO,
+        heartbeat_interval: server.settings.heartbeat,
         at: server.cluster.state().version(),
-        unix_ms: crate::serve::unix_ms(),
+        unix_ms: server.cluster.clock().now_ms(),
         observed_address: Some(connection.peer.ip()),
         membership: node.membership.clone(),
     }

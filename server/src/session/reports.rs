@@ -96,7 +96,7 @@ impl Reports {
         let state = server.cluster.state();
         let Some(row) = state.node(node) else { return };
         // A waiting report may say otherwise than the row: the newest wins.
-        if self.waiting().contains_key(&node) || report.op(&state, row, crate::serve::unix_time()).is_some() {
+        if self.waiting().contains_key(&node) || report.op(&state, row, server.cluster.now()).is_some() {
             self.waiting().insert(node, report.clone());
             self.work.notify_one();
         }

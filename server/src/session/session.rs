@@ -216,10 +216,11 @@ impl Session {
     /// The agent was heard: the connection's deadline moves.
     fn listen_on(&self) {
         if let Phase::Welcomed(session) = &self.phase {
-            let announced = session.heartbeat_interval.saturating_mul(SILENCE_INTERVALS);
+            let interval = session.heartbeat_interval.max(self.server.settings.heartbeat);
+            let announced = interval.saturating_mul(SILENCE_INTERVALS);
             let silence = match session.serving {
                 Some(_) => announced.clamp(SILENCE_MINIMUM, SILENCE_MAXIMUM),
-                None => STANDBY_SILENCE,
+                None => STANDBY_SILENCE.max(announced.min(SILENCE_MAXIMUM)),
             };
             self.connection.ends_in(silence);
         }
@@ -318,8 +319,8 @@ fn ack(server: &Server, sequence: u64) -> HeartbeatAck {
         revision_age: health.level_age,
         database_ok: health.database_ok,
         spread: spread(server.hub.counts().0),
-        heartbeat_interval: Duration::ZERO,
-        unix_ms: crate::serve::unix_ms(),
+        heartbeat_interval: server.settings.heartbeat,
+        unix_ms: server.cluster.clock().now_ms(),
         receipt: state.receipt(),
     }
 }

@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod contract;
 mod error;
+mod live;
 mod log;
 mod postgres;
 mod sqlite;
@@ -14,6 +15,11 @@ pub(crate) mod testing;
 mod url;
 
 pub use error::StoreError;
+pub(crate) use live::readable_urls;
+pub use live::{
+    Attendance, Incarnation, Job, JobLock, JobRow, LastSeen, LeaseAnswer, LiveServer, SeenSession, ServerRow,
+    SessionRow,
+};
 pub use log::{Lost, Tail};
 pub use postgres::{PostgresStore, Target};
 pub use sqlite::SqliteStore;
@@ -26,8 +32,7 @@ use crate::{
 use async_trait::async_trait;
 use proto::{
     root::{RootKey, RootSecret},
-    server_url::ServerUrl,
-    session::{ServerId, SessionNumber},
+    session::ServerId,
     statement::NodeId,
     time::UnixTime,
 };
@@ -87,10 +92,17 @@ pub trait Store: Send + Sync + 'static {
     /// Locks the log, so that the next change is the caller's.
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError>;
 
-    /// Says that a server lives, for `ttl` from now by the database's clock.
-    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<(), StoreError>;
+    /// The database's clock, milliseconds since 1970.
+    async fn now_ms(&self) -> Result<u64, StoreError>;
 
-    async fn release_lease(&self, server: ServerId) -> Result<(), StoreError>;
+    /// Says that a server lives, for `ttl` from now by the database's clock; unless another incarnation of its id does.
+    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<LeaseAnswer, StoreError>;
+
+    /// Makes the lease of `from`, whose process is over, that of `server`; where `from` holds none, nothing.
+    async fn inherit_lease(&self, server: &ServerRow, from: Incarnation) -> Result<(), StoreError>;
+
+    /// Ends the lease, where it is this incarnation's.
+    async fn release_lease(&self, server: &ServerRow) -> Result<(), StoreError>;
 
     /// The servers that hold a lease, by name.
     async fn live_servers(&self) -> Result<Vec<LiveServer>, StoreError>;
@@ -102,6 +114,24 @@ pub trait Store: Send + Sync + 'static {
     /// The sessions that changed after `sequence` (0: all of them), and the sequence to ask for next. A lease that lapses changes no row:
     /// compare with [`Store::live_servers`].
     async fn sessions(&self, after: u64) -> Result<(Vec<SeenSession>, u64), StoreError>;
+
+    /// When these nodes were last there.
+    async fn attendance(&self, nodes: &[NodeId]) -> Result<Attendance, StoreError>;
+
+    /// Takes the job for `ttl`, where it is due and nobody else holds it. It is due when it last ended `every` ago.
+    async fn begin_job(
+        &self,
+        job: Job,
+        server: &ServerRow,
+        ttl: Duration,
+        every: Duration,
+    ) -> Result<Option<JobLock>, StoreError>;
+
+    /// The job was done, where it is still the lock's.
+    async fn end_job(&self, lock: JobLock) -> Result<(), StoreError>;
+
+    /// The jobs that were ever begun, by name.
+    async fn jobs(&self) -> Result<Vec<JobRow>, StoreError>;
 
     /// Leaves payloads for other servers, for ten seconds.
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError>;
@@ -124,6 +154,12 @@ pub trait LockedLog: Send {
     /// The database's clock.
     fn now(&self) -> UnixTime;
 
+    /// Whether the job is still the lock's; if so it is for `ttl` more, and nobody can take it before this is over.
+    async fn keep_job(&mut self, lock: JobLock, ttl: Duration) -> Result<bool, StoreError>;
+
+    /// As [`Store::attendance`]; nobody comes or goes before this is over.
+    async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError>;
+
     /// Appends, durably, and unlocks. After an error it is unknown whether the change is in the log.
     async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError>;
 
@@ -140,45 +176,6 @@ pub enum Hint {
     Signals(ServerId),
     Leases,
     Anything,
-}
-
-/// A server, as it tells the others.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerRow {
-    pub id: ServerId,
-    pub name: String,
-    /// Where agents reach it.
-    pub urls: Vec<ServerUrl>,
-    pub version: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LiveServer {
-    pub server: ServerRow,
-    pub lease_remaining: Duration,
-}
-
-/// Which server serves a node, by which of the agent's sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionRow {
-    pub node: NodeId,
-    pub server: ServerId,
-    pub number: SessionNumber,
-    pub online: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeenSession {
-    pub row: SessionRow,
-    pub sequence: u64,
-    /// Whether the row's server held its lease when this was read; else the node counts as offline.
-    pub leased: bool,
-}
-
-impl SeenSession {
-    pub fn is_online(&self) -> bool {
-        self.row.online && self.leased
-    }
 }
 
 /// What `server status` shows of the database. Nothing secret.
@@ -219,12 +216,6 @@ pub(crate) fn read_root(
     let public = public.ok_or("a wrapped root without its public half")?;
     let public = RootKey::from_bytes(public).map_err(|error| error.to_string())?;
     Ok(StoredRoot::Wrapped(WrappedRoot { public, sealed: stored }))
-}
-
-/// The addresses in a row that can be read: another server's odd one must not hide the rest.
-pub(crate) fn readable_urls(stored: serde_json::Value) -> Vec<ServerUrl> {
-    let serde_json::Value::Array(entries) = stored else { return Vec::new() };
-    entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
 }
 
 /// Counts a call and how long it took, under its name.

@@ -3,6 +3,7 @@
 
 pub(crate) mod connect;
 mod error;
+mod jobs;
 mod listen;
 mod live;
 mod locked;
@@ -19,8 +20,9 @@ pub use target::Target;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        CALL_TIMEOUT, Hint, LiveServer, LockedLog, Missing, SeenSession, ServerRow, SessionRow, Store,
-        StoreError, StoreStatus, Tail, observed,
+        Attendance, CALL_TIMEOUT, Hint, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer,
+        LockedLog, Missing, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus, Tail,
+        observed,
     },
 };
 use async_trait::async_trait;
@@ -28,7 +30,7 @@ use connect::{Connected, Hosts};
 use error::PgError;
 use locked::PostgresLock;
 use pool::{Lane, Pools};
-use proto::session::ServerId;
+use proto::{session::ServerId, statement::NodeId};
 use sql::query;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::broadcast, task::AbortHandle, time::Instant};
@@ -109,12 +111,23 @@ impl Store for PostgresStore {
         locked.map(|locked| Box::new(locked) as Box<dyn LockedLog>).ok_or_else(|| self.no_cluster())
     }
 
-    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<(), StoreError> {
+    async fn now_ms(&self) -> Result<u64, StoreError> {
+        self.call("now", Lane::Shared, async |client| live::now_ms(&**client).await).await
+    }
+
+    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<LeaseAnswer, StoreError> {
         self.call("renew-lease", Lane::Reserved, async |client| live::renew_lease(client, server, ttl).await)
             .await
     }
 
-    async fn release_lease(&self, server: ServerId) -> Result<(), StoreError> {
+    async fn inherit_lease(&self, server: &ServerRow, from: Incarnation) -> Result<(), StoreError> {
+        self.call("inherit-lease", Lane::Shared, async |client| {
+            live::inherit_lease(&**client, server, from).await
+        })
+        .await
+    }
+
+    async fn release_lease(&self, server: &ServerRow) -> Result<(), StoreError> {
         self.call("release-lease", Lane::Shared, async |client| live::release_lease(client, server).await)
             .await
     }
@@ -132,6 +145,31 @@ impl Store for PostgresStore {
 
     async fn sessions(&self, after: u64) -> Result<(Vec<SeenSession>, u64), StoreError> {
         self.call("sessions", Lane::Shared, async |client| live::sessions(&**client, after).await).await
+    }
+
+    async fn attendance(&self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
+        self.call("attendance", Lane::Shared, async |client| jobs::attendance(&**client, nodes).await).await
+    }
+
+    async fn begin_job(
+        &self,
+        job: Job,
+        server: &ServerRow,
+        ttl: Duration,
+        every: Duration,
+    ) -> Result<Option<JobLock>, StoreError> {
+        self.call("begin-job", Lane::Shared, async |client| {
+            jobs::begin(&**client, job, server, (ttl, every)).await
+        })
+        .await
+    }
+
+    async fn end_job(&self, lock: JobLock) -> Result<(), StoreError> {
+        self.call("end-job", Lane::Shared, async |client| jobs::end(&**client, lock).await).await
+    }
+
+    async fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
+        self.call("jobs", Lane::Shared, async |client| jobs::list(&**client).await).await
     }
 
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError> {

@@ -1,6 +1,7 @@
 //! The embedded database: one file, which several servers of one machine may share. Three connections, each on a thread of its own: the log (durable), what lives
 //! beside it (leases, presence, signals), and reads. The reader also watches `PRAGMA data_version`, which tells of commits by other connections.
 
+mod jobs;
 mod live;
 mod locked;
 mod log;
@@ -11,12 +12,12 @@ mod worker;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Hint, LiveServer, LockedLog, Missing, SeenSession, ServerRow, SessionRow, Store, StoreError,
-        StoreStatus, Tail,
+        Attendance, Hint, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer, LockedLog, Missing,
+        SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus, Tail,
     },
 };
 use async_trait::async_trait;
-use proto::session::ServerId;
+use proto::{session::ServerId, statement::NodeId};
 use rusqlite::Connection;
 use schema::Durability;
 use std::{path::Path, sync::Arc, time::Duration};
@@ -146,13 +147,23 @@ impl Store for SqliteStore {
         locked.map(|locked| Box::new(locked) as Box<dyn LockedLog>).ok_or_else(|| self.no_cluster())
     }
 
-    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<(), StoreError> {
+    async fn now_ms(&self) -> Result<u64, StoreError> {
+        self.reads.call(|connection| live::now_ms(connection)).await
+    }
+
+    async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<LeaseAnswer, StoreError> {
         let server = server.clone();
         self.live.call(move |connection| live::renew_lease(connection, &server, ttl)).await
     }
 
-    async fn release_lease(&self, server: ServerId) -> Result<(), StoreError> {
-        self.live.call(move |connection| live::release_lease(connection, server)).await
+    async fn inherit_lease(&self, server: &ServerRow, from: Incarnation) -> Result<(), StoreError> {
+        let (id, to) = (server.id, server.incarnation);
+        self.live.call(move |connection| live::inherit_lease(connection, id, from, to)).await
+    }
+
+    async fn release_lease(&self, server: &ServerRow) -> Result<(), StoreError> {
+        let (id, incarnation) = (server.id, server.incarnation);
+        self.live.call(move |connection| live::release_lease(connection, id, incarnation)).await
     }
 
     async fn live_servers(&self) -> Result<Vec<LiveServer>, StoreError> {
@@ -169,6 +180,31 @@ impl Store for SqliteStore {
 
     async fn sessions(&self, after: u64) -> Result<(Vec<SeenSession>, u64), StoreError> {
         self.reads.call(move |connection| live::sessions(connection, after)).await
+    }
+
+    async fn attendance(&self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
+        let nodes = nodes.to_vec();
+        let read = move |connection: &mut Connection| jobs::attendance(&*connection.transaction()?, &nodes);
+        self.reads.call(read).await
+    }
+
+    async fn begin_job(
+        &self,
+        job: Job,
+        server: &ServerRow,
+        ttl: Duration,
+        every: Duration,
+    ) -> Result<Option<JobLock>, StoreError> {
+        let holder = (server.id, server.incarnation);
+        self.live.call(move |connection| jobs::begin(connection, job, holder, (ttl, every))).await
+    }
+
+    async fn end_job(&self, lock: JobLock) -> Result<(), StoreError> {
+        self.live.call(move |connection| jobs::end(connection, lock)).await
+    }
+
+    async fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
+        self.reads.call(|connection| jobs::list(connection)).await
     }
 
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError> {

@@ -77,6 +77,10 @@ impl Database {
         self.sql(&format!("BEGIN; {tables} COMMIT;")).await;
     }
 
+    pub(crate) fn is_sqlite(&self) -> bool {
+        matches!(self.url, DatabaseUrl::Sqlite(_))
+    }
+
     /// Of a Postgres database: ends every connection to it, and lets none in until told otherwise.
     pub(crate) async fn cut_off(&self, is_cut: bool) {
         let DatabaseUrl::Postgres(target) = &self.url else { panic!("a file cannot be cut off") };

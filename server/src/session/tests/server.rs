@@ -5,7 +5,8 @@ use crate::{
     cluster::{Actor, Op, SetupKey, SetupKeyTerms, State},
     follow::Cluster,
     serve::{Running, Server, start},
-    store::{self, DatabaseUrl, Missing, ServerRow},
+    settings::Settings,
+    store::{self, DatabaseUrl, Incarnation, Missing, ServerRow},
 };
 use proto::{root::Fingerprint, session::ServerId, setup_key::SetupSecret, time::UnixTime};
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc};
@@ -20,18 +21,25 @@ pub(super) struct TestServer {
 impl TestServer {
     /// A server with number `id` on the database in `dir`.
     pub(super) async fn start(dir: &Path, id: u8) -> Self {
+        Self::start_with(dir, id, Settings::default()).await
+    }
+
+    pub(super) async fn start_with(dir: &Path, id: u8, settings: Settings) -> Self {
         let url: DatabaseUrl = format!("sqlite:{}/holdfast.db", dir.display()).parse().unwrap();
         let cluster = Cluster::open(store::open(&url, Missing::Create).await.unwrap()).await.unwrap();
         let listener = accept::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let row = ServerRow {
             id: ServerId([id; 16]),
+            incarnation: Incarnation::generate().unwrap(),
             name: format!("server-{id}"),
+            host: "test".to_owned(),
             urls: vec![addr.into()],
             version: "test".to_owned(),
+            clock_ahead_ms: 0,
         };
-        let server = Arc::new(Server::new(row, cluster).unwrap());
-        let running = start(server, listener).await.unwrap();
+        let server = Arc::new(Server::new(row, cluster, settings).unwrap());
+        let running = start(server, listener, None).await.unwrap();
         let mut server = Self { running, addr, setup_key: String::new() };
         server.setup_key = server.make_setup_key(true).await;
         server

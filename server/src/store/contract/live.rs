@@ -4,7 +4,7 @@ use super::{enter, reusable, setup_key};
 use crate::{
     cluster::{Actor, remove},
     store::{
-        self, Hint, ServerRow, SessionRow,
+        self, Hint, Incarnation, ServerRow, SessionRow,
         testing::{Database, eventually},
     },
 };
@@ -31,7 +31,7 @@ on_both_databases!(
 );
 
 /// Nodes with the numbers of sessions, without a cluster around them.
-async fn add_nodes(database: &Database, ids: std::ops::Range<u64>) {
+pub(super) async fn add_nodes(database: &Database, ids: std::ops::Range<u64>) {
     for id in ids {
         let columns = "id, node_key, name, address_v4, address_v6, content";
         let values = format!("{id}, 'k{id}', 'n{id}', '4-{id}', '6-{id}', '{{}}'");
@@ -39,16 +39,19 @@ async fn add_nodes(database: &Database, ids: std::ops::Range<u64>) {
     }
 }
 
-fn server(id: u8) -> ServerRow {
+pub(super) fn server(id: u8) -> ServerRow {
     ServerRow {
         id: ServerId([id; 16]),
+        incarnation: Incarnation([id; 16]),
         name: format!("server-{id}"),
+        host: format!("host-{id}"),
         urls: vec![format!("192.0.2.{id}:7443").parse().unwrap()],
         version: "0.1.0".to_owned(),
+        clock_ahead_ms: 0,
     }
 }
 
-fn session(node: u64, server: u8, boot: u64, counter: u64, online: bool) -> SessionRow {
+pub(super) fn session(node: u64, server: u8, boot: u64, counter: u64, online: bool) -> SessionRow {
     let number = SessionNumber { boot, counter };
     SessionRow { node: NodeId(node), server: ServerId([server; 16]), number, online }
 }
@@ -68,7 +71,7 @@ async fn a_lease_ends_by_the_clock_of_the_database(database: Database) {
     assert!(begun_at.elapsed() + Duration::from_millis(1) >= TTL);
     store.renew_lease(&server(1), Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.live_servers().await.unwrap().len(), 2);
-    store.release_lease(ServerId([1; 16])).await.unwrap();
+    store.release_lease(&server(1)).await.unwrap();
     let names: Vec<_> =
         store.live_servers().await.unwrap().into_iter().map(|live| live.server.name).collect();
     assert_eq!(names, ["server-2"]);
@@ -97,7 +100,7 @@ async fn a_session_is_replaced_by_a_newer_number_only(database: Database) {
     }
     let (rows, _) = store.sessions(0).await.unwrap();
     assert!(rows[0].is_online());
-    store.release_lease(ServerId([1; 16])).await.unwrap();
+    store.release_lease(&server(1)).await.unwrap();
     let (rows, _) = store.sessions(0).await.unwrap();
     assert!(rows[0].row.online && !rows[0].is_online(), "online counts only while its server lives");
 }
@@ -117,7 +120,7 @@ async fn a_seat_that_nobody_holds_is_free_for_any_number(database: Database) {
     store.put_sessions(&[older]).await.unwrap();
     assert_eq!(standing().await, older, "it was offline");
     store.put_sessions(&[newer]).await.unwrap();
-    store.release_lease(newer.server).await.unwrap();
+    store.release_lease(&server(1)).await.unwrap();
     store.put_sessions(&[SessionRow { online: false, ..older }]).await.unwrap();
     assert_eq!(standing().await, newer, "who is not there takes no seat");
     store.put_sessions(&[older]).await.unwrap();

@@ -2,7 +2,8 @@
 //! wait for the disk.
 
 use crate::store::{
-    Hint, LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow, SessionRow, column, number,
+    Hint, Incarnation, LeaseAnswer, LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow,
+    SessionRow, column, number,
     postgres::{
         error::PgError,
         listen::{CHANNEL, payload},
@@ -18,58 +19,119 @@ use proto::{
 use std::{collections::BTreeSet, time::Duration};
 use tokio_postgres::{Client, GenericClient, Row, types::Json};
 
-pub(crate) async fn renew_lease(client: &Client, server: &ServerRow, ttl: Duration) -> Result<(), PgError> {
-    let (id, urls, ttl_s) = (server.id.0.as_slice(), Json(&server.urls), ttl.as_secs_f64());
-    let hint = payload(Hint::Leases);
-    // Each part sees the table as it was before.
-    let renewal = query(
-        client,
-        "WITH known AS (SELECT FROM servers WHERE id = $1 AND lease_until > clock_timestamp() AND urls = $3),
-         renewed AS (
-             INSERT INTO servers (id, name, urls, version, lease_until)
-             VALUES ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 second')
-             ON CONFLICT (id) DO UPDATE SET name = excluded.name, urls = excluded.urls, version = excluded.version,
-                 lease_until = excluded.lease_until),
-         forgotten AS (
-             DELETE FROM servers WHERE id <> $1 AND lease_until < clock_timestamp() - interval '1 day'
-                 AND NOT EXISTS (SELECT FROM known))
-         SELECT pg_notify($6, $7) WHERE NOT EXISTS (SELECT FROM known)",
-        &[&id, &server.name, &urls, &server.version, &ttl_s, &CHANNEL, &hint],
-    );
-    in_one_flight(client, BEGIN_RELAXED, renewal).await.map(|_| ())
+/// Milliseconds since 1970.
+const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+
+pub(crate) async fn now_ms(client: &(impl GenericClient + Sync)) -> Result<u64, PgError> {
+    let rows = query(client, &format!("SELECT {NOW_MS}"), &[]).await?;
+    rows.first().map_or(Ok(0), |row| Ok(number(row.try_get(0)?)))
 }
 
-pub(crate) async fn release_lease(client: &Client, server: ServerId) -> Result<(), PgError> {
-    let id = server.0.as_slice();
+pub(crate) async fn renew_lease(
+    client: &Client,
+    server: &ServerRow,
+    ttl: Duration,
+) -> Result<LeaseAnswer, PgError> {
+    let (id, incarnation) = (server.id.0.as_slice(), server.incarnation.0.as_slice());
+    let (urls, ttl_s, hint) = (Json(&server.urls), ttl.as_secs_f64(), payload(Hint::Leases));
+    let renewal = query(
+        client,
+        RENEWAL,
+        &[
+            &id,
+            &incarnation,
+            &server.name,
+            &server.host,
+            &urls,
+            &server.version,
+            &server.clock_ahead_ms,
+            &ttl_s,
+            &CHANNEL,
+            &hint,
+        ],
+    );
+    let renewed = in_one_flight(client, BEGIN_RELAXED, renewal).await?;
+    let Some(row) = renewed.first() else { return Err(PgError::unreadable("a renewal without an answer")) };
+    if row.try_get(0)? {
+        return Ok(LeaseAnswer::Held { begins_period: row.try_get(1)?, now_ms: number(row.try_get(2)?) });
+    }
+    // Whoever it is, also if the lease has ended meanwhile.
+    let other = query(client, &format!("{SERVERS} WHERE id = $1"), &[&id]).await?;
+    let gone = || PgError::unreadable("a server's row went while it was read");
+    Ok(LeaseAnswer::Taken(read_server(other.first().ok_or_else(gone)?)?))
+}
+
+/// Each part sees the tables as they were before. Whoever finds no server alive begins a new time of service: nobody could be there before it. A
+/// server is not forgotten before those that it served are known to be elsewhere, or gone.
+const RENEWAL: &str = "WITH
+    known AS (
+        SELECT FROM servers
+        WHERE id = $1 AND incarnation = $2 AND urls = $5 AND lease_until > clock_timestamp()),
+    alive AS (SELECT FROM servers WHERE lease_until > clock_timestamp() LIMIT 1),
+    renewed AS (
+        INSERT INTO servers (id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp() + $8 * interval '1 second')
+        ON CONFLICT (id) DO UPDATE SET incarnation = excluded.incarnation, name = excluded.name, host = excluded.host,
+            urls = excluded.urls, version = excluded.version, clock_ahead_ms = excluded.clock_ahead_ms,
+            lease_until = excluded.lease_until
+        WHERE servers.incarnation = excluded.incarnation OR servers.lease_until <= clock_timestamp()
+        RETURNING 1),
+    begun AS (
+        UPDATE presence SET served_since = clock_timestamp()
+        WHERE NOT EXISTS (SELECT FROM alive) AND EXISTS (SELECT FROM renewed)
+        RETURNING 1),
+    forgotten AS (
+        DELETE FROM servers v
+        WHERE id <> $1 AND lease_until < clock_timestamp() - interval '1 day' AND NOT EXISTS (SELECT FROM known)
+            AND NOT EXISTS (SELECT FROM sessions WHERE server_id = v.id AND online)),
+    said AS (
+        SELECT pg_notify($9, $10) WHERE NOT EXISTS (SELECT FROM known) AND EXISTS (SELECT FROM renewed))
+    SELECT EXISTS (SELECT FROM renewed), EXISTS (SELECT FROM begun),
+        (extract(epoch FROM clock_timestamp()) * 1000)::bigint, (SELECT count(*) FROM said)";
+
+pub(crate) async fn inherit_lease(
+    client: &(impl GenericClient + Sync),
+    server: &ServerRow,
+    from: Incarnation,
+) -> Result<(), PgError> {
+    let inherited = "UPDATE servers SET incarnation = $3 WHERE id = $1 AND incarnation = $2";
+    let (id, from, to) = (server.id.0.as_slice(), from.0.as_slice(), server.incarnation.0.as_slice());
+    execute(client, inherited, &[&id, &from, &to]).await.map(|_| ())
+}
+
+pub(crate) async fn release_lease(client: &Client, server: &ServerRow) -> Result<(), PgError> {
+    let (id, incarnation) = (server.id.0.as_slice(), server.incarnation.0.as_slice());
     let release = async {
         tokio::try_join!(
             biased;
-            execute(client, "DELETE FROM servers WHERE id = $1", &[&id]),
+            execute(client, "DELETE FROM servers WHERE id = $1 AND incarnation = $2", &[&id, &incarnation]),
             notify(client, Hint::Leases),
         )
     };
     in_one_flight(client, BEGIN_RELAXED, release).await.map(|_| ())
 }
 
+const SERVERS: &str = "SELECT id, incarnation, name, host, urls, version, clock_ahead_ms,
+        extract(epoch FROM lease_until - clock_timestamp())::float8
+    FROM servers";
+
 pub(crate) async fn live_servers(client: &(impl GenericClient + Sync)) -> Result<Vec<LiveServer>, PgError> {
-    let rows = query(
-        client,
-        "SELECT id, name, urls, version, extract(epoch FROM lease_until - clock_timestamp())::float8
-         FROM servers WHERE lease_until > clock_timestamp() ORDER BY name, id",
-        &[],
-    );
-    rows.await?.iter().map(read_server).collect()
+    let live = format!("{SERVERS} WHERE lease_until > clock_timestamp() ORDER BY name, id");
+    query(client, &live, &[]).await?.iter().map(read_server).collect()
 }
 
 fn read_server(row: &Row) -> Result<LiveServer, PgError> {
     let server = ServerRow {
         id: ServerId(fixed(row, 0)?),
-        name: row.try_get(1)?,
-        urls: readable_urls(row.try_get(2)?),
-        version: row.try_get(3)?,
+        incarnation: Incarnation::stored(row.try_get(1)?),
+        name: row.try_get(2)?,
+        host: row.try_get(3)?,
+        urls: readable_urls(row.try_get(4)?),
+        version: row.try_get(5)?,
+        clock_ahead_ms: row.try_get(6)?,
     };
     // The clock went on between the two times that it was asked.
-    let lease_remaining = Duration::try_from_secs_f64(row.try_get(4)?).unwrap_or_default();
+    let lease_remaining = Duration::try_from_secs_f64(row.try_get(7)?).unwrap_or_default();
     Ok(LiveServer { server, lease_remaining })
 }
 
@@ -89,7 +151,8 @@ pub(crate) async fn put_sessions(client: &Client, rows: &[SessionRow]) -> Result
              FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::boolean[]) AS r (node_id)
              JOIN nodes ON nodes.id = r.node_id FOR KEY SHARE OF nodes
              ON CONFLICT (node_id) DO UPDATE SET server_id = excluded.server_id, boot = excluded.boot,
-                 counter = excluded.counter, online = excluded.online, sequence = excluded.sequence
+                 counter = excluded.counter, online = excluded.online, sequence = excluded.sequence,
+                 changed_at = CASE WHEN s.online OR excluded.online THEN clock_timestamp() ELSE s.changed_at END
              WHERE (excluded.boot, excluded.counter) > (s.boot, s.counter)
                  OR (excluded.server_id = s.server_id
                      AND (excluded.boot, excluded.counter, excluded.online) <> (s.boot, s.counter, s.online))

@@ -4,19 +4,19 @@
 use crate::{
     cluster::{Change, Head},
     store::{
-        CALL_TIMEOUT, LockedLog, StoreError, Tail,
+        Attendance, CALL_TIMEOUT, JobLock, LockedLog, StoreError, Tail,
         postgres::{
             connect::Connected,
             error::PgError,
-            log,
+            jobs, log,
             pool::{Held, Lane, Pools},
             sql,
         },
     },
 };
 use async_trait::async_trait;
-use proto::time::UnixTime;
-use std::sync::Arc;
+use proto::{statement::NodeId, time::UnixTime};
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
@@ -49,6 +49,15 @@ impl PostgresLock {
     fn deadline() -> Instant {
         Instant::now() + CALL_TIMEOUT
     }
+
+    /// Waits for what runs inside the transaction.
+    async fn inside<T>(
+        &mut self,
+        call: impl AsyncFnOnce(&mut Connected) -> Result<T, PgError>,
+    ) -> Result<T, StoreError> {
+        let Self { held, pools, tail: _, now: _ } = self;
+        pools.on(held, Self::deadline(), call).await.map_err(|error| error.at(&pools.hosts.location))
+    }
 }
 
 /// Locks, and reads behind the lock.
@@ -69,6 +78,14 @@ impl LockedLog for PostgresLock {
 
     fn now(&self) -> UnixTime {
         self.now
+    }
+
+    async fn keep_job(&mut self, lock: JobLock, ttl: Duration) -> Result<bool, StoreError> {
+        self.inside(async |client| jobs::keep(&**client, lock, ttl).await).await
+    }
+
+    async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
+        self.inside(async |client| jobs::attendance_held(&**client, nodes).await).await
     }
 
     async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError> {

@@ -3,30 +3,34 @@
 use crate::{
     cluster::{Change, Head},
     store::{
-        CALL_TIMEOUT, LockedLog, StoreError, Tail,
-        sqlite::{SqliteError, log, worker::Worker},
+        Attendance, CALL_TIMEOUT, JobLock, LockedLog, StoreError, Tail,
+        sqlite::{SqliteError, jobs, log, worker::Worker},
     },
 };
 use async_trait::async_trait;
-use proto::time::UnixTime;
-use rusqlite::{Connection, TransactionBehavior};
-use std::sync::{
-    Arc,
-    mpsc::{Receiver, Sender, channel},
+use proto::{statement::NodeId, time::UnixTime};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    time::Duration,
 };
 use tokio::sync::oneshot;
 
 type Answer<T> = oneshot::Sender<Result<T, SqliteError>>;
 
-struct Append {
-    change: Change,
-    done: Answer<()>,
+/// What is done inside the transaction.
+enum Step {
+    Ask(Box<dyn FnOnce(&Transaction<'_>) + Send>),
+    Append { change: Change, done: Answer<()> },
 }
 
 pub(crate) struct SqliteLock {
     tail: Tail,
     now: UnixTime,
-    append: Sender<Append>,
+    steps: Sender<Step>,
     location: Arc<str>,
 }
 
@@ -37,15 +41,39 @@ impl SqliteLock {
         location: &Arc<str>,
         known: Head,
     ) -> Result<Option<Self>, StoreError> {
-        let (append, appended) = channel();
+        let (steps, taken) = channel();
         let (opened, is_opened) = oneshot::channel();
         worker.post(move |connection| {
             if !opened.is_closed() {
-                hold(connection, known, opened, &appended);
+                hold(connection, known, opened, &taken);
             }
         })?;
         let opened = worker.wait(is_opened).await?;
-        Ok(opened.map(|(tail, now)| Self { tail, now, append, location: location.clone() }))
+        Ok(opened.map(|(tail, now)| Self { tail, now, steps, location: location.clone() }))
+    }
+
+    fn lost(&self) -> StoreError {
+        StoreError::unavailable(&self.location, "the lock on its log was lost")
+    }
+
+    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, SqliteError>>) -> Result<T, StoreError> {
+        match tokio::time::timeout(CALL_TIMEOUT, answer).await {
+            Ok(Ok(result)) => result.map_err(|error| error.at(&self.location)),
+            Ok(Err(_)) | Err(_) => Err(self.lost()),
+        }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Transaction<'_>) -> Result<T, SqliteError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (done, is_done) = oneshot::channel();
+        let step = Step::Ask(Box::new(move |transaction| {
+            // Whoever asked may have gone.
+            done.send(question(transaction)).ok();
+        }));
+        self.steps.send(step).map_err(|_| self.lost())?;
+        self.answered(is_done).await
     }
 }
 
@@ -54,7 +82,7 @@ fn hold(
     connection: &mut Connection,
     known: Head,
     opened: Answer<Option<(Tail, UnixTime)>>,
-    appended: &Receiver<Append>,
+    steps: &Receiver<Step>,
 ) {
     let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
     let transaction = match begun {
@@ -74,9 +102,15 @@ fn hold(
     if opened.send(look()).is_err() {
         return;
     }
-    if let Ok(Append { change, done }) = appended.recv_timeout(CALL_TIMEOUT) {
-        let result = log::append(&transaction, &change).and_then(|()| Ok(transaction.commit()?));
-        done.send(result).ok();
+    while let Ok(step) = steps.recv_timeout(CALL_TIMEOUT) {
+        match step {
+            Step::Ask(question) => question(&transaction),
+            Step::Append { change, done } => {
+                let result = log::append(&transaction, &change).and_then(|()| Ok(transaction.commit()?));
+                done.send(result).ok();
+                return;
+            }
+        }
     }
 }
 
@@ -90,14 +124,20 @@ impl LockedLog for SqliteLock {
         self.now
     }
 
+    async fn keep_job(&mut self, lock: JobLock, ttl: Duration) -> Result<bool, StoreError> {
+        self.ask(move |transaction| jobs::keep(transaction, lock, ttl)).await
+    }
+
+    async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
+        let nodes = nodes.to_vec();
+        self.ask(move |transaction| jobs::attendance(transaction, &nodes)).await
+    }
+
     async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError> {
-        let lost = || StoreError::unavailable(&self.location, "the lock on its log was lost");
         let (done, is_done) = oneshot::channel();
-        self.append.send(Append { change: change.clone(), done }).map_err(|_| lost())?;
-        match tokio::time::timeout(CALL_TIMEOUT, is_done).await {
-            Ok(Ok(result)) => result.map_err(|error| error.at(&self.location)),
-            Ok(Err(_)) | Err(_) => Err(lost()),
-        }
+        let step = Step::Append { change: change.clone(), done };
+        self.steps.send(step).map_err(|_| self.lost())?;
+        self.answered(is_done).await
     }
 
     async fn unlock(self: Box<Self>) {}
