@@ -45,6 +45,8 @@ pub struct ControlConfig {
     pub max_dials: usize,
     /// The time for TLS and Hello, after TCP is connected.
     pub greeting_timeout: Duration,
+    /// What an enrolment may take besides: a server tells of a database that hangs after 5 s.
+    pub enrolment_timeout: Duration,
     /// Bad news about the agent is believed when a second server says the same, or after this.
     pub bad_news_timeout: Duration,
     /// A server whose revision is older than this is left for one that is level.
@@ -70,6 +72,7 @@ impl Default for ControlConfig {
             dial_stagger: Duration::from_millis(50),
             max_dials: 4,
             greeting_timeout: Duration::from_secs(3),
+            enrolment_timeout: Duration::from_secs(6),
             bad_news_timeout: Duration::from_secs(10),
             stale_revision: Duration::from_secs(10),
             twin_recheck: Duration::from_secs(60),

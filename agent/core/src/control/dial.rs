@@ -55,7 +55,10 @@ impl Control {
         self.next_conn += 1;
         let Place { url, addr, connect_timeout, .. } = place;
         let dial = Dial { conn, url, addr, connect_timeout, enrol: self.enrol };
-        let give_up_at = now + connect_timeout + self.config.greeting_timeout;
+        let mut give_up_at = now + connect_timeout + self.config.greeting_timeout;
+        if self.enrol {
+            give_up_at = give_up_at + self.config.enrolment_timeout;
+        }
         self.connections.insert(conn, Connection::new(&dial, give_up_at, now));
         self.next_dial_at = now + self.config.dial_stagger;
         self.outputs.push_back(Output::Dial(dial));
