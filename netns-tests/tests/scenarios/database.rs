@@ -114,6 +114,17 @@ pub(crate) fn never_backwards(s: &mut Scenario, mesh: &Mesh, since: Instant) -> 
     Ok(())
 }
 
+/// Waits until all agents are settled and see each other online.
+pub(crate) fn settled(mesh: &Mesh) -> Result<()> {
+    mesh.settle()?;
+    for agent in &mesh.agents {
+        agent.wait_now(TIMEOUT, "sees everybody online", |status| {
+            status.peers.iter().all(|peer| peer.online == Some(true))
+        })?;
+    }
+    Ok(())
+}
+
 /// Of every state that was told to the living since: nobody saw another of them offline, or missed one.
 pub(crate) fn nobody_seen_offline(
     s: &mut Scenario,

@@ -21,8 +21,8 @@ use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
 use crate::database::{
-    Change, FROM_MEMORY, TIMEOUT, all_know, change_at_last, database_is, firewall, knows, never_backwards,
-    nobody_seen_offline, nodes, refusal, rename,
+    Change, FROM_MEMORY, TIMEOUT, all_know, change_at_last, database_is, firewall, knows, must_change,
+    never_backwards, nobody_seen_offline, nodes, refusal, rename, settled,
 };
 
 /// Longer than a lease (10 s), and than an ephemeral node is kept that is away.
@@ -30,16 +30,24 @@ const OUTAGE: Duration = Duration::from_secs(34);
 const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// What the high-availability fork of NetBird measured without its shared store.
 const FORK_DEGRADED: Duration = Duration::from_millis(2590);
+const SLOW: Duration = Duration::from_millis(500);
+/// Longer than a lease.
+const SLOW_RUN: Duration = Duration::from_secs(20);
 const MINUTE: Duration = Duration::from_secs(60);
 const SEED: u64 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outage {
     Stopped,
+    Hangs,
 }
 
 pub(crate) fn stopped(s: &mut Scenario) -> Result<()> {
     outage(s, Outage::Stopped)
+}
+
+pub(crate) fn hangs(s: &mut Scenario) -> Result<()> {
+    outage(s, Outage::Hangs)
 }
 
 fn outage(s: &mut Scenario, how: Outage) -> Result<()> {
@@ -48,12 +56,13 @@ fn outage(s: &mut Scenario, how: Outage) -> Result<()> {
     firewall(&mesh.agents[2])?;
     let ephemeral = add_ephemeral(&mut mesh)?;
     let pings = vec![ping(&mesh.agents[0], &mesh.agents[1])?];
-    mesh.settle()?;
+    settled(&mesh)?;
     // Its absence begins with the outage, which is longer than such a node is kept.
     mesh.agents[4].kill()?;
     let begun = Instant::now();
     match how {
         Outage::Stopped => mesh.postgres_mut()?.stop(Stop::Fast)?,
+        Outage::Hangs => mesh.postgres_mut()?.freeze()?,
     };
     meanwhile(s, &mut mesh, begun)?;
     hold_for(OUTAGE.saturating_sub(begun.elapsed()), || Ok(()))?;
@@ -61,6 +70,7 @@ fn outage(s: &mut Scenario, how: Outage) -> Result<()> {
     nobody_seen_offline(s, &mesh, begun, &living)?;
     let back = match how {
         Outage::Stopped => mesh.postgres_mut()?.run()?,
+        Outage::Hangs => mesh.postgres_mut()?.thaw()?,
     };
     caught_up(s, &mut mesh, back)?;
     let list = nodes(&mesh.servers[0])?;
@@ -152,9 +162,50 @@ fn caught_up(s: &mut Scenario, mesh: &mut Mesh, back: Instant) -> Result<()> {
 }
 
 fn up(agent: &Agent) -> Vec<&str> {
-    let mut arguments = vec!["up", "--hostname", &agent.name, "--timeout", "8"];
+    let mut arguments = vec!["up", "--hostname", &agent.name, "--timeout", "12"];
     arguments.extend(agent.options.iter().map(String::as_str));
     arguments
+}
+
+/// Each query takes half a second longer: changes are slow, and nobody's session is.
+pub(crate) fn slow(s: &mut Scenario) -> Result<()> {
+    let mut mesh = Mesh::plan(2, 4).behind_proxy().start(s)?;
+    let pings = mesh.ping_pairs()?;
+    settled(&mesh)?;
+    let failovers = failovers(&mesh)?;
+    let begun = Instant::now();
+    mesh.proxy()?.set(|manner| manner.delay = SLOW);
+    let mut changed = Samples::new(
+        "each query delayed by 500 ms: from the command's start, a change is known to all after",
+    );
+    for round in 0..4 {
+        let (name, server) = (format!("a4-{round}"), &mesh.servers[round % 2]);
+        let at = Instant::now();
+        must_change(server, &["node", "rename", &mesh.agents[3].status()?.address()?.to_string(), &name])?;
+        changed.push(all_know(&mesh, at, &name, "a4")?);
+    }
+    s.figure(&changed, &[Bound::Worst(TIMEOUT)]);
+    let newcomer = mesh.add_agent(4)?;
+    let at = newcomer.launch()?;
+    newcomer.follow()?;
+    let (served, _) = newcomer.wait(at, TIMEOUT, "is served", |status| status.served_by().is_some())?;
+    let known = all_know(&mesh, at, "a5", "a5")?;
+    s.note(format!("an enrolment: served after {}, known to all after {}", ms(served - at), ms(known)));
+    hold_for(SLOW_RUN.saturating_sub(begun.elapsed()), || Ok(()))?;
+    mesh.agents.truncate(4);
+    let states = mesh.agents.iter().map(|agent| Ok(agent.watch()?.states_since(begun)));
+    for (agent, states) in mesh.agents.iter().zip(states.collect::<Result<Vec<_>>>()?) {
+        let unserved = states.iter().filter(|(_, status)| status.served_by().is_none()).count();
+        s.require(unserved == 0, format!("{} was not served {unserved} times", agent.name));
+    }
+    s.require(self::failovers(&mesh)? == failovers, "an agent left its server");
+    nobody_seen_offline(s, &mesh, begun, &["a1", "a2", "a3"])?;
+    never_backwards(s, &mesh, begun)?;
+    s.none_lost(pings)
+}
+
+fn failovers(mesh: &Mesh) -> Result<Vec<u64>> {
+    mesh.agents.iter().map(|agent| Ok(agent.status()?.control.failovers)).collect()
 }
 
 /// For a minute connections to the database are reset at random while things change: what was acknowledged is there, everywhere.
@@ -162,7 +213,7 @@ pub(crate) fn connections_killed(s: &mut Scenario) -> Result<()> {
     s.expect_warning(FROM_MEMORY);
     let mut mesh = Mesh::plan(2, 4).behind_proxy().start(s)?;
     let pings = mesh.ping_pairs()?;
-    mesh.settle()?;
+    settled(&mesh)?;
     let begun = Instant::now();
     let newcomer = mesh.add_agent(4)?;
     newcomer.launch()?;

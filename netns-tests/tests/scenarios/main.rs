@@ -14,6 +14,7 @@ mod crowd;
 mod database;
 mod database_apart;
 mod database_away;
+mod database_back;
 mod database_start;
 mod database_tls;
 mod failover;
@@ -98,6 +99,7 @@ const CASES: &[Case] = &[
         "second_server_needs_the_database_url_alone",
         changes::a_second_server_needs_the_database_url_alone,
     ),
+    alone("database_promoted", database_back::promoted),
     alone("status_with_10_000_peers_is_quick", crowd::status_with_10_000_peers_is_quick),
     alone("life_commands_keep_their_contract", life::commands_keep_their_contract),
     alone("life_an_agent_without_enrolment_says_so", life::an_agent_without_enrolment_says_so),
@@ -135,9 +137,12 @@ const CASES: &[Case] = &[
         outage::open_tunnels_lose_nothing_in_60_s_without_servers,
     ),
     together("database_stopped_for_a_while", database_away::stopped),
+    together("database_hangs_for_a_while", database_away::hangs),
+    together("database_slow", database_away::slow),
     together("database_connections_killed_at_random", database_away::connections_killed),
     together("database_cut_from_one_server", database_apart::cut),
     together("database_unheard_by_one_server", database_apart::unheard),
+    together("database_restored_under_running_servers", database_back::restored_under_running_servers),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
     together("database_forged_notifications", database_start::forged_notifications),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
