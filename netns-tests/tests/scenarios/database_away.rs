@@ -27,6 +27,7 @@ use crate::database::{
 
 /// Longer than a lease (10 s), and than an ephemeral node is kept that is away.
 const OUTAGE: Duration = Duration::from_secs(34);
+const EPHEMERAL_TIMEOUT: &str = "30s";
 const CAUGHT_UP: Duration = Duration::from_secs(2);
 /// What the high-availability fork of NetBird measured without its shared store.
 const FORK_DEGRADED: Duration = Duration::from_millis(2590);
@@ -52,7 +53,8 @@ pub(crate) fn hangs(s: &mut Scenario) -> Result<()> {
 
 fn outage(s: &mut Scenario, how: Outage) -> Result<()> {
     s.expect_warning(FROM_MEMORY);
-    let mut mesh = Mesh::plan(2, 4).database(Database::Postgres).start(s)?;
+    let options = ["--ephemeral-timeout", EPHEMERAL_TIMEOUT];
+    let mut mesh = Mesh::plan(2, 4).database(Database::Postgres).server_options(&options).start(s)?;
     firewall(&mesh.agents[2])?;
     let ephemeral = add_ephemeral(&mut mesh)?;
     let pings = vec![ping(&mesh.agents[0], &mesh.agents[1])?];

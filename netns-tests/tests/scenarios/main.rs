@@ -19,6 +19,7 @@ mod database_start;
 mod database_tls;
 mod failover;
 mod idle;
+mod jobs;
 mod kills;
 mod lab;
 mod lab_database;
@@ -143,6 +144,7 @@ const CASES: &[Case] = &[
     together("database_cut_from_one_server", database_apart::cut),
     together("database_unheard_by_one_server", database_apart::unheard),
     together("database_restored_under_running_servers", database_back::restored_under_running_servers),
+    together("job_a_frozen_holder_acts_on_nothing", jobs::a_frozen_holder_acts_on_nothing),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
     together("database_forged_notifications", database_start::forged_notifications),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
