@@ -95,7 +95,7 @@ mod tests {
     }
 
     const VERSION: MapVersion = MapVersion { epoch: 2, revision: 9 };
-    const RECEIPT: Receipt = Receipt([3; 16]);
+    const RECEIPT: Receipt = Receipt([3; 24]);
 
     #[test]
     fn a_cache_survives_the_disk() {

@@ -4,6 +4,7 @@ use crate::members;
 use proto::{
     key::PublicKey,
     map::{Content, ContentHash, Delta, Map, MapDigest, MapVersion, Network, Object, ObjectId, Peer},
+    receipt::{Mark, Receipt},
     statement::NodeId,
 };
 use std::{collections::BTreeMap, net::SocketAddr, rc::Rc};
@@ -12,6 +13,8 @@ use std::{collections::BTreeMap, net::SocketAddr, rc::Rc};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Atlas {
     pub(crate) version: MapVersion,
+    /// Of its change: another in every timeline.
+    pub(crate) mark: Mark,
     map: Map,
     nodes: BTreeMap<PublicKey, Vec<SocketAddr>>,
     removals: BTreeMap<PublicKey, Vec<u8>>,
@@ -80,6 +83,10 @@ impl Atlas {
         put(&mut self.map, &Content::Removal(member.removal.clone()), member.key.0.to_vec());
     }
 
+    pub(crate) fn receipt(&self) -> Receipt {
+        members::receipts().issue(self.version, self.mark)
+    }
+
     pub(crate) fn is_member(&self, key: &PublicKey) -> bool {
         self.nodes.contains_key(key)
     }
@@ -116,7 +123,7 @@ impl Atlas {
             put: put.map(|(id, _, content)| Object { id: id.clone(), content: content.to_vec() }).collect(),
             drop: have.keys().filter(|id| **id == own || self.map.hash(id).is_none()).cloned().collect(),
             last: true,
-            receipt: members::receipts().issue(self.version),
+            receipt: self.receipt(),
         }
     }
 

@@ -154,7 +154,7 @@ impl World {
         if let Some(other) = here.and_then(|here| it.sessions.get_mut(&here)) {
             other.serving = None;
         }
-        let version = it.state.version;
+        let (version, receipt) = (it.state.version, it.state.receipt());
         if let Some(session) = it.sessions.get_mut(&id) {
             session.number = number;
             session.floor = session.floor.max(map.version);
@@ -168,7 +168,6 @@ impl World {
             self.database.take_seat(node, Seat { server, number });
             self.notify_servers();
         }
-        let receipt = members::receipts().issue(version);
         self.answer(id, ServerMessage::Activated { number, version, receipt });
     }
 
@@ -211,7 +210,7 @@ impl World {
             spread: it.spread,
             heartbeat_interval: Duration::ZERO,
             unix_ms: self.unix_ms(),
-            receipt: members::receipts().issue(it.state.version),
+            receipt: it.state.receipt(),
         }
     }
 

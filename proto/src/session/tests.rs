@@ -6,7 +6,7 @@ use prost::Message;
 
 const SERVER: ServerId = ServerId([3; 16]);
 const VERSION: MapVersion = MapVersion { epoch: 2, revision: 77 };
-const RECEIPT: Receipt = Receipt([5; 16]);
+const RECEIPT: Receipt = Receipt([5; 24]);
 
 fn signal() -> Signal {
     Signal { peer: PublicKey([9; 32]), id: 5, endpoints: vec!["[2001:db8::1]:51820".parse().unwrap()] }

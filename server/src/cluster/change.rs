@@ -3,7 +3,9 @@
 //! that have the same revision: after a database went back in time.
 
 use crate::cluster::{Node, Recovery, Removed, SetupKey, SetupKeyId};
-use proto::{key::PublicKey, map::MapVersion, session::ServerId, statement::NodeId, time::UnixTime};
+use proto::{
+    key::PublicKey, map::MapVersion, receipt::Mark, session::ServerId, statement::NodeId, time::UnixTime,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -75,6 +77,13 @@ impl Op {
 }
 
 impl ChangeId {
+    /// What receipts carry of it.
+    pub(crate) fn mark(&self) -> Mark {
+        let mut mark = Mark::default();
+        mark.copy_from_slice(&self.0[..8]);
+        mark
+    }
+
     /// # Errors
     /// The system has no random source.
     pub fn generate() -> Result<Self, getrandom::Error> {

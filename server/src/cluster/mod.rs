@@ -11,6 +11,7 @@ mod name;
 mod node;
 mod nodes;
 mod put_back;
+mod readoption;
 mod recent;
 mod recovery;
 mod removal;
@@ -27,6 +28,7 @@ pub use node::{
     remove_all, rename, renew,
 };
 pub(crate) use put_back::{put_back, take_over, unknown_removal};
+pub(crate) use readoption::{Returning, readopt};
 pub use recent::Touched;
 pub(crate) use recovery::{Loss, next_version};
 pub use recovery::{Recovery, VersionsExhausted, restored};
@@ -181,7 +183,7 @@ impl State {
         if change.head.version.epoch != self.head.version.epoch {
             self.recent = Recent::from(change.head.version.revision);
         } else {
-            self.recent.push(change.head.version.revision, touched);
+            self.recent.push(change.head.version.revision, change.head.id.mark(), touched);
         }
         self.head = change.head;
     }
@@ -233,12 +235,23 @@ impl State {
 
     /// For agents to keep with the version; none from a process that cannot sign.
     pub fn receipt(&self) -> Receipt {
-        self.receipt_key().map_or_else(Receipt::default, |key| key.issue(self.head.version))
+        self.receipt_key()
+            .map_or_else(Receipt::default, |key| key.issue(self.head.version, self.head.id.mark()))
     }
 
     /// Whether a server of this cluster once was at this version.
     pub fn is_proved(&self, version: MapVersion, receipt: &Receipt) -> bool {
         self.receipt_key().is_some_and(|key| key.verifies(version, receipt))
+    }
+
+    /// Whether the change of this version is another than the one that the receipt is for: as far as this process has followed the log.
+    pub(crate) fn has_forked_from(&self, version: MapVersion, receipt: &Receipt) -> bool {
+        let known = match version == self.head.version {
+            true => Some(self.head.id.mark()),
+            false if version.epoch == self.head.version.epoch => self.recent.mark(version.revision),
+            false => None,
+        };
+        known.is_some_and(|known| known != receipt.mark())
     }
 
     fn receipt_key(&self) -> Option<ReceiptKey> {

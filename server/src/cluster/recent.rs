@@ -3,7 +3,7 @@
 
 use crate::cluster::{Entity, EntityId, Op};
 use imbl::Vector;
-use proto::{key::PublicKey, map::ObjectId};
+use proto::{key::PublicKey, map::ObjectId, receipt::Mark};
 use std::{collections::BTreeSet, sync::Arc};
 
 const CHANGES_KEPT: usize = 4096;
@@ -42,7 +42,14 @@ impl Touched {
 #[derive(Debug, Clone)]
 pub(crate) struct Recent {
     complete_from: u64,
-    changes: Vector<(u64, Arc<[Touched]>)>,
+    changes: Vector<Record>,
+}
+
+#[derive(Debug, Clone)]
+struct Record {
+    revision: u64,
+    mark: Mark,
+    touched: Arc<[Touched]>,
 }
 
 impl Recent {
@@ -51,21 +58,27 @@ impl Recent {
         Self { complete_from: revision, changes: Vector::new() }
     }
 
-    pub(crate) fn push(&mut self, revision: u64, touched: Vec<Touched>) {
-        self.changes.push_back((revision, touched.into()));
+    pub(crate) fn push(&mut self, revision: u64, mark: Mark, touched: Vec<Touched>) {
+        self.changes.push_back(Record { revision, mark, touched: touched.into() });
         if self.changes.len() > CHANGES_KEPT
-            && let Some((dropped, _)) = self.changes.pop_front()
+            && let Some(dropped) = self.changes.pop_front()
         {
-            self.complete_from = dropped;
+            self.complete_from = dropped.revision;
         }
+    }
+
+    /// Of the change of this revision, if it is known still.
+    pub(crate) fn mark(&self, revision: u64) -> Option<Mark> {
+        let at = self.changes.binary_search_by_key(&revision, |record| record.revision).ok()?;
+        self.changes.get(at).map(|record| record.mark)
     }
 
     pub(crate) fn since(&self, revision: u64) -> Option<BTreeSet<Touched>> {
         if revision < self.complete_from {
             return None;
         }
-        let newer = self.changes.iter().rev().take_while(|(at, _)| *at > revision);
-        Some(newer.flat_map(|(_, touched)| touched.iter().copied()).collect())
+        let newer = self.changes.iter().rev().take_while(|record| record.revision > revision);
+        Some(newer.flat_map(|record| record.touched.iter().copied()).collect())
     }
 }
 
@@ -80,13 +93,14 @@ mod tests {
     #[test]
     fn it_tells_what_changed_since_and_admits_what_it_forgot() {
         let mut recent = Recent::from(10);
-        recent.push(11, vec![touched(1)]);
-        recent.push(12, vec![touched(2), touched(1)]);
+        recent.push(11, [1; 8], vec![touched(1)]);
+        recent.push(12, [2; 8], vec![touched(2), touched(1)]);
         assert_eq!(recent.since(9), None);
         assert_eq!(recent.since(10), Some(BTreeSet::from([touched(1), touched(2)])));
         assert_eq!(recent.since(12), Some(BTreeSet::new()));
+        assert_eq!((recent.mark(10), recent.mark(12)), (None, Some([2; 8])));
         for revision in 13..13 + CHANGES_KEPT as u64 {
-            recent.push(revision, vec![]);
+            recent.push(revision, [3; 8], vec![]);
         }
         assert_eq!(recent.since(11), None);
         assert_eq!(recent.since(12), Some(BTreeSet::new()));

@@ -32,6 +32,10 @@ pub(super) struct Told(Mutex<Facts>);
 struct Facts {
     /// The newest version that an agent has proved.
     proved: MapVersion,
+    /// A version that an agent has proved, and whose change is another in the log.
+    fork: Option<MapVersion>,
+    /// That somebody claims to have seen more is said once.
+    claim_told: bool,
     /// What this server knew when the log had it no more, newest last.
     pasts: Vec<Arc<State>>,
     /// Removals that agents have shown.
@@ -48,19 +52,22 @@ impl Cluster {
     /// An agent holds this version. A valid receipt above what is known here has the log looked at; without one a version proves nothing.
     pub(crate) fn show_version(&self, version: MapVersion, receipt: &Receipt) {
         let state = self.state();
-        if version <= state.version() {
-            return;
-        }
-        if !state.is_proved(version, receipt) {
-            tracing::debug!(
-                epoch = version.epoch,
-                revision = version.revision,
-                "an agent claims to have seen more"
-            );
+        let has_forked = state.has_forked_from(version, receipt);
+        if version <= state.version() && !has_forked {
             return;
         }
         let mut facts = self.0.told.facts();
-        facts.proved = facts.proved.max(version);
+        if state.is_proved(version, receipt) {
+            facts.proved = facts.proved.max(version);
+            facts.fork = if has_forked { Some(version) } else { facts.fork };
+        } else if !std::mem::replace(&mut facts.claim_told, true) {
+            let MapVersion { epoch, revision } = version;
+            tracing::warn!(
+                epoch,
+                revision,
+                "an agent claims a newer map without proof: it gets none until this server is as new"
+            );
+        }
         drop(facts);
         self.look();
     }
@@ -93,7 +100,7 @@ impl Inner {
     /// Begins an epoch above all that was seen, with what was lost put back as far as one change goes; unless somebody has.
     pub(super) async fn begin_epoch(&self, known: Head) -> Result<(), StoreError> {
         let proved = self.told.facts().proved;
-        if !self.has_gone_back(known, proved).await? {
+        if !self.has_gone_back(known).await? {
             return Ok(());
         }
         let mut found = self.load().await?;
@@ -123,18 +130,24 @@ impl Inner {
     }
 
     /// Judged under the lock: who reads a copy that lags behind must not begin anything.
-    async fn has_gone_back(&self, known: Head, proved: MapVersion) -> Result<bool, StoreError> {
+    async fn has_gone_back(&self, known: Head) -> Result<bool, StoreError> {
         let locked = self.store.lock(known).await?;
         let has_gone_back = match locked.tail() {
             Tail::Changes(changes) => {
                 self.advance(changes);
-                self.state.load().version() < proved
+                self.lacks_what_was_proved()
             }
             Tail::Lost(Lost::WentBack { .. }) => true,
             Tail::Lost(Lost::NewEpoch | Lost::Pruned) => false,
         };
         locked.unlock().await;
         Ok(has_gone_back)
+    }
+
+    /// Only an epoch of its own is above a fork.
+    fn lacks_what_was_proved(&self) -> bool {
+        let (version, facts) = (self.state.load().version(), self.told.facts());
+        facts.proved > version || facts.fork.is_some_and(|fork| fork.epoch >= version.epoch)
     }
 
     fn epoch_change(&self, found: &State, seen: MapVersion, now: UnixTime) -> Result<Change, StoreError> {
@@ -164,10 +177,8 @@ impl Inner {
     /// Does what was told, level with the log. What the database does not take waits for the next time.
     pub(super) async fn settle(self: &Arc<Self>) -> Result<(), StoreError> {
         let known = self.state.load().head();
-        let proved = self.told.facts().proved;
-        if proved > known.version {
+        if self.lacks_what_was_proved() {
             tracing::warn!(
-                seen = proved.revision,
                 found = known.version.revision,
                 "the database went back in time, as an agent proves"
             );

@@ -1,11 +1,18 @@
 //! The first message of a session: who it is, whether they may be served, and the welcome.
 
-use crate::{cluster::Node, connection::ConnectionState, serve::Server, session::refusal};
+use crate::{
+    cluster::{Actor, Node, Returning, readopt},
+    connection::ConnectionState,
+    follow::WriteError,
+    metrics::database_error,
+    serve::Server,
+    session::refusal,
+};
 use proto::{
     auth,
     key::PublicKey,
     map::MapVersion,
-    session::{AgentMessage, Hello, Refused, Welcome},
+    session::{AgentMessage, Hello, Reason, Refused, Welcome},
     wire,
 };
 use std::{sync::Arc, time::Duration};
@@ -32,19 +39,63 @@ pub(super) fn greet(
     }
 }
 
-/// The node of `key`, of which nothing good is known here: until this server was level with the database once, so that an agent may
-/// enrol on one server, even after a removal, and go to another in the same breath. A server that does not get level, or that is behind what the agent `saw`, has
-/// no bad news to tell: it does not know.
+/// The node of `key`, of which nothing good is known here: looked for again, or taken in again where the database lost it.
 pub(super) async fn look_again(
     server: Arc<Server>,
     key: PublicKey,
-    saw: MapVersion,
+    hello: Hello,
 ) -> Result<Arc<Node>, Refused> {
+    match look_closely(&server, key, hello.map.version).await {
+        Err(refused) if refused.reason == Reason::UnknownNode => {
+            match take_in_again(&server, key, hello).await {
+                None => Err(refused),
+                Some(found) => found,
+            }
+        }
+        found => found,
+    }
+}
+
+/// `None`: its certificate does not make it a member, or nothing was ever lost.
+async fn take_in_again(server: &Server, key: PublicKey, hello: Hello) -> Option<Result<Arc<Node>, Refused>> {
+    let state = server.cluster.state();
+    state.recovery()?;
+    let returning = Returning::verified(&state, hello.membership, hello.facts, hello.endpoints)?;
+    if returning.key() != key {
+        return None;
+    }
+    let written = server.cluster.write(Actor::Node(key), |state, now| {
+        let ops = readopt(state, now, &returning).ok_or(Outside)?;
+        let is_news = !ops.is_empty();
+        Ok((ops, is_news))
+    });
+    match written.await {
+        Ok(is_news) => {
+            if is_news {
+                tracing::info!(?key, "took in again a node that the database had lost");
+            }
+            Some(member(server, &key))
+        }
+        Err(WriteError::Refused(Outside)) => None,
+        Err(WriteError::Database(error) | WriteError::Unknown(error)) => {
+            database_error("write");
+            Some(Err(refusal::database(error)))
+        }
+    }
+}
+
+/// The certificate makes nobody a member.
+struct Outside;
+
+/// The node of `key`, of which nothing good is known here: until this server was level with the database once, so that an agent may
+/// enrol on one server, even after a removal, and go to another in the same breath. A server that does not get level, or that is behind what the agent `saw`, has
+/// no bad news to tell: it does not know.
+async fn look_closely(server: &Server, key: PublicKey, saw: MapVersion) -> Result<Arc<Node>, Refused> {
     let asked_at = Instant::now();
     server.cluster.look();
     loop {
         let was_level = server.cluster.health().level_age < asked_at.elapsed();
-        let found = member(&server, &key);
+        let found = member(server, &key);
         let is_level = was_level && server.cluster.state().version() >= saw;
         if found.is_ok() || is_level {
             return found;

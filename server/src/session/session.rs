@@ -126,7 +126,7 @@ impl Session {
             // Another server may have taken it in, or back, a moment ago.
             Err(_) => {
                 self.server.cluster.show_version(hello.map.version, &hello.map.receipt);
-                let again = Box::pin(greeting::look_again(self.server.clone(), key, hello.map.version));
+                let again = Box::pin(greeting::look_again(self.server.clone(), key, hello.clone()));
                 self.phase = Phase::LookingAgain(Box::new(hello), again);
             }
         }

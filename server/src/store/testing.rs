@@ -35,6 +35,11 @@ impl Database {
         Self { url, _directory: Some(directory) }
     }
 
+    /// The one of a server of the session tests.
+    pub(crate) fn at(directory: &Path) -> Self {
+        Self { url: DatabaseUrl::Sqlite(directory.join("holdfast.db")), _directory: None }
+    }
+
     pub(crate) async fn postgres() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let server = tokio::task::spawn_blocking(PrivatePostgres::shared).await.unwrap();

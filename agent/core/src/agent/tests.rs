@@ -53,7 +53,7 @@ fn peer_object(node: u8, name: &str, certificate: Vec<u8>) -> Object {
 }
 
 fn receipt(revision: u64) -> Receipt {
-    Receipt([revision as u8; 16])
+    Receipt([revision as u8; 24])
 }
 
 fn version(revision: u64) -> MapVersion {

@@ -5,6 +5,7 @@ mod hostile;
 mod maps;
 mod membership;
 mod presence;
+mod recovery;
 mod server;
 mod sessions;
 mod signals;

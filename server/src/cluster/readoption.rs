@@ -1,0 +1,156 @@
+//! A member that the database lost and nobody remembers is taken in again by its own certificate: with the number and the addresses that
+//! stand in it, where they are free. Only in a database that once went back in time: everywhere else who is unknown stays unknown.
+//!
+//! The certificate bounds what an old one can do: it ends by itself, and a removal that is known, or told by any agent later, is newer.
+
+use crate::cluster::{
+    EntityId, Node, Op, SetupKeyId, State, address,
+    put_back::{is_removed, settled},
+};
+use proto::{
+    session::Facts,
+    statement::{Membership, Statement},
+    time::UnixTime,
+};
+use std::net::{IpAddr, SocketAddr};
+
+/// What nobody has: the key it logged in with went with the rest.
+const NO_SETUP_KEY: SetupKeyId = SetupKeyId(0);
+
+/// A node that proved its key, with its own certificate.
+#[derive(Debug, Clone)]
+pub(crate) struct Returning {
+    membership: Membership,
+    signed: Vec<u8>,
+    facts: Facts,
+    endpoints: Vec<SocketAddr>,
+}
+
+impl Returning {
+    /// `None`: `signed` is no certificate under the cluster's root.
+    pub(crate) fn verified(
+        state: &State,
+        signed: Vec<u8>,
+        facts: Facts,
+        endpoints: Vec<SocketAddr>,
+    ) -> Option<Self> {
+        match Statement::verify(&signed, state.network_id, &state.root.public()) {
+            Ok(Statement::Membership(membership)) => Some(Self { membership, signed, facts, endpoints }),
+            Ok(Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown) | Err(_) => None,
+        }
+    }
+
+    pub(crate) fn key(&self) -> proto::key::PublicKey {
+        self.membership.node_key
+    }
+}
+
+/// The ops that take it in again; none where it is known. `None`: it stays outside.
+pub(crate) fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op>> {
+    let Returning { membership, signed, facts, endpoints } = returning;
+    if state.node_by_key(&membership.node_key).is_some() {
+        return Some(Vec::new());
+    }
+    let has_ended = membership.not_after.is_some_and(|end| end <= now);
+    let was_removed = is_removed(state, &membership.node_key, membership.issued_at);
+    let (Some(IpAddr::V4(address_v4)), false) = (membership.addresses.first(), has_ended || was_removed)
+    else {
+        return None;
+    };
+    state.recovery()?;
+    let node = Node {
+        id: membership.node_id,
+        key: membership.node_key,
+        name: String::new(),
+        address_v4: *address_v4,
+        address_v6: address::in_ula(state.network.overlay_v6, *address_v4),
+        membership: signed.clone(),
+        issued_at: membership.issued_at,
+        not_after: membership.not_after,
+        expires_at: None,
+        created_at: now,
+        updated_at: now,
+        setup_key: NO_SETUP_KEY,
+        ephemeral: false,
+        groups: Vec::new(),
+        claims: membership.claims.clone(),
+        facts: facts.clone(),
+        endpoints: endpoints.clone(),
+    };
+    let node = settled(state, node, &facts.hostname, now)?;
+    let mut ops = vec![Op::put_node(node)];
+    if state.removal(&membership.node_key).is_some() {
+        ops.push(Op::Delete(EntityId::Removal(membership.node_key)));
+    }
+    Some(ops)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{ChangeId, remove, restored, testing};
+
+    /// A cluster restored from a copy of before `lost` enrolled.
+    fn lost() -> (State, State, Node) {
+        let copy = testing::state();
+        let mut past = copy.clone();
+        let node = testing::enrol(&mut past, "web");
+        let restored = restored(testing::snapshot(&copy), ChangeId([7; 16]), testing::NOW).unwrap();
+        (State::from_snapshot(restored), past, node)
+    }
+
+    fn returning(state: &State, node: &Node) -> Returning {
+        let (signed, facts) = (node.membership.clone(), node.facts.clone());
+        Returning::verified(state, signed, facts, node.endpoints.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_lost_member_is_as_it_was_with_the_certificate_it_holds() {
+        let (mut state, _, node) = lost();
+        let ops = readopt(&state, testing::NOW, &returning(&state, &node)).unwrap();
+        testing::apply(&mut state, ops);
+        let back = state.node_by_key(&node.key).unwrap();
+        assert_eq!((back.id, back.addresses(), &back.name), (node.id, node.addresses(), &node.name));
+        assert_eq!(back.membership, node.membership);
+        assert_eq!(readopt(&state, testing::NOW, &returning(&state, &node)), Some(vec![]), "once");
+    }
+
+    #[test]
+    fn what_others_have_by_now_it_gets_anew_with_a_newer_certificate() {
+        let (mut state, _, node) = lost();
+        let mut taken = testing::enrol(&mut state, "web");
+        (taken.id, taken.address_v4) = (node.id, node.address_v4);
+        taken.address_v6 = node.address_v6;
+        testing::apply(&mut state, vec![Op::put_node(taken)]);
+        let ops = readopt(&state, testing::NOW, &returning(&state, &node)).unwrap();
+        testing::apply(&mut state, ops);
+        let back = state.node_by_key(&node.key).unwrap();
+        assert!(back.id != node.id && back.address_v4 != node.address_v4 && back.name == "web-1");
+        assert!(back.issued_at > node.issued_at);
+    }
+
+    #[test]
+    fn without_a_recovery_an_unknown_member_stays_unknown() {
+        let (_, past, node) = lost();
+        let mut state = past.clone();
+        testing::apply(&mut state, vec![Op::Delete(EntityId::Node(node.id))]);
+        assert_eq!(readopt(&state, testing::NOW, &returning(&state, &node)), None);
+    }
+
+    #[test]
+    fn an_ended_certificate_a_removed_node_and_another_root_stay_outside() {
+        let (mut state, mut past, node) = lost();
+        let end = node.not_after.unwrap();
+        assert_eq!(readopt(&state, end, &returning(&state, &node)), None);
+        assert!(
+            Returning::verified(&testing::state(), node.membership.clone(), node.facts.clone(), vec![])
+                .is_none()
+        );
+        let ops = remove(&past, &node, testing::NOW);
+        testing::apply(&mut past, ops);
+        let removal = past.removal(&node.key).unwrap();
+        let removal = crate::cluster::Entity::Removal(Box::new(crate::cluster::Removed::clone(removal)));
+        testing::apply(&mut state, vec![Op::Put(removal)]);
+        assert_eq!(readopt(&state, testing::NOW, &returning(&state, &node)), None);
+    }
+}
