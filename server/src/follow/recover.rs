@@ -72,6 +72,11 @@ impl Cluster {
         self.look();
     }
 
+    /// Whether an epoch has to be begun, and was not yet.
+    pub(crate) fn lacks_what_was_proved(&self) -> bool {
+        self.0.lacks_what_was_proved()
+    }
+
     /// An agent holds this removal, an encoded `Signed`. One that is not known here is taken over.
     pub(crate) fn show_removal(&self, signed: &[u8]) {
         let Some(removal) = unknown_removal(&self.state(), signed) else { return };

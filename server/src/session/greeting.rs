@@ -96,7 +96,8 @@ async fn look_closely(server: &Server, key: PublicKey, saw: MapVersion) -> Resul
     loop {
         let was_level = server.cluster.health().level_age < asked_at.elapsed();
         let found = member(server, &key);
-        let is_level = was_level && server.cluster.state().version() >= saw;
+        let is_level =
+            was_level && server.cluster.state().version() >= saw && !server.cluster.lacks_what_was_proved();
         if found.is_ok() || is_level {
             return found;
         }
