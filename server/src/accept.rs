@@ -26,18 +26,46 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Listens on `addr`; `[::]` serves both families, and means 0.0.0.0 on a host without IPv6.
-///
-/// # Errors
-/// The address cannot be bound; the error names it.
-pub(crate) fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-    let bound = match bind(addr) {
-        Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() && lacks_ipv6(&error) => {
-            bind(SocketAddr::from(([0, 0, 0, 0], addr.port())))
-        }
-        bound => bound,
-    };
-    bound.with_context(|| match addr.port() {
+/// An address that is held, at which nobody is let in yet.
+pub(crate) struct Bound {
+    socket: Socket,
+    asked: SocketAddr,
+    addr: SocketAddr,
+}
+
+impl Bound {
+    /// Binds `addr`; `[::]` serves both families, and means 0.0.0.0 on a host without IPv6.
+    ///
+    /// # Errors
+    /// The address cannot be bound; the error names it.
+    pub(crate) fn new(asked: SocketAddr) -> anyhow::Result<Self> {
+        let bound = match bind(asked) {
+            Err(error) if asked.is_ipv6() && asked.ip().is_unspecified() && lacks_ipv6(&error) => {
+                bind(SocketAddr::from(([0, 0, 0, 0], asked.port())))
+            }
+            bound => bound,
+        };
+        let socket = named(bound, asked)?;
+        let addr = socket.local_addr().and_then(|addr| addr.as_socket().ok_or(io::ErrorKind::Other.into()));
+        Ok(Self { socket, asked, addr: addr.context("cannot read the address listened on")? })
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Lets agents in.
+    ///
+    /// # Errors
+    /// Somebody else has begun to listen there.
+    pub(crate) fn listen(self) -> anyhow::Result<TcpListener> {
+        named(self.socket.listen(BACKLOG), self.asked)?;
+        TcpListener::from_std(self.socket.into()).context("cannot listen")
+    }
+}
+
+fn named<T>(result: io::Result<T>, addr: SocketAddr) -> anyhow::Result<T> {
+    result.with_context(|| match addr.port() {
         0 => format!("cannot listen on {addr}"),
         port => format!(
             "cannot listen on {addr}; see what holds port {port} (ss -ltnp), or choose another address with --listen"
@@ -45,7 +73,7 @@ pub(crate) fn listen(addr: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind(addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // On Windows it would mean to take a port that somebody listens on.
     #[cfg(not(windows))]
@@ -55,8 +83,7 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {
@@ -143,9 +170,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_address_is_named_in_the_error() {
-        let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let first = Bound::new("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
         let addr = first.local_addr().unwrap();
-        let error = format!("{:#}", listen(addr).unwrap_err());
+        let Err(error) = Bound::new(addr) else { panic!("it was bound twice") };
+        let error = format!("{error:#}");
         assert!(error.contains(&addr.to_string()), "{error}");
     }
 }

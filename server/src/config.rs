@@ -31,6 +31,12 @@ pub struct DatabaseArgs {
     // Not parsed by clap, which would repeat the password in its error.
     #[arg(long, env = "HOLDFAST_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Option<String>,
+    /// A file whose first line is the password for Postgres
+    #[arg(long, env = "HOLDFAST_DATABASE_PASSWORD_FILE", value_name = "FILE")]
+    pub database_password_file: Option<PathBuf>,
+    /// Connections to Postgres, besides four that are reserved [default: 8]
+    #[arg(long, env = "HOLDFAST_DATABASE_POOL_SIZE", value_name = "N")]
+    pub database_pool_size: Option<std::num::NonZeroU8>,
     /// What this server keeps on disk
     #[arg(long, env = "HOLDFAST_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -100,6 +106,8 @@ pub struct RunArgs {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct File {
     database: Option<String>,
+    database_password_file: Option<PathBuf>,
+    database_pool_size: Option<std::num::NonZeroU8>,
     data_dir: Option<PathBuf>,
     cluster_key: Option<PathBuf>,
     log_level: Option<String>,
@@ -121,6 +129,8 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the configuration {} is not valid: {reason}", path.display())]
     Invalid { path: PathBuf, reason: String },
+    #[error("cannot read the password of the database from {}: {reason}", path.display())]
+    NoPassword { path: PathBuf, reason: String },
     #[error(transparent)]
     Database(#[from] InvalidDatabaseUrl),
     #[error("the log level {level:?} is not valid: {reason}")]
@@ -220,7 +230,19 @@ impl DatabaseArgs {
         let database = self.database.as_deref().or(file.database.as_deref());
         let data_dir = data_dir.or_else(default_data_dir).ok_or(ConfigError::NoDataDir)?;
         let database = match database {
-            Some(url) => url.parse()?,
+            Some(url) => {
+                let mut url: DatabaseUrl = url.parse()?;
+                if let DatabaseUrl::Postgres(target) = &mut url {
+                    if let Some(size) = self.database_pool_size.or(file.database_pool_size) {
+                        target.handle_pool_size(size.get().into());
+                    }
+                    let path = self.database_password_file.or_else(|| file.database_password_file.clone());
+                    if let Some(path) = path {
+                        target.handle_password(&read_password(path)?);
+                    }
+                }
+                url
+            }
             None => DatabaseUrl::Sqlite(data_dir.join(DATABASE_FILE)),
         };
         Ok((database, data_dir))
@@ -249,6 +271,16 @@ impl File {
                 reason: format!("line {line}: {}", error.message().trim()),
             }
         })
+    }
+}
+
+/// The first line; what is in the file is in no error.
+fn read_password(path: PathBuf) -> Result<zeroize::Zeroizing<String>, ConfigError> {
+    let text = std::fs::read_to_string(&path).map(zeroize::Zeroizing::new);
+    match text.as_ref().map(|text| text.lines().next().unwrap_or_default()) {
+        Ok("") => Err(ConfigError::NoPassword { path, reason: "its first line is empty".to_owned() }),
+        Ok(line) => Ok(line.to_owned().into()),
+        Err(error) => Err(ConfigError::NoPassword { path, reason: error.to_string() }),
     }
 }
 
@@ -388,6 +420,22 @@ mod tests {
         args.lease = None;
         args.name = Some("a\nb".to_owned());
         assert!(matches!(args.resolve(), Err(ConfigError::Name(_))));
+    }
+
+    #[test]
+    fn a_password_may_be_in_a_file_and_the_pool_has_a_size() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        let args = || DatabaseArgs {
+            database: Some("postgres://me@a/b".to_owned()),
+            database_password_file: Some(path.clone()),
+            database_pool_size: std::num::NonZeroU8::new(3),
+            ..DatabaseArgs::default()
+        };
+        assert!(args().resolve().unwrap_err().to_string().contains("password"));
+        std::fs::write(&path, "hunter2\nanything\n").unwrap();
+        let DatabaseUrl::Postgres(target) = args().resolve().unwrap().url else { panic!("another database") };
+        assert_eq!((target.config.get_password(), target.pool_size), (Some(&b"hunter2"[..]), 3));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::{
     clock::{Clock, machine_ms},
     cluster::{Actor, Change, ChangeId, Founding, Head, Op, Snapshot, State, StoredRoot},
     cluster_key::{RootAccess, UnlockError},
+    metrics::database_error,
     store::{Attendance, CALL_TIMEOUT, Hint, JobLock, LockedLog, Lost, Store, StoreError, Tail},
 };
 use arc_swap::ArcSwap;
@@ -46,6 +47,10 @@ struct Inner {
     changed: watch::Sender<MapVersion>,
     database_ok: AtomicBool,
     level_since: Mutex<Instant>,
+    /// Why the log could not be read, the last time that it was looked at.
+    error: Mutex<Option<StoreError>>,
+    /// How long a look at the log takes, smoothed.
+    answer_time: Mutex<Duration>,
     /// One write of this process at a time: the others would only wait in the database.
     turn: tokio::sync::Mutex<()>,
     /// Held while the state is replaced.
@@ -165,6 +170,8 @@ impl Cluster {
             state: ArcSwap::from_pointee(state),
             database_ok: AtomicBool::new(true),
             level_since: Mutex::new(Instant::now()),
+            error: Mutex::default(),
+            answer_time: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
             replacing: Mutex::new(()),
             follower: Mutex::new(None),
@@ -211,6 +218,16 @@ impl Cluster {
 
     pub(crate) fn clock(&self) -> &Clock {
         &self.0.clock
+    }
+
+    /// Why the database cannot be read, if it cannot.
+    pub(crate) fn database_error(&self) -> Option<StoreError> {
+        self.0.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long the database takes to answer.
+    pub(crate) fn answer_time(&self) -> Duration {
+        *self.0.answer_time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -367,7 +384,13 @@ impl Inner {
         let is_ok = result.is_ok();
         if is_ok {
             *self.level_since.lock().unwrap_or_else(PoisonError::into_inner) = begun_at;
+            let mut time = self.answer_time.lock().unwrap_or_else(PoisonError::into_inner);
+            *time = (*time * 3 + begun_at.elapsed()) / 4;
         }
+        if !is_ok {
+            database_error("tail");
+        }
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().err().cloned();
         if self.database_ok.swap(is_ok, Relaxed) != is_ok {
             match &result {
                 Ok(()) => tracing::info!("the database answers again"),
@@ -461,8 +484,9 @@ async fn follow(cluster: Weak<Inner>, mut hints: broadcast::Receiver<Hint>, aske
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let mut is_poll = false;
         tokio::select! {
-            _ = poll.tick() => {}
+            _ = poll.tick() => is_poll = true,
             () = asked.notified() => {}
             hint = hints.recv() => match hint {
                 Ok(Hint::Log | Hint::Anything) | Err(RecvError::Lagged(_)) => {}
@@ -473,8 +497,13 @@ async fn follow(cluster: Weak<Inner>, mut hints: broadcast::Receiver<Hint>, aske
         // One look covers all that was hinted before it.
         while hints.try_recv().is_ok() {}
         let Some(cluster) = cluster.upgrade() else { return };
+        let before = cluster.state.load().version();
         // Told by `health` and logged where it changes; the next round tries again.
-        if cluster.catch_up().await.is_ok()
+        let caught_up = cluster.catch_up().await;
+        if is_poll && cluster.state.load().version() != before {
+            metrics::counter!("holdfast_notifications_total", "fate" => "missed").increment(1);
+        }
+        if caught_up.is_ok()
             && let Err(error) = cluster.settle().await
         {
             tracing::debug!(%error, "what the database lost waits");

@@ -17,7 +17,7 @@ use contest::Contest;
 use proto::{server_url::ServerUrl, session::ServerId};
 use std::{
     collections::BTreeSet,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -44,12 +44,19 @@ pub(crate) struct Servers {
     live: ArcSwap<LiveServers>,
     /// Another server has this one's id: what is to be told of that.
     conflict: OnceLock<String>,
+    /// Before the call that renewed the lease.
+    renewed_at: Mutex<Option<Instant>>,
 }
 
 impl Servers {
     pub(crate) fn new(me: ServerRow) -> Self {
         let live = LiveServers { ids: [me.id].into(), urls: me.urls.clone() };
-        Self { me, live: ArcSwap::from_pointee(live), conflict: OnceLock::new() }
+        Self {
+            me,
+            live: ArcSwap::from_pointee(live),
+            conflict: OnceLock::new(),
+            renewed_at: Mutex::default(),
+        }
     }
 
     pub(crate) fn current(&self) -> Arc<LiveServers> {
@@ -58,6 +65,16 @@ impl Servers {
 
     pub(crate) fn conflict(&self) -> Option<&str> {
         self.conflict.get().map(String::as_str)
+    }
+
+    fn handle_renewed(&self, asked_at: Instant) {
+        *self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked_at);
+    }
+
+    /// How long ago the lease was renewed. `None`: never.
+    pub(crate) fn lease_age(&self) -> Option<Duration> {
+        let renewed_at = self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed_at.map(|at| at.elapsed())
     }
 
     pub(crate) fn urls(&self) -> Vec<ServerUrl> {
@@ -175,6 +192,9 @@ async fn renew(server: &Server) -> Result<LeaseAnswer, StoreError> {
     let renewed = timeout(server.settings.lease / 2, store.renew_lease(&me, server.settings.lease)).await;
     let late = |_| Err(StoreError::unavailable(store.location(), "it did not answer in time"));
     let answer = renewed.unwrap_or_else(late)?;
+    if matches!(answer, LeaseAnswer::Held { .. }) {
+        server.servers.handle_renewed(asked_at);
+    }
     if let LeaseAnswer::Held { now_ms, .. } = answer
         && let Some(ahead_ms) = clock.handle_reading(now_ms, asked_at, machine_ms())
     {

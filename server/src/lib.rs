@@ -15,6 +15,7 @@ pub mod cmd;
 pub mod config;
 mod connection;
 pub mod follow;
+mod health;
 mod identity;
 mod jobs;
 mod lease;

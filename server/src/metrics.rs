@@ -10,6 +10,12 @@
 //! holdfast_signals_total{route}           local, remote, undeliverable
 //! holdfast_log_epoch, holdfast_log_revision, holdfast_log_age_seconds
 //! holdfast_database_ok, holdfast_database_errors_total{call}
+//! holdfast_database_seconds               histogram of calls, from the beginning to the answer
+//! holdfast_database_connections{state}    used, limit: the pool, without the three reserved ones
+//! holdfast_lease_age_seconds
+//! holdfast_notifications_ok, holdfast_notifications_total{fate}   heard, missed (found by polling)
+//! holdfast_signals_received_total, holdfast_signals_dropped_total  from other servers; on the way to them
+//! holdfast_lookups_total{outcome}         found, missed: nodes looked for on other servers
 //! holdfast_nodes, holdfast_nodes_online, holdfast_servers_live
 //! holdfast_ephemeral_removed_total        by this server
 //! holdfast_clock_ahead_seconds            this machine's clock, against the database's
@@ -18,9 +24,11 @@
 use crate::serve::Server;
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use std::time::Duration;
 
 /// Every call to the database, from its beginning to its answer.
 pub(crate) const QUERY_SECONDS: &str = "holdfast_database_seconds";
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 const QUERY_BUCKETS_S: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 5.0];
 
 /// Makes this process count.
@@ -32,6 +40,15 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     let builder = PrometheusBuilder::new().set_buckets_for_metric(matcher, &QUERY_BUCKETS_S);
     let recorder = builder.context("cannot set up metrics")?.install_recorder();
     recorder.context("cannot set up metrics")
+}
+
+/// What was counted since the last scrape is kept small, also where nobody scrapes. For ever.
+pub(crate) async fn keep_small(recorder: PrometheusHandle) {
+    let mut upkeeps = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        upkeeps.tick().await;
+        recorder.run_upkeep();
+    }
 }
 
 /// A call to the database failed.
@@ -50,10 +67,18 @@ pub(crate) fn observe(server: &Server) {
         ("holdfast_log_age_seconds", health.level_age.as_secs_f64()),
         ("holdfast_database_ok", f64::from(u8::from(health.database_ok))),
         ("holdfast_clock_ahead_seconds", server.cluster.clock().machine_ahead_ms() as f64 / 1000.0),
+        ("holdfast_notifications_ok", f64::from(u8::from(server.cluster.store().is_hearing()))),
         ("holdfast_nodes", state.node_count() as f64),
         ("holdfast_nodes_online", server.presence.online().len() as f64),
         ("holdfast_servers_live", server.servers.current().ids.len() as f64),
     ];
+    if let Some(age) = server.servers.lease_age() {
+        metrics::gauge!("holdfast_lease_age_seconds").set(age.as_secs_f64());
+    }
+    if let Some((used, size)) = server.cluster.store().connections() {
+        metrics::gauge!("holdfast_database_connections", "state" => "used").set(used as f64);
+        metrics::gauge!("holdfast_database_connections", "state" => "limit").set(size as f64);
+    }
     for (name, value) in gauges {
         metrics::gauge!(name).set(value);
     }

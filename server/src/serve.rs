@@ -1,9 +1,10 @@
 //! One running server: what its parts share, the tasks that keep it up, and how it ends.
 
 use crate::{
-    accept,
+    accept::{self, Bound},
     cluster::Touched,
     follow::Cluster,
+    health::{self, Monitor},
     jobs::{self, Jobs},
     lease::{self, Servers},
     map::Atlas,
@@ -17,10 +18,9 @@ use arc_swap::ArcSwap;
 use proto::{session::ServerId, tls::ServerIdentity};
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    net::TcpListener,
     sync::mpsc,
     task::{AbortHandle, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
@@ -28,6 +28,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Taking this server out of the database's lists: whoever stops it may wait 10 s in all.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+const LOAD_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Connections whose handshake is done and that wait to be served.
 const READY_CONNECTIONS: usize = 256;
 /// Calls of one agent at a time: its session, and a fetch or an enrolment.
@@ -49,6 +50,7 @@ pub(crate) struct Server {
     pub(crate) reports: Reports,
     pub(crate) jobs: Jobs,
     pub(crate) settings: Settings,
+    pub(crate) monitor: Monitor,
 }
 
 /// A server and its tasks, which end with it.
@@ -78,6 +80,7 @@ impl Server {
             reports: Reports::new(),
             jobs: Jobs::default(),
             settings,
+            monitor: Monitor::default(),
             cluster,
         })
     }
@@ -88,14 +91,23 @@ impl Server {
 /// `predecessor`: the run of this server before this one, where it is certain that it is over.
 ///
 /// # Errors
-/// The database does not answer, or another server has this one's id.
+/// The database holds what cannot be read, another server has this one's id, or somebody else listens at the address meanwhile.
 pub(crate) async fn start(
     server: Arc<Server>,
-    listener: TcpListener,
+    bound: Bound,
     predecessor: Option<Incarnation>,
 ) -> anyhow::Result<Running> {
-    let seats = presence::load(&server).await?;
+    let seats = loop {
+        match presence::load(&server).await {
+            Err(error) if error.is_retriable() => {
+                tracing::debug!(%error, "presence cannot be read yet");
+                sleep(LOAD_RETRY_DELAY).await;
+            }
+            loaded => break loaded?,
+        }
+    };
     lease::begin(&server, predecessor).await?;
+    let listener = bound.listen()?;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
     let accepting = accept::accept(listener, server.identity.tls.clone(), ready);
@@ -114,6 +126,7 @@ pub(crate) async fn start(
     let cluster = server.cluster.clone();
     tasks.spawn(named("follow the log", async move { cluster.follower_ended().await }));
     tasks.spawn(named("follow the state", follow_state(server.clone())));
+    tasks.spawn(named("watch health", health::watch(server.clone())));
     tasks.spawn(named("keep the lease", lease::keep(server.clone())));
     tasks.spawn(named("publish presence", presence::publish(server.clone())));
     tasks.spawn(named("save presence", presence::save(server.clone())));

@@ -198,3 +198,43 @@ async fn a_wrapped_root_needs_its_file_for_what_signs_and_for_nothing_else() {
     fixture.fails(1, &["node", "remove", "www", "--cluster-key", &file], "cluster-key wrap");
     fixture.json(&["node", "remove", "www"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_server_without_its_database_says_so_and_lets_no_agents_in() {
+    use std::net::{TcpListener, TcpStream};
+    let directory = tempfile::tempdir().unwrap();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (database, control, admin) = (free(), free(), free());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+    command.args(["run", "--listen", &control.to_string(), "--admin-listen", &admin.to_string()]);
+    command.env_clear().env("HOLDFAST_DATA_DIR", directory.path());
+    command.env("HOLDFAST_DATABASE", format!("postgres://me:hunter2@{database}/mesh"));
+    let log = std::fs::File::create(directory.path().join("log")).unwrap();
+    let mut server = command.stderr(log).spawn().unwrap();
+    let mut told = String::new();
+    within_10_s("it says what it waits for", || {
+        told = get(admin, "/readyz").unwrap_or_default();
+        told.contains("refused")
+    });
+    assert!(told.starts_with("HTTP/1.1 503") && told.contains(r#""status":"not-ready""#), "{told}");
+    told += &get(admin, "/healthz").unwrap();
+    told += &get(admin, "/metrics").unwrap();
+    assert!(TcpStream::connect(control).is_err(), "it listens for agents");
+    assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    within_10_s("it has ended", || server.try_wait().unwrap().is_some());
+    assert!(server.wait().unwrap().success());
+    told += &std::fs::read_to_string(directory.path().join("log")).unwrap();
+    assert_eq!(told.matches("not ready").count(), 1, "{told}");
+    assert!(told.contains(&database.to_string()) && !told.contains("hunter2"), "{told}");
+}
+
+#[cfg(unix)]
+fn get(admin: std::net::SocketAddr, path: &str) -> std::io::Result<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(admin)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

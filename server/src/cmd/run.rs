@@ -1,21 +1,29 @@
 //! `server run`: puts a server together from its options, says when it listens, and takes it down in order when it is told to end.
 
 use crate::{
-    accept, admin,
+    accept::Bound,
+    admin::{self, Stage},
     advertise::advertised,
     cluster::{Actor, Op, SetupKey, SetupKeyTerms},
     cluster_key::{ClusterKey, RootAccess},
-    follow::Cluster,
+    follow::{Cluster, OpenError},
     identity::ServerFiles,
     metrics,
     serve::{self, Running, Server},
     settings::Settings,
-    store::{self, DatabaseUrl, Missing, ServerRow},
+    store::{self, DatabaseUrl, Missing, ServerRow, StoreError},
 };
 use anyhow::Context;
 use proto::{server_url::ServerUrl, session::ServerId, setup_key::SetupSecret};
+use std::time::{Duration, Instant};
 use std::{convert::Infallible, io::Write, net::SocketAddr, path::PathBuf, sync::Arc};
-use tokio::task::AbortHandle;
+use tokio::{task::JoinSet, time::sleep};
+
+/// Between two tries to open a database that is away.
+const WAIT_FIRST: Duration = Duration::from_millis(100);
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// So often it is said that the database is still away.
+const WAIT_TOLD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What `server run` needs to know, whatever it was told by.
 #[derive(Debug, Clone)]
@@ -41,7 +49,8 @@ pub struct RunOptions {
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::new()?;
     raise_descriptor_limit();
-    let (mut running, admin) = tokio::select! {
+    // Beside the server: they end with it.
+    let (mut running, _tasks) = tokio::select! {
         begun = begin(options) => begun?,
         () = interrupts.next() => {
             tracing::info!("ended before it served anybody");
@@ -57,25 +66,28 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         () = running.drain() => {}
         () = interrupts.next() => tracing::info!("ended at once"),
     }
-    admin.abort();
     Ok(())
 }
 
 /// Opens everything and serves.
-async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
+async fn begin(options: RunOptions) -> anyhow::Result<(Running, JoinSet<()>)> {
     let cluster_key = options.cluster_key.as_deref().map(ClusterKey::read).transpose()?;
     let files = ServerFiles::open(&options.data_dir)?;
     let recorder = metrics::install()?;
     // Before the database is touched: what fails for its address leaves nothing behind.
-    let listener = accept::listen(options.listen)?;
+    let bound = Bound::new(options.listen)?;
     let admin_listener = admin::listen(options.admin_listen).await?;
-    let addr = listener.local_addr().context("cannot read the address listened on")?;
-    let store = store::open(&options.database, Missing::Create).await?;
-    let cluster = Cluster::open_with(store, RootAccess::Sign(cluster_key)).await?;
+    let addr = bound.addr();
+    let name = options.name.clone().unwrap_or_else(host_name);
+    let stage = Arc::new(Stage::new(files.id, name.clone(), options.database.to_string()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(admin::serve(admin_listener, stage.clone(), recorder.clone()));
+    tasks.spawn(metrics::keep_small(recorder));
+    let cluster = open_cluster(&options.database, &RootAccess::Sign(cluster_key), &stage).await?;
     let row = ServerRow {
         id: files.id,
         incarnation: files.incarnation,
-        name: options.name.clone().unwrap_or_else(host_name),
+        name,
         host: host_name(),
         urls: advertised(&options.advertise, addr, &cluster.state().network),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -83,9 +95,9 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
     };
     let urls = list(&row.urls);
     let server = Arc::new(Server::new(row, cluster.clone(), options.settings)?);
-    let running = serve::start(server.clone(), listener, files.predecessor).await;
+    let running = serve::start(server.clone(), bound, files.predecessor).await;
     let running = running.context("cannot start to serve")?;
-    let admin = tokio::spawn(admin::serve(admin_listener, server.clone(), recorder));
+    stage.handle_serving(server.clone());
     tracing::info!(
         id = %server.id, name = server.name, listen = %addr, advertise = urls, admin = %options.admin_listen,
         database = %options.database, "listening for agents"
@@ -101,7 +113,48 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, AbortHandle)> {
             tracing::warn!("{error:#}; agents are served, and `server setup-key create` makes one");
         }
     }
-    Ok((running, admin.abort_handle()))
+    Ok((running, tasks))
+}
+
+/// Opens the cluster. While the database is away (refused, silent, starting up, without a primary) it is waited for: nothing listens for agents meanwhile.
+///
+/// # Errors
+/// What waiting cannot cure.
+async fn open_cluster(database: &DatabaseUrl, access: &RootAccess, stage: &Stage) -> anyhow::Result<Cluster> {
+    let mut delay = WAIT_FIRST;
+    let mut told_at: Option<Instant> = None;
+    loop {
+        let error = match try_open(database, access).await {
+            Ok(cluster) => {
+                if told_at.is_some() {
+                    tracing::info!("the database answers; beginning to serve");
+                }
+                return Ok(cluster);
+            }
+            Err(OpenError::Store(error)) if may_be_waited_for(database, &error) => error,
+            Err(error) => return Err(error.into()),
+        };
+        stage.handle_waiting(error.to_string());
+        if told_at.is_none_or(|at| at.elapsed() >= WAIT_TOLD_INTERVAL) {
+            told_at = Some(Instant::now());
+            tracing::warn!(%error, "not ready: this server waits for its database and lets no agents in");
+        }
+        sleep(delay).await;
+        delay = (delay * 2).min(WAIT_MAX);
+    }
+}
+
+async fn try_open(database: &DatabaseUrl, access: &RootAccess) -> Result<Cluster, OpenError> {
+    let store = store::open(database, Missing::Create).await?;
+    Cluster::open_with(store, access.clone()).await
+}
+
+/// A file that cannot be opened does not come by itself. Nor does a database come back from where it was moved to.
+fn may_be_waited_for(database: &DatabaseUrl, error: &StoreError) -> bool {
+    match (database, error) {
+        (DatabaseUrl::Sqlite(_), _) | (_, StoreError::Moved { .. }) => false,
+        (DatabaseUrl::Postgres(_), error) => error.is_retriable(),
+    }
 }
 
 fn list(urls: &[ServerUrl]) -> String {

@@ -19,7 +19,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// How long a node that is not known here yet may have been enrolled on another server without this one having heard.
-const LOOK_AGAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// A slow database answers within it; a look may have begun just before.
+const LOOK_AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const LOOK_AGAIN_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Judges a Hello: who says it, and what.

@@ -46,9 +46,11 @@ impl Signals {
             count("local");
             slot.tell(ServerMessage::Signal(signal));
         } else if let Some(other) = server.presence.served_by(receiver) {
+            looked_up("found");
             count("remote");
             self.enqueue(other, encode(receiver, signal));
         } else {
+            looked_up("missed");
             count("undeliverable");
         }
     }
@@ -58,6 +60,7 @@ impl Signals {
         queue.push_back((to, payload));
         if queue.len() > QUEUE_LENGTH {
             queue.pop_front();
+            dropped(1);
         }
         drop(queue);
         self.work.notify_one();
@@ -72,6 +75,14 @@ impl Signals {
 
 fn count(route: &'static str) {
     metrics::counter!("holdfast_signals_total", "route" => route).increment(1);
+}
+
+fn looked_up(outcome: &'static str) {
+    metrics::counter!("holdfast_lookups_total", "outcome" => outcome).increment(1);
+}
+
+fn dropped(signals: usize) {
+    metrics::counter!("holdfast_signals_dropped_total").increment(signals as u64);
 }
 
 /// Node id of the receiver (8 bytes, big-endian), then the signal as in an agent's message, with the sender as its peer.
@@ -103,6 +114,7 @@ pub(crate) async fn send_signals(server: Arc<Server>) {
             }
             if let Err(error) = server.cluster.store().send_signals(&batch).await {
                 crate::metrics::database_error("send-signals");
+                dropped(batch.len());
                 tracing::debug!(%error, signals = batch.len(), "signals were lost");
             }
         }
@@ -135,6 +147,7 @@ pub(crate) async fn receive_signals(server: Arc<Server>) {
 }
 
 fn deliver(server: &Server, payload: &[u8]) {
+    metrics::counter!("holdfast_signals_received_total").increment(1);
     let Some((receiver, signal)) = decode(payload) else { return };
     if let Some(slot) = server.hub.serving(receiver) {
         slot.tell(ServerMessage::Signal(signal));

@@ -56,6 +56,10 @@ impl StoreError {
         }
     }
 
+    pub(crate) fn is_read_only(&self) -> bool {
+        matches!(self, Self::ReadOnly { .. })
+    }
+
     pub(crate) fn unavailable(location: &str, reason: impl ToString) -> Self {
         Self::Unavailable { location: location.to_owned(), reason: reason.to_string() }
     }

@@ -27,7 +27,7 @@ pub use url::{DatabaseUrl, InvalidDatabaseUrl};
 
 use crate::{
     cluster::{Change, ChangeId, Founding, Head, Snapshot, StoredRoot, WrappedRoot},
-    metrics::{QUERY_SECONDS, database_error},
+    metrics::QUERY_SECONDS,
 };
 use async_trait::async_trait;
 use proto::{
@@ -142,6 +142,16 @@ pub trait Store: Send + Sync + 'static {
     /// Hints that something changed. They may come for nothing, and one may be missed: poll as well. A receiver that lagged looks at everything.
     fn wake(&self) -> broadcast::Receiver<Hint>;
 
+    /// Whether hints of other servers arrive at once. Where they do not, polling finds what they would have told.
+    fn is_hearing(&self) -> bool {
+        true
+    }
+
+    /// Connections in use, and how many there may be; `None`: there is no pool.
+    fn connections(&self) -> Option<(usize, usize)> {
+        None
+    }
+
     async fn status(&self) -> Result<StoreStatus, StoreError>;
 }
 
@@ -218,18 +228,12 @@ pub(crate) fn read_root(
     Ok(StoredRoot::Wrapped(WrappedRoot { public, sealed: stored }))
 }
 
-/// Counts a call and how long it took, under its name.
-pub(crate) async fn observed<T>(
-    call: &'static str,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
+/// Takes the time of a call.
+pub(crate) async fn observed<T>(call: impl Future<Output = T>) -> T {
     let begun_at = Instant::now();
-    let result = work.await;
+    let answer = call.await;
     metrics::histogram!(QUERY_SECONDS).record(begun_at.elapsed().as_secs_f64());
-    if result.is_err() {
-        database_error(call);
-    }
-    result
+    answer
 }
 
 /// Numbers of agents go up to u64::MAX, columns to i64::MAX. The last ones compare as equal; nobody counts as far.

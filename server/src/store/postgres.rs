@@ -32,7 +32,13 @@ use locked::PostgresLock;
 use pool::{Lane, Pools};
 use proto::{session::ServerId, statement::NodeId};
 use sql::query;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{sync::broadcast, task::AbortHandle, time::Instant};
 use tokio_postgres::Client;
 
@@ -42,6 +48,8 @@ const HINTS_KEPT: usize = 1024;
 pub struct PostgresStore {
     pools: Arc<Pools>,
     hints: broadcast::Sender<Hint>,
+    /// Set by the listener.
+    hearing: Arc<AtomicBool>,
     tasks: [AbortHandle; 2],
 }
 
@@ -53,20 +61,20 @@ impl PostgresStore {
         schema::prepare(&hosts, missing).await?;
         let pools = Arc::new(Pools::new(hosts.clone(), target.pool_size)?);
         let (hints, _) = broadcast::channel(HINTS_KEPT);
-        let listener = tokio::spawn(listen::run(hosts, hints.clone()));
+        let hearing = Arc::new(AtomicBool::new(false));
+        let listener = tokio::spawn(listen::run(hosts, hints.clone(), hearing.clone()));
         let scouted = pools.clone();
         let scout = tokio::spawn(async move { scouted.scout().await });
-        Ok(Self { pools, hints, tasks: [listener.abort_handle(), scout.abort_handle()] })
+        Ok(Self { pools, hints, hearing, tasks: [listener.abort_handle(), scout.abort_handle()] })
     }
 
     /// Runs `call` on a connection; everything about it is within the deadline.
     async fn call<T>(
         &self,
-        name: &'static str,
         lane: Lane,
         call: impl AsyncFnOnce(&mut Connected) -> Result<T, PgError>,
     ) -> Result<T, StoreError> {
-        observed(name, self.pools.run(lane, Instant::now() + CALL_TIMEOUT, call)).await
+        observed(self.pools.run(lane, Instant::now() + CALL_TIMEOUT, call)).await
     }
 
     fn no_cluster(&self) -> StoreError {
@@ -87,68 +95,61 @@ impl Store for PostgresStore {
     }
 
     async fn found(&self, founding: &Founding, first: ChangeId) -> Result<bool, StoreError> {
-        self.call("found", Lane::Shared, async |client| log::found(client, founding, first).await).await
+        self.call(Lane::Shared, async |client| log::found(client, founding, first).await).await
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let snapshot =
-            self.call("snapshot", Lane::Reserved, async |client| log::snapshot(client).await).await?;
+        let snapshot = self.call(Lane::Reserved, async |client| log::snapshot(client).await).await?;
         snapshot.ok_or_else(|| self.no_cluster())
     }
 
     async fn tail(&self, known: Head) -> Result<Tail, StoreError> {
-        let tail =
-            self.call("tail", Lane::Reserved, async |client| log::tail(&**client, known).await).await?;
+        let tail = self.call(Lane::Reserved, async |client| log::tail(&**client, known).await).await?;
         tail.ok_or_else(|| self.no_cluster())
     }
 
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
-        self.call("put-root", Lane::Shared, async |client| root::put(client, was, root).await).await
+        self.call(Lane::Shared, async |client| root::put(client, was, root).await).await
     }
 
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError> {
-        let locked = observed("lock", PostgresLock::take(self.pools.clone(), known)).await?;
+        let locked = observed(PostgresLock::take(self.pools.clone(), known)).await?;
         locked.map(|locked| Box::new(locked) as Box<dyn LockedLog>).ok_or_else(|| self.no_cluster())
     }
 
     async fn now_ms(&self) -> Result<u64, StoreError> {
-        self.call("now", Lane::Shared, async |client| live::now_ms(&**client).await).await
+        self.call(Lane::Shared, async |client| live::now_ms(&**client).await).await
     }
 
     async fn renew_lease(&self, server: &ServerRow, ttl: Duration) -> Result<LeaseAnswer, StoreError> {
-        self.call("renew-lease", Lane::Reserved, async |client| live::renew_lease(client, server, ttl).await)
-            .await
+        self.call(Lane::Reserved, async |client| live::renew_lease(client, server, ttl).await).await
     }
 
     async fn inherit_lease(&self, server: &ServerRow, from: Incarnation) -> Result<(), StoreError> {
-        self.call("inherit-lease", Lane::Shared, async |client| {
-            live::inherit_lease(&**client, server, from).await
-        })
-        .await
+        self.call(Lane::Shared, async |client| live::inherit_lease(&**client, server, from).await).await
     }
 
     async fn release_lease(&self, server: &ServerRow) -> Result<(), StoreError> {
-        self.call("release-lease", Lane::Shared, async |client| live::release_lease(client, server).await)
-            .await
+        self.call(Lane::Shared, async |client| live::release_lease(client, server).await).await
     }
 
     async fn live_servers(&self) -> Result<Vec<LiveServer>, StoreError> {
-        self.call("live-servers", Lane::Reserved, async |client| live::live_servers(&**client).await).await
+        self.call(Lane::Reserved, async |client| live::live_servers(&**client).await).await
     }
 
     async fn put_sessions(&self, rows: &[SessionRow]) -> Result<(), StoreError> {
         if rows.is_empty() {
             return Ok(());
         }
-        self.call("put-sessions", Lane::Shared, async |client| live::put_sessions(client, rows).await).await
+        self.call(Lane::Shared, async |client| live::put_sessions(client, rows).await).await
     }
 
     async fn sessions(&self, after: u64) -> Result<(Vec<SeenSession>, u64), StoreError> {
-        self.call("sessions", Lane::Shared, async |client| live::sessions(&**client, after).await).await
+        self.call(Lane::Shared, async |client| live::sessions(&**client, after).await).await
     }
 
     async fn attendance(&self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
-        self.call("attendance", Lane::Shared, async |client| jobs::attendance(&**client, nodes).await).await
+        self.call(Lane::Shared, async |client| jobs::attendance(&**client, nodes).await).await
     }
 
     async fn begin_job(
@@ -158,39 +159,42 @@ impl Store for PostgresStore {
         ttl: Duration,
         every: Duration,
     ) -> Result<Option<JobLock>, StoreError> {
-        self.call("begin-job", Lane::Shared, async |client| {
-            jobs::begin(&**client, job, server, (ttl, every)).await
-        })
-        .await
+        self.call(Lane::Shared, async |client| jobs::begin(&**client, job, server, (ttl, every)).await).await
     }
 
     async fn end_job(&self, lock: JobLock) -> Result<(), StoreError> {
-        self.call("end-job", Lane::Shared, async |client| jobs::end(&**client, lock).await).await
+        self.call(Lane::Shared, async |client| jobs::end(&**client, lock).await).await
     }
 
     async fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
-        self.call("jobs", Lane::Shared, async |client| jobs::list(&**client).await).await
+        self.call(Lane::Shared, async |client| jobs::list(&**client).await).await
     }
 
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError> {
         if signals.is_empty() {
             return Ok(());
         }
-        self.call("send-signals", Lane::Shared, async |client| live::send_signals(client, signals).await)
-            .await
+        self.call(Lane::Shared, async |client| live::send_signals(client, signals).await).await
     }
 
     async fn take_signals(&self, me: ServerId) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.call("take-signals", Lane::Shared, async |client| live::take_signals(client, me).await).await
+        self.call(Lane::Shared, async |client| live::take_signals(client, me).await).await
     }
 
     fn wake(&self) -> broadcast::Receiver<Hint> {
         self.hints.subscribe()
     }
 
+    fn is_hearing(&self) -> bool {
+        self.hearing.load(Relaxed)
+    }
+
+    fn connections(&self) -> Option<(usize, usize)> {
+        Some(self.pools.usage())
+    }
+
     async fn status(&self) -> Result<StoreStatus, StoreError> {
-        let (head, schema, version) =
-            self.call("status", Lane::Shared, async |client| status(client).await).await?;
+        let (head, schema, version) = self.call(Lane::Shared, async |client| status(client).await).await?;
         Ok(StoreStatus {
             kind: "postgres",
             version,

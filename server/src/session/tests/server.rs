@@ -27,8 +27,8 @@ impl TestServer {
     pub(super) async fn start_with(dir: &Path, id: u8, settings: Settings) -> Self {
         let url: DatabaseUrl = format!("sqlite:{}/holdfast.db", dir.display()).parse().unwrap();
         let cluster = Cluster::open(store::open(&url, Missing::Create).await.unwrap()).await.unwrap();
-        let listener = accept::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let addr = listener.local_addr().unwrap();
+        let listener = accept::Bound::new("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.addr();
         let row = ServerRow {
             id: ServerId([id; 16]),
             incarnation: Incarnation::generate().unwrap(),

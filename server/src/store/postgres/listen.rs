@@ -8,7 +8,14 @@ use crate::store::{
         error::PgError,
     },
 };
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{sync::broadcast, time::Instant};
 use tokio_postgres::{AsyncMessage, Client};
 
@@ -17,6 +24,10 @@ const PROOF: &str = "proof";
 const PROOF_INTERVAL: Duration = Duration::from_secs(2);
 /// For a proof to come back; a slow database has its time.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
+/// Hints are passed on so often at most.
+const SEND_INTERVAL: Duration = Duration::from_millis(10);
+/// More kinds than that at once (each server has one) count as anything.
+const KINDS_KEPT: usize = 64;
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
@@ -44,11 +55,13 @@ fn hint(payload: &str) -> Option<Hint> {
 }
 
 /// Runs until it is aborted.
-pub(crate) async fn run(hosts: Arc<Hosts>, hints: broadcast::Sender<Hint>) {
+pub(crate) async fn run(hosts: Arc<Hosts>, hints: broadcast::Sender<Hint>, hearing: Arc<AtomicBool>) {
     let mut backoff = BACKOFF_FIRST;
     loop {
         let begun_at = Instant::now();
-        if let Err(error) = listen(&hosts, &hints).await {
+        let ended = listen(&hosts, &hints, &hearing).await;
+        hearing.store(false, Relaxed);
+        if let Err(error) = ended {
             tracing::debug!(%error, "not listening to the database; polling goes on");
         }
         if begun_at.elapsed() > PROOF_INTERVAL {
@@ -59,20 +72,26 @@ pub(crate) async fn run(hosts: Arc<Hosts>, hints: broadcast::Sender<Hint>) {
     }
 }
 
-async fn listen(hosts: &Hosts, hints: &broadcast::Sender<Hint>) -> Result<(), StoreError> {
+async fn listen(
+    hosts: &Hosts,
+    hints: &broadcast::Sender<Hint>,
+    hearing: &AtomicBool,
+) -> Result<(), StoreError> {
     let location = &hosts.location;
     let (client, mut driver) = hosts.connect().await?;
     let mut proving = pin!(prove(&client, location, hints));
     let mut moved = pin!(hosts.moved_from(client.host()));
     let mut heard_at = Instant::now();
+    let mut waiting = Waiting::default();
     loop {
         tokio::select! {
+            () = waiting.is_due() => waiting.send(hints),
             message = connect::next_message(&mut driver) => match message {
                 Some(Ok(AsyncMessage::Notification(notification))) if notification.channel() == CHANNEL => {
                     heard_at = Instant::now();
+                    hearing.store(true, Relaxed);
                     if let Some(hint) = hint(notification.payload()) {
-                        // Nobody may be waiting just now.
-                        hints.send(hint).ok();
+                        waiting.add(hint);
                     }
                 }
                 Some(Ok(_)) => {}
@@ -95,9 +114,50 @@ async fn prove(client: &Client, location: &str, hints: &broadcast::Sender<Hint>)
     }
     hints.send(Hint::Anything).ok();
     loop {
-        tokio::time::sleep(PROOF_INTERVAL).await;
         if let Err(error) = client.batch_execute(&format!("NOTIFY {CHANNEL}, '{PROOF}'")).await {
             return PgError::from(error).at(location);
+        }
+        tokio::time::sleep(PROOF_INTERVAL).await;
+    }
+}
+
+/// Hints on their way to those who look: however many come, each kind of look happens once in an interval.
+struct Waiting {
+    hints: Vec<Hint>,
+    earliest_at: Instant,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { hints: Vec::new(), earliest_at: Instant::now() }
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, hint: Hint) {
+        metrics::counter!("holdfast_notifications_total", "fate" => "heard").increment(1);
+        if self.hints.contains(&hint) || self.hints.contains(&Hint::Anything) {
+            return;
+        }
+        if self.hints.len() >= KINDS_KEPT {
+            self.hints = vec![Hint::Anything];
+        } else {
+            self.hints.push(hint);
+        }
+    }
+
+    async fn is_due(&self) {
+        match self.hints.is_empty() {
+            true => std::future::pending().await,
+            false => tokio::time::sleep_until(self.earliest_at).await,
+        }
+    }
+
+    fn send(&mut self, hints: &broadcast::Sender<Hint>) {
+        self.earliest_at = Instant::now() + SEND_INTERVAL;
+        for hint in self.hints.drain(..) {
+            // Nobody may be waiting just now.
+            hints.send(hint).ok();
         }
     }
 }
@@ -106,6 +166,29 @@ async fn prove(client: &Client, location: &str, hints: &broadcast::Sender<Hint>)
 mod tests {
     use super::*;
     use proto::session::ServerId;
+
+    #[tokio::test]
+    async fn a_flood_of_hints_is_one_of_each_kind_and_its_first_is_not_held_up() {
+        let (sender, mut hints) = broadcast::channel(1000);
+        let mut waiting = Waiting::default();
+        let begun_at = Instant::now();
+        waiting.add(Hint::Log);
+        waiting.is_due().await;
+        waiting.send(&sender);
+        for _ in 0..10_000 {
+            waiting.add(Hint::Log);
+            waiting.add(Hint::Presence);
+        }
+        waiting.is_due().await;
+        assert!(begun_at.elapsed() >= SEND_INTERVAL);
+        waiting.send(&sender);
+        for forged in 0..=200 {
+            waiting.add(Hint::Signals(ServerId([forged; 16])));
+        }
+        waiting.send(&sender);
+        let sent: Vec<_> = std::iter::from_fn(|| hints.try_recv().ok()).collect();
+        assert_eq!(sent, [Hint::Log, Hint::Log, Hint::Presence, Hint::Anything]);
+    }
 
     #[test]
     fn a_hint_survives_its_notification_and_an_unknown_one_means_anything() {

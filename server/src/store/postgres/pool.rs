@@ -106,7 +106,6 @@ impl Pools {
         match taken {
             Ok(Ok(object)) => {
                 let is_kept = managed::Object::metrics(&object).recycle_count > 0;
-                metrics::gauge!("holdfast_database_connections_used").set(self.usage().0 as f64);
                 Ok((Held(Some(object)), is_kept))
             }
             Ok(Err(PoolError::Backend(error))) => Err(error),

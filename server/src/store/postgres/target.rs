@@ -2,6 +2,7 @@
 //! does not know. Printed, it shows hosts, user and database, never the password.
 
 use crate::store::InvalidDatabaseUrl;
+use percent_encoding::percent_decode_str;
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 use tokio_postgres::config::{Config, Host, SslMode, TargetSessionAttrs};
 
@@ -21,6 +22,8 @@ const POOL_SIZE: usize = 8;
 pub(crate) enum Tls {
     /// As the mode of `Config` says; nobody's certificate is verified, as with libpq.
     Unverified,
+    /// The certificate is verified under the roots in this file, whatever host it names.
+    Issued(PathBuf),
     /// Host name and certificate are verified under the roots in this file.
     Verified(PathBuf),
 }
@@ -52,7 +55,7 @@ impl FromStr for Target {
             let reason = "target_session_attrs=read-only cannot be used: servers write; leave it out, or say read-write";
             return Err(InvalidDatabaseUrl::new(reason));
         }
-        if let Tls::Verified(_) = tls {
+        if tls != Tls::Unverified {
             config.ssl_mode(SslMode::Require);
         }
         let target = Self { config, tls, pool_size: POOL_SIZE };
@@ -64,28 +67,51 @@ impl FromStr for Target {
 /// Takes out what only this program understands; the rest is the library's.
 fn take_tls_options(text: &str) -> Result<(String, Tls), InvalidDatabaseUrl> {
     let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), Tls::Unverified)) };
-    let (mut kept, mut is_verified, mut roots) = (Vec::new(), false, None);
+    let (mut kept, mut mode, mut roots) = (Vec::new(), "", None);
     for option in query.split('&') {
         match option.split_once('=') {
-            Some(("sslmode", "verify-full")) => is_verified = true,
-            Some(("sslmode", "verify-ca" | "allow")) => {
-                let known = "sslmode is one of disable, prefer, require, verify-full";
+            Some(("sslmode", verified @ ("verify-full" | "verify-ca"))) => mode = verified,
+            Some(("sslmode", "require")) => {
+                mode = "require";
+                kept.push(option);
+            }
+            Some(("sslmode", "allow")) => {
+                let known = "sslmode is one of disable, prefer, require, verify-ca, verify-full";
                 return Err(InvalidDatabaseUrl::new(known));
             }
-            Some(("sslrootcert", path)) => roots = Some(PathBuf::from(path)),
+            Some(("sslrootcert", path)) => {
+                let path = percent_decode_str(path).decode_utf8();
+                let path = path.map_err(|_| InvalidDatabaseUrl::new("sslrootcert is no text"))?;
+                roots = Some(PathBuf::from(&*path));
+            }
             Some(_) | None => kept.push(option),
         }
     }
-    let tls = match (is_verified, roots) {
-        (true, Some(roots)) => Tls::Verified(roots),
-        (false, None) => Tls::Unverified,
-        (true, None) => return Err(InvalidDatabaseUrl::new("sslmode=verify-full needs sslrootcert=FILE")),
-        (false, Some(_)) => return Err(InvalidDatabaseUrl::new("sslrootcert needs sslmode=verify-full")),
+    let tls = match (mode, roots) {
+        ("verify-full", Some(roots)) => Tls::Verified(roots),
+        // With a root at hand `require` verifies as well: libpq's old habit, on which people rely.
+        ("verify-ca" | "require", Some(roots)) => Tls::Issued(roots),
+        ("verify-full" | "verify-ca", None) => {
+            return Err(InvalidDatabaseUrl::new(format_args!("sslmode={mode} needs sslrootcert=FILE")));
+        }
+        (_, Some(_)) => {
+            let reason = "sslrootcert needs sslmode=verify-full, verify-ca or require";
+            return Err(InvalidDatabaseUrl::new(reason));
+        }
+        (_, None) => Tls::Unverified,
     };
     Ok((format!("{base}?{}", kept.join("&")), tls))
 }
 
 impl Target {
+    pub(crate) fn handle_password(&mut self, password: &str) {
+        self.config.password(password);
+    }
+
+    pub(crate) fn handle_pool_size(&mut self, size: usize) {
+        self.pool_size = size;
+    }
+
     /// The hosts, each with a name for messages and a configuration that has no other.
     ///
     /// # Errors
@@ -173,5 +199,54 @@ impl fmt::Display for Target {
         let names: Vec<_> = (0..self.config.get_hosts().len()).map(|index| self.name(index)).collect();
         f.write_str(&names.join(","))?;
         write!(f, "/{}", self.config.get_dbname().unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tls(options: &str) -> Result<Tls, String> {
+        let target: Result<Target, _> = format!("postgres://me@a,b:5433/mesh{options}").parse();
+        target.map(|target| target.tls).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn modes_of_tls_mean_what_they_mean_to_libpq() {
+        let file = PathBuf::from("/etc/my ca.pem");
+        let root = "sslrootcert=/etc/my%20ca.pem";
+        assert_eq!(tls(""), Ok(Tls::Unverified));
+        assert_eq!(tls("?sslmode=require"), Ok(Tls::Unverified));
+        assert_eq!(tls(&format!("?sslmode=require&{root}")), Ok(Tls::Issued(file.clone())));
+        assert_eq!(tls(&format!("?{root}&sslmode=verify-ca")), Ok(Tls::Issued(file.clone())));
+        assert_eq!(tls(&format!("?sslmode=verify-full&{root}")), Ok(Tls::Verified(file)));
+        for refused in ["?sslmode=verify-ca", "?sslmode=verify-full", "?sslmode=allow", "?sslrootcert=/x"] {
+            assert!(tls(refused).unwrap_err().contains("sslmode"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn each_host_keeps_what_all_have_in_common() {
+        let target: Target =
+            "postgres://me:pw@a,b:5433/mesh?target_session_attrs=read-write&connect_timeout=7"
+                .parse()
+                .unwrap();
+        let each = target.each().unwrap();
+        let names: Vec<_> = each.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a:5432", "b:5433"]);
+        for (_, config) in each {
+            assert_eq!(config.get_hosts().len(), 1);
+            assert_eq!((config.get_user(), config.get_dbname()), (Some("me"), Some("mesh")));
+            assert_eq!(config.get_password(), Some(&b"pw"[..]));
+            assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(7)));
+            assert_eq!(config.get_target_session_attrs(), TargetSessionAttrs::Any, "asked by ourselves");
+        }
+    }
+
+    #[test]
+    fn a_server_that_may_only_read_is_refused() {
+        let url = "postgres://me@a/mesh?target_session_attrs=read-only";
+        let Err(error) = url.parse::<Target>() else { panic!("it was taken") };
+        assert!(error.to_string().contains("read-write"), "{error}");
     }
 }

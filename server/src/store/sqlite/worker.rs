@@ -1,7 +1,7 @@
 //! A thread that owns one connection to the file, so that nothing of SQLite blocks the async runtime. Jobs run one after another; between
 //! them, a worker that was given a chore does it at its interval.
 
-use crate::store::{CALL_TIMEOUT, StoreError, sqlite::SqliteError};
+use crate::store::{CALL_TIMEOUT, StoreError, observed, sqlite::SqliteError};
 use rusqlite::Connection;
 use std::{
     sync::{
@@ -54,7 +54,7 @@ impl Worker {
                 answer.send(job(connection)).ok();
             }
         })?;
-        self.wait(answered).await
+        observed(self.wait(answered)).await
     }
 
     /// Queues `job`, which says by itself what came of it.
