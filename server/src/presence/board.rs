@@ -42,6 +42,8 @@ pub(crate) struct Board {
     online: OrdSet<NodeId>,
     /// Seats of this server that the database does not have yet.
     unsaved: BTreeMap<NodeId, Seat>,
+    /// Seats that are being written.
+    saving: BTreeSet<NodeId>,
 }
 
 impl Board {
@@ -53,6 +55,7 @@ impl Board {
             live: BTreeSet::new(),
             online: OrdSet::new(),
             unsaved: BTreeMap::new(),
+            saving: BTreeSet::new(),
         }
     }
 
@@ -156,11 +159,24 @@ impl Board {
     }
 
     pub(crate) fn take_unsaved(&mut self) -> Vec<(NodeId, Seat)> {
-        std::mem::take(&mut self.unsaved).into_iter().collect()
+        let seats = std::mem::take(&mut self.unsaved);
+        self.saving = seats.keys().copied().collect();
+        seats.into_iter().collect()
+    }
+
+    /// Those that were taken are written.
+    pub(crate) fn handle_saved(&mut self) {
+        self.saving.clear();
+    }
+
+    /// Whether the database has what is known here of the node's seat.
+    pub(crate) fn is_saved(&self, node: NodeId) -> bool {
+        !self.unsaved.contains_key(&node) && !self.saving.contains(&node)
     }
 
     /// They could not be written; what came meanwhile is newer.
     pub(crate) fn restore_unsaved(&mut self, seats: Vec<(NodeId, Seat)>) {
+        self.saving.clear();
         for (node, seat) in seats {
             self.unsaved.entry(node).or_insert(seat);
         }
@@ -318,8 +334,12 @@ mod tests {
         let mut board = board();
         board.handle_served(NODE, number(1));
         let failed = board.take_unsaved();
+        assert!(!board.is_saved(NODE), "it is on its way");
         board.handle_served(NODE, number(2));
         board.restore_unsaved(failed);
+        assert!(!board.is_saved(NODE));
         assert!(matches!(board.take_unsaved()[..], [(NODE, seat)] if seat.number == number(2)));
+        board.handle_saved();
+        assert!(board.is_saved(NODE));
     }
 }

@@ -48,6 +48,7 @@ pub(crate) struct Presence {
     online: ArcSwap<OrdSet<NodeId>>,
     changed: Notify,
     unsaved: Notify,
+    saved: Notify,
 }
 
 impl Presence {
@@ -58,6 +59,7 @@ impl Presence {
             online: ArcSwap::from_pointee(OrdSet::new()),
             changed: Notify::new(),
             unsaved: Notify::new(),
+            saved: Notify::new(),
         }
     }
 
@@ -80,6 +82,17 @@ impl Presence {
     pub(crate) fn left(&self, node: NodeId, number: SessionNumber, grace: Duration) {
         self.board().handle_left(node, number, Instant::now() + grace);
         self.changed.notify_one();
+    }
+
+    /// Waits until the database knows where the node sits.
+    pub(crate) async fn until_saved(&self, node: NodeId) {
+        loop {
+            let saved = self.saved.notified();
+            if self.board().is_saved(node) {
+                return;
+            }
+            saved.await;
+        }
     }
 
     /// The other server that serves the node.
@@ -125,9 +138,11 @@ impl Presence {
         }
         let rows: Vec<_> = seats.iter().map(|(node, seat)| row(*node, *seat)).collect();
         let saved = server.cluster.store().put_sessions(&rows).await;
-        if saved.is_err() {
-            self.board().restore_unsaved(seats);
+        match &saved {
+            Ok(()) => self.board().handle_saved(),
+            Err(_) => self.board().restore_unsaved(seats),
         }
+        self.saved.notify_waiters();
         saved
     }
 }

@@ -29,6 +29,9 @@ use std::{collections::VecDeque, sync::Arc};
 /// Larger changes are fetched: what goes through the session stays in its buffers.
 const STEP_LIMIT_BYTES: usize = 32 * 1024;
 
+/// Nodes in one message about presence, at up to 10 bytes each, mostly 3.
+const PRESENCE_PART: usize = 4096;
+
 type Outbox = VecDeque<ServerMessage>;
 
 /// What every welcomed session is told, standby or serving.
@@ -188,7 +191,35 @@ impl Serving {
         }
         self.presence = Some(online.clone());
         if news.whole || !news.online.is_empty() || !news.offline.is_empty() {
-            outbox.push_back(ServerMessage::Presence(news));
+            outbox.extend(in_parts(news).map(ServerMessage::Presence));
         }
+    }
+}
+
+/// What is large stays in a session's buffers. The agent puts the parts together: all but the first are changes.
+fn in_parts(news: Presence) -> impl Iterator<Item = Presence> {
+    let Presence { whole, online, offline } = news;
+    let count = online.len().max(offline.len()).div_ceil(PRESENCE_PART).max(1);
+    (0..count).map(move |part| {
+        let of = |all: &[NodeId]| {
+            all.iter().skip(part * PRESENCE_PART).take(PRESENCE_PART).copied().collect::<Vec<_>>()
+        };
+        Presence { whole: whole && part == 0, online: of(&online), offline: of(&offline) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_presence_is_told_in_parts_that_make_the_whole() {
+        let all: Vec<NodeId> = (0..PRESENCE_PART as u64 * 2 + 1).map(NodeId).collect();
+        let whole = Presence { whole: true, online: all.clone(), offline: vec![] };
+        let parts: Vec<_> = in_parts(whole).collect();
+        assert_eq!(parts.iter().map(|part| part.whole).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(parts.into_iter().flat_map(|part| part.online).collect::<Vec<_>>(), all);
+        let nobody = Presence { whole: true, online: vec![], offline: vec![] };
+        assert_eq!(in_parts(nobody.clone()).collect::<Vec<_>>(), [nobody]);
     }
 }

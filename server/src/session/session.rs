@@ -25,6 +25,7 @@ use crate::{
 use futures_util::{Stream, future::BoxFuture};
 use proto::{
     session::{AgentMessage, HeartbeatAck, Hello, MapState, Refused, ServerMessage, SessionNumber},
+    statement::NodeId,
     wire,
 };
 use std::{
@@ -44,6 +45,8 @@ const SILENCE_MINIMUM: Duration = Duration::from_secs(10);
 const SILENCE_INTERVALS: u32 = 3;
 /// A standby says something every 10 s.
 const STANDBY_SILENCE: Duration = Duration::from_secs(40);
+/// How long an activation waits for the database.
+const SEATING_TIMEOUT: Duration = Duration::from_secs(1);
 /// However long an interval an agent announces.
 const SILENCE_MAXIMUM: Duration = Duration::from_secs(300);
 
@@ -70,6 +73,8 @@ struct Welcomed {
     heartbeat_interval: Duration,
     /// Set while the session serves.
     serving: Option<Serving>,
+    /// An activation that waits until the database knows of it.
+    seating: Option<(SessionNumber, MapState, BoxFuture<'static, ()>)>,
     /// What the agent last said of itself; written while this session serves.
     report: Report,
 }
@@ -148,6 +153,7 @@ impl Session {
             news: News::since(&self.server, node),
             heartbeat_interval: hello.heartbeat_interval,
             serving: None,
+            seating: None,
             report: Report::new(hello.facts, hello.endpoints, self.connection.peer.ip()),
         }));
         self.server.cluster.show_version(hello.map.version, &hello.map.receipt);
@@ -192,9 +198,21 @@ impl Session {
         }
         self.server.cluster.show_version(map.version, &map.receipt);
         slot.raise_floor(map.version);
+        let must_be_known = must_be_known(&self.server, slot.node);
         self.server.presence.served(slot.node, number);
+        match must_be_known {
+            true => {
+                let seated = until_known(self.server.clone(), slot.node);
+                session.seating = Some((number, map, Box::pin(seated)));
+            }
+            false => self.begin_serving(number, map),
+        }
+    }
+
+    fn begin_serving(&mut self, number: SessionNumber, map: MapState) {
+        let Phase::Welcomed(session) = &mut self.phase else { return };
         // What an earlier fetch on this connection ended with is older than what the agent says now.
-        slot.take_fetched();
+        session.seat.slot.take_fetched();
         session.serving = Some(Serving::resuming(map));
         session.publish();
         let state = self.server.cluster.state();
@@ -258,6 +276,7 @@ impl Welcomed {
     fn step_back(&mut self) {
         let Seat { server, slot, leaves: _ } = &self.seat;
         self.serving = None;
+        self.seating = None;
         if server.hub.deactivate(slot) {
             server.presence.left(slot.node, slot.number(), VANISHED_GRACE);
         }
@@ -295,6 +314,13 @@ impl Stream for Session {
                 Phase::Welcomed(session) => {
                     // Before looking, so that news in between wakes again.
                     session.seat.slot.register(cx.waker());
+                    if let Some((_, _, seated)) = &mut session.seating
+                        && seated.as_mut().poll(cx).is_ready()
+                        && let Some((number, map, _)) = session.seating.take()
+                        && session.seat.slot.is_serving()
+                    {
+                        this.begin_serving(number, map);
+                    }
                     this.catch_up();
                     if !this.outbox.is_empty() {
                         continue;
@@ -307,6 +333,21 @@ impl Stream for Session {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+}
+
+/// An ephemeral node that comes back may be about to be removed for its absence: that is decided by what the database knows. While that is away,
+/// nobody is removed.
+fn must_be_known(server: &Server, node: NodeId) -> bool {
+    let is_ephemeral = server.cluster.state().node(node).is_some_and(|node| node.ephemeral);
+    is_ephemeral && !server.presence.online().contains(&node) && server.cluster.health().database_ok
+}
+
+/// Waits, not for long, until the database knows where the node is served.
+async fn until_known(server: Arc<Server>, node: NodeId) {
+    let known = tokio::time::timeout(SEATING_TIMEOUT, server.presence.until_saved(node));
+    if known.await.is_err() {
+        tracing::debug!(%node, "served before the database knows of it");
     }
 }
 

@@ -1,10 +1,17 @@
 //! Presence: beside the map, across servers.
 
 use super::{agent::Agent, server::TestServer};
+use crate::{
+    cluster::{Op, SetupKey, SetupKeyTerms},
+    connection::LAST_WORDS_TIMEOUT,
+    store::testing::eventually,
+};
 use proto::{
     session::{AgentMessage, MapState, Presence},
+    setup_key::SetupSecret,
     statement::NodeId,
 };
+use std::time::Instant;
 
 fn id(server: &TestServer, agent: &Agent) -> NodeId {
     server.running.server.cluster.state().node_by_key(&agent.key()).unwrap().id
@@ -45,4 +52,50 @@ async fn an_agent_that_moves_to_another_server_does_not_flicker() {
     let _third = c.serving(&two, 1, MapState::default()).await;
     let next = watcher.presence().await;
     assert_eq!((next.online, next.offline), (vec![id(&one, &c)], vec![]));
+}
+
+#[tokio::test]
+async fn a_session_that_ends_after_its_agent_went_elsewhere_ends_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let agent = Agent::enrolled("a", &one).await;
+    let node = id(&one, &agent);
+    let before = agent.serving(&one, 1, MapState::default()).await;
+    let _now = agent.serving(&two, 2, MapState::default()).await;
+    let store = two.running.server.cluster.store();
+    let seat = async || store.sessions(0).await.unwrap().0.into_iter().find(|seen| seen.row.node == node);
+    let is_at_two = async || seat().await.is_some_and(|seen| seen.row.server == two.running.server.id);
+    eventually("it sits at the second", is_at_two).await;
+    before.say(AgentMessage::Leave { logout: false });
+    let mut connected = one.running.server.hub.connected();
+    connected.wait_for(|count| *count == 0).await.unwrap();
+    one.running.server.presence.end(&one.running.server).await.unwrap();
+    assert!(seat().await.unwrap().is_online(), "the stale end changed nothing");
+    assert!(two.running.server.presence.online().contains(&node));
+}
+
+#[tokio::test]
+async fn the_stream_ends_right_after_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut talk = agent.serving(&server, 1, MapState::default()).await;
+    let left_at = Instant::now();
+    talk.say(AgentMessage::Leave { logout: false });
+    assert!(talk.find(|_| None::<()>).await.is_none());
+    assert!(left_at.elapsed() < LAST_WORDS_TIMEOUT, "not by its deadline");
+}
+
+#[tokio::test]
+async fn an_ephemeral_node_is_served_once_the_database_knows_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    let secret = SetupSecret::generate().unwrap();
+    let terms = SetupKeyTerms { ephemeral: true, ..SetupKeyTerms::default() };
+    server.write(|state, now| vec![Op::put_setup_key(SetupKey::new(state, now, &secret, &terms).0)]).await;
+    let agent = Agent::new("ephemeral");
+    agent.dial(&server).await.enrol(&secret.expose(), agent.facts()).await;
+    let _talk = agent.serving(&server, 1, MapState::default()).await;
+    let (seats, _) = server.running.server.cluster.store().sessions(0).await.unwrap();
+    assert!(seats.iter().any(|seen| seen.row.node == id(&server, &agent) && seen.is_online()), "{seats:?}");
 }

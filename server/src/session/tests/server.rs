@@ -25,6 +25,10 @@ impl TestServer {
     }
 
     pub(super) async fn start_with(dir: &Path, id: u8, settings: Settings) -> Self {
+        Self::try_start(dir, id, settings).await.unwrap()
+    }
+
+    pub(super) async fn try_start(dir: &Path, id: u8, settings: Settings) -> anyhow::Result<Self> {
         let url: DatabaseUrl = format!("sqlite:{}/holdfast.db", dir.display()).parse().unwrap();
         let cluster = Cluster::open(store::open(&url, Missing::Create).await.unwrap()).await.unwrap();
         let listener = accept::Bound::new("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -39,10 +43,10 @@ impl TestServer {
             clock_ahead_ms: 0,
         };
         let server = Arc::new(Server::new(row, cluster, settings).unwrap());
-        let running = start(server, listener, None).await.unwrap();
+        let running = start(server, listener, None).await?;
         let mut server = Self { running, addr, setup_key: String::new() };
         server.setup_key = server.make_setup_key(true).await;
-        server
+        Ok(server)
     }
 
     pub(super) async fn make_setup_key(&self, reusable: bool) -> String {

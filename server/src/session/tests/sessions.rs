@@ -4,6 +4,10 @@ use super::{
     agent::{Agent, PATIENCE, number},
     server::TestServer,
 };
+use crate::{
+    settings::Settings,
+    store::{Incarnation, ServerRow},
+};
 use proto::{
     map::MapVersion,
     session::{AgentMessage, MapState, Reason, ServerMessage},
@@ -176,4 +180,41 @@ async fn a_server_behind_the_agent_says_nothing_of_the_map() {
     assert!(!talk.said_so_far().await.iter().any(is_map));
     server.make_setup_key(true).await;
     talk.fetched_map().await;
+}
+
+fn short_lease() -> Settings {
+    Settings { lease: Duration::from_secs(2), ..Settings::default() }
+}
+
+#[tokio::test]
+async fn of_two_servers_with_one_id_the_second_is_refused_and_both_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = TestServer::start_with(dir.path(), 1, short_lease()).await;
+    let second = timeout(PATIENCE, TestServer::try_start(dir.path(), 1, short_lease())).await.unwrap();
+    let Err(error) = second else { panic!("it was let in") };
+    let (id, addr) = (first.running.server.id.to_string(), first.addr.to_string());
+    let error = error.to_string();
+    assert!(error.contains(&id) && error.contains(&addr) && error.contains("server-id"), "{error}");
+    assert_eq!(first.running.server.servers.conflict(), None, "the first one serves on");
+}
+
+#[tokio::test]
+async fn a_server_whose_id_another_one_took_stops_serving_and_says_why() {
+    const SAID: &str = "two servers have the id";
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = TestServer::start_with(dir.path(), 1, short_lease()).await;
+    let agent = Agent::enrolled("a", &server).await;
+    let mut talk = agent.standby(&server, 1).await;
+    let me = server.running.server.servers.me.clone();
+    let clone =
+        ServerRow { incarnation: Incarnation::generate().unwrap(), host: "clone".to_owned(), ..me.clone() };
+    let store = server.running.server.cluster.store().clone();
+    // As after a time in which it was frozen.
+    store.inherit_lease(&clone, me.incarnation).await.unwrap();
+    talk.find(|message| matches!(message, ServerMessage::Drain { .. }).then_some(())).await.unwrap();
+    assert!(server.running.server.servers.conflict().is_some_and(|told| told.contains(SAID)));
+    drop(talk);
+    let failed = timeout(PATIENCE, server.running.failed()).await.unwrap();
+    assert!(failed.to_string().contains(SAID), "{failed}");
+    assert_eq!(store.live_servers().await.unwrap()[0].server.incarnation, clone.incarnation);
 }
