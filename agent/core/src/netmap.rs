@@ -13,7 +13,7 @@ use proto::{
     statement::{Membership, NetworkId, Statement, StatementError},
     time::UnixTime,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A peer with its verified certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,10 @@ impl Member {
     pub fn is_usable(&self, time: Option<UnixTime>) -> bool {
         let ended = |end: Option<UnixTime>| matches!((end, time), (Some(end), Some(time)) if time >= end);
         !ended(self.membership.not_after) && !ended(self.peer.expires_at)
+    }
+
+    fn shares_address(&self, other: &Self) -> bool {
+        self.membership.addresses.iter().any(|address| other.membership.addresses.contains(address))
     }
 
     /// When that may change.
@@ -72,6 +76,8 @@ pub struct NetMap {
     /// For `seen`, as a server gave it.
     receipt: Receipt,
     members: BTreeMap<PublicKey, Member>,
+    /// Members that a new epoch's map lacks: the database may have lost them, and only a removal or the end of its certificate ends a member.
+    lingering: BTreeSet<PublicKey>,
     network: Option<Network>,
 }
 
@@ -85,6 +91,7 @@ impl NetMap {
             seen: MapVersion::default(),
             receipt: Receipt::default(),
             members: BTreeMap::new(),
+            lingering: BTreeSet::new(),
             network: None,
         }
     }
@@ -151,8 +158,9 @@ impl NetMap {
             return Applied::Stale;
         }
         let mut changes = Changes::default();
+        let begins_epoch = delta.version.epoch > self.version.epoch;
         for id in &delta.drop {
-            self.drop(id, &mut changes);
+            self.drop(id, begins_epoch, &mut changes);
         }
         for object in delta.put {
             self.put(object, &mut changes, |network, root, signed| Statement::verify(signed, network, root));
@@ -175,10 +183,11 @@ impl NetMap {
         }
     }
 
-    fn drop(&mut self, id: &ObjectId, changes: &mut Changes) {
+    fn drop(&mut self, id: &ObjectId, begins_epoch: bool, changes: &mut Changes) {
         let Some(old) = self.map.content(id).map(<[u8]>::to_vec) else { return };
         self.map.drop(id);
         match Content::decode(id, &old) {
+            Ok(Content::Peer(_)) if begins_epoch && self.may_linger(id) => self.lingering.extend(key_of(id)),
             Ok(Content::Peer(_)) => self.remove_member(id, changes),
             Ok(Content::Network(_) | Content::Removal(_) | Content::Unknown) | Err(_) => {}
         }
@@ -249,13 +258,33 @@ impl NetMap {
         if key == self.own || self.map.content(&ObjectId::removal(key)).is_some() {
             return;
         }
+        self.lingering.remove(&key);
+        self.make_room(&member, changes);
         self.members.insert(key, member);
         changes.removed.retain(|removed| *removed != key);
         changes.upserted.push(key);
     }
 
+    fn may_linger(&self, id: &ObjectId) -> bool {
+        let Some((key, member)) = key_of(id).and_then(|key| self.members.get_key_value(&key)) else {
+            return false;
+        };
+        self.members.iter().all(|(other, held)| other == key || !held.shares_address(member))
+    }
+
+    /// An address has one owner: who is in the map has it, not who was.
+    fn make_room(&mut self, member: &Member, changes: &mut Changes) {
+        let shares =
+            |key: &&PublicKey| self.members.get(key).is_some_and(|other| other.shares_address(member));
+        let gone = self.lingering.iter().filter(shares);
+        for key in gone.copied().collect::<Vec<_>>() {
+            self.remove_member(&ObjectId::peer(key), changes);
+        }
+    }
+
     fn remove_member(&mut self, id: &ObjectId, changes: &mut Changes) {
         let Some(key) = key_of(id) else { return };
+        self.lingering.remove(&key);
         if self.members.remove(&key).is_some() {
             changes.upserted.retain(|upserted| *upserted != key);
             changes.removed.push(key);

@@ -282,6 +282,62 @@ fn a_step_behind_what_a_heartbeat_told_is_taken() {
 }
 
 #[test]
+fn who_a_new_epoch_does_not_know_stays_until_a_removal_or_another_owner_of_the_address() {
+    let mut hand = Bench::served();
+    hand.tell(
+        2,
+        vec![peer_object(2, "b", certificate(2, None)), peer_object(3, "c", certificate(3, None))],
+        vec![],
+    );
+    let gone = vec![ObjectId::peer(key(2)), ObjectId::peer(key(3))];
+    let mut step = hand.step(3, vec![], gone);
+    step.version.epoch += 1;
+    let epoch = step.version.epoch;
+    hand.say(ConnId(0), ServerMessage::Map(step));
+    assert_eq!(removals(&hand.outputs()), []);
+    assert!(hand.agent.netmap.member(&key(2)).is_some());
+    // Node 4 has the address of node 3 now.
+    let statement = Statement::Membership(Membership {
+        node_id: NodeId(4),
+        node_key: key(4),
+        addresses: vec![[100, 64, 0, 3].into()],
+        claims: Vec::new(),
+        issued_at: UnixTime(NOW_S),
+        not_after: None,
+    });
+    let mut step = hand.step(4, vec![peer_object(4, "d", statement.sign(NETWORK, &root()))], vec![]);
+    step.version.epoch = epoch;
+    hand.say(ConnId(0), ServerMessage::Map(step));
+    assert_eq!(removals(&hand.outputs()), [key(3)]);
+    let removal = Statement::Removal(Removal { node_key: key(2), removed_at: UnixTime(NOW_S) });
+    hand.agent.netmap.on_removal(&removal.sign(NETWORK, &root()));
+    assert!(hand.agent.netmap.member(&key(2)).is_none());
+}
+
+#[test]
+fn the_receipt_goes_with_the_version_and_over_a_restart_and_a_standby_gives_none() {
+    let mut hand = Bench::served();
+    hand.tell(2, vec![peer_object(2, "b", certificate(2, None))], vec![]);
+    let shown = hand.agent.netmap.state();
+    assert_eq!((shown.version, shown.receipt), (version(2), receipt(2)));
+    let ack = HeartbeatAck {
+        sequence: 1,
+        server: ServerId([1; 16]),
+        at: version(9),
+        revision_age: Duration::ZERO,
+        database_ok: true,
+        spread: Duration::ZERO,
+        heartbeat_interval: Duration::ZERO,
+        unix_ms: NOW_S * 1000,
+        receipt: receipt(9),
+    };
+    hand.say(ConnId(77), ServerMessage::Heartbeat(ack));
+    assert_eq!(hand.agent.netmap.state().version, version(2), "it does not serve us");
+    let cached = cache::decode(&hand.agent.map_cache()).unwrap();
+    assert_eq!((cached.version, cached.receipt), (version(2), receipt(2)));
+}
+
+#[test]
 fn objects_of_unknown_kinds_stay_in_the_digest_and_in_the_cache() {
     let mut bench = Bench::served();
     let strange = Object { id: ObjectId { kind: 4711, id: vec![1] }, content: vec![1, 2, 3] };
