@@ -217,7 +217,7 @@ impl Talk {
     /// All that was said until the server answers a heartbeat sent now: so what it does not say is known too.
     pub async fn said_so_far(&mut self) -> Result<Vec<ServerMessage>> {
         const LAST: u64 = u64::MAX;
-        self.say(AgentMessage::Heartbeat { sequence: LAST, standby: false })?;
+        self.say(AgentMessage::Heartbeat { sequence: LAST, standby: false, interval: Duration::ZERO })?;
         let mut said = Vec::new();
         loop {
             let message = self.next().await?;

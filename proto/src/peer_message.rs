@@ -1,6 +1,6 @@
 //! What agents say to each other inside tunnels, typed. The tunnel vouches for the sender, so nothing here is signed but what the root signed.
 
-use crate::{Invalid, endpoints, map::MAX_ENDPOINTS, wire};
+use crate::{Invalid, endpoints, fixed, map::MAX_ENDPOINTS, wire};
 use prost::Message;
 use std::net::SocketAddr;
 
@@ -23,8 +23,14 @@ pub enum Body {
     Endpoints(Vec<SocketAddr>),
     /// The sender goes away.
     Leaving,
-    /// Encoded `Signed` removals.
-    Removed(Vec<Vec<u8>>),
+    /// Encoded `Signed` removals; an `id` other than 0 is to be answered by `RemovedSeen`.
+    Removed {
+        removals: Vec<Vec<u8>>,
+        id: u64,
+    },
+    RemovedSeen(u64),
+    /// What the newest removals that the sender knows hash to.
+    RemovalSummary([u8; 32]),
     /// From a newer program.
     Unknown,
 }
@@ -40,7 +46,13 @@ impl PeerMessage {
                 Some(Kind::Endpoints(wire::Endpoints { endpoints }))
             }
             Body::Leaving => Some(Kind::Leaving(wire::Leaving {})),
-            Body::Removed(removals) => Some(Kind::Removed(wire::Removed { removals: removals.clone() })),
+            Body::Removed { removals, id } => {
+                Some(Kind::Removed(wire::Removed { removals: removals.clone(), id: *id }))
+            }
+            Body::RemovedSeen(id) => Some(Kind::RemovedSeen(wire::RemovedSeen { id: *id })),
+            Body::RemovalSummary(digest) => {
+                Some(Kind::RemovalSummary(wire::RemovalSummary { digest: digest.to_vec() }))
+            }
             Body::Unknown => None,
         };
         wire::PeerMessage { boot: self.boot, kind }.encode_to_vec()
@@ -64,7 +76,11 @@ impl PeerMessage {
                 Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?)
             }
             Some(Kind::Leaving(_)) => Body::Leaving,
-            Some(Kind::Removed(removed)) => Body::Removed(removed.removals),
+            Some(Kind::Removed(removed)) => Body::Removed { removals: removed.removals, id: removed.id },
+            Some(Kind::RemovedSeen(seen)) => Body::RemovedSeen(seen.id),
+            Some(Kind::RemovalSummary(summary)) => {
+                Body::RemovalSummary(fixed("removal summary", &summary.digest)?)
+            }
             None => Body::Unknown,
         };
         Ok(Self { boot: wire.boot, body })
@@ -84,7 +100,9 @@ mod tests {
             Body::ProbeReply(u64::MAX),
             Body::Endpoints(vec![endpoint]),
             Body::Leaving,
-            Body::Removed(vec![vec![1, 2]]),
+            Body::Removed { removals: vec![vec![1, 2]], id: 3 },
+            Body::RemovedSeen(3),
+            Body::RemovalSummary([7; 32]),
             Body::Unknown,
         ] {
             let message = PeerMessage { boot: 9, body };

@@ -47,6 +47,15 @@ pub struct Membership {
 pub struct Removal {
     pub node_key: PublicKey,
     pub removed_at: UnixTime,
+    /// By then every certificate that the key was given has ended; `None`: one never ends, or it was not said.
+    pub until: Option<UnixTime>,
+}
+
+impl Removal {
+    /// Whether it ends this membership: one that was issued later is another's beginning.
+    pub fn ends(&self, membership: &Membership) -> bool {
+        self.node_key == membership.node_key && self.removed_at >= membership.issued_at
+    }
 }
 
 /// A statement whose signature was checked.
@@ -113,6 +122,7 @@ impl Statement {
             Self::Removal(removal) => Kind::Removal(wire::Removal {
                 node_key: removal.node_key.0.to_vec(),
                 removed_unix_s: removal.removed_at.0,
+                until_unix_s: UnixTime::to_wire(removal.until),
             }),
             Self::NextRoot(root) => Kind::NextRoot(wire::NextRoot { root: root.to_bytes().to_vec() }),
             Self::Unknown => return None,
@@ -142,6 +152,7 @@ fn decode(statement: &[u8]) -> Result<(NetworkId, Statement), StatementError> {
         Some(Kind::Removal(removal)) => Statement::Removal(Removal {
             node_key: PublicKey(fixed("node key", &removal.node_key)?),
             removed_at: UnixTime(removal.removed_unix_s),
+            until: UnixTime::from_wire(removal.until_unix_s),
         }),
         Some(Kind::NextRoot(next)) => Statement::NextRoot(RootKey::from_bytes(&next.root)?),
         None => Statement::Unknown,
@@ -200,7 +211,10 @@ mod tests {
     #[test]
     fn a_statement_survives_signing() {
         let root = RootSecret::generate().unwrap();
-        for statement in [membership(), Statement::NextRoot(RootSecret::generate().unwrap().public())] {
+        let node_key = NodeSecret::generate().unwrap().public();
+        let removal = Removal { node_key, removed_at: UnixTime(7), until: Some(UnixTime(9)) };
+        let next = RootSecret::generate().unwrap().public();
+        for statement in [membership(), Statement::Removal(removal), Statement::NextRoot(next)] {
             let signed = statement.sign(NETWORK, &root);
             assert_eq!(Statement::verify(&signed, NETWORK, &root.public()), Ok(statement.clone()));
             assert_eq!(Statement::trust(&signed), Ok((NETWORK, statement)));

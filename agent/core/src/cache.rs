@@ -1,6 +1,7 @@
 //! The map on disk: bytes with a checksum, so that a torn, truncated or foreign file is known as that and the previous one serves.
 //!
-//! Layout: magic `HFMAP`, format version (1 byte), BLAKE2s-256 of the rest, then an encoded `MapDelta` that holds every object.
+//! Layout: magic `HFMAP`, format version (1 byte), BLAKE2s-256 of the rest, then an encoded `MapDelta` that holds every object, and the kept removals in a field that a
+//! reader of the map alone skips.
 
 use proto::{
     map::{Delta, Map, MapVersion, Object},
@@ -33,6 +34,8 @@ pub struct Cached {
     /// For the version.
     pub receipt: Receipt,
     pub objects: Vec<Object>,
+    /// Encoded `Signed` removals.
+    pub removals: Vec<Vec<u8>>,
 }
 
 /// Why a cache cannot be used.
@@ -49,11 +52,13 @@ pub enum CacheError {
 }
 
 /// The bytes to write.
-pub fn encode(version: MapVersion, receipt: Receipt, map: &Map) -> Vec<u8> {
+pub fn encode(version: MapVersion, receipt: Receipt, map: &Map, removals: Vec<Vec<u8>>) -> Vec<u8> {
     let put =
         map.iter().map(|(id, _, content)| Object { id: id.clone(), content: content.to_vec() }).collect();
     let delta = Delta { version, digest: map.digest(), put, drop: Vec::new(), last: true, receipt };
-    let body = proto::encode(&wire::MapDelta::from(delta));
+    // Two messages one after the other are one message with the fields of both.
+    let mut body = proto::encode(&wire::MapDelta::from(delta));
+    body.extend(proto::encode(&wire::KeptRemovals { removals }));
     [MAGIC.as_slice(), &[FORMAT], &proto::checksum(&body), &body].concat()
 }
 
@@ -77,7 +82,9 @@ pub fn decode(bytes: &[u8]) -> Result<Cached, CacheError> {
     let wire: wire::MapDelta =
         proto::decode(body).map_err(|error| CacheError::Malformed(error.to_string()))?;
     let delta = Delta::try_from(wire).map_err(|error| CacheError::Malformed(error.to_string()))?;
-    Ok(Cached { version: delta.version, receipt: delta.receipt, objects: delta.put })
+    let kept: wire::KeptRemovals =
+        proto::decode(body).map_err(|error| CacheError::Malformed(error.to_string()))?;
+    Ok(Cached { version: delta.version, receipt: delta.receipt, objects: delta.put, removals: kept.removals })
 }
 
 #[cfg(test)]
@@ -99,8 +106,9 @@ mod tests {
 
     #[test]
     fn a_cache_survives_the_disk() {
-        let cached = decode(&encode(VERSION, RECEIPT, &map())).unwrap();
+        let cached = decode(&encode(VERSION, RECEIPT, &map(), vec![vec![5; 9]])).unwrap();
         assert_eq!((cached.version, cached.receipt), (VERSION, RECEIPT));
+        assert_eq!(cached.removals, [vec![5; 9]]);
         let mut again = Map::default();
         cached.objects.into_iter().for_each(|object| assert!(again.put(object)));
         assert_eq!(again.digest(), map().digest());
@@ -108,7 +116,7 @@ mod tests {
 
     #[test]
     fn truncated_damaged_newer_and_foreign_files_are_told_apart() {
-        let good = encode(VERSION, RECEIPT, &map());
+        let good = encode(VERSION, RECEIPT, &map(), vec![vec![5; 9]]);
         assert_eq!(decode(&good[..good.len() - 1]), Err(CacheError::Damaged));
         assert_eq!(decode(&good[..10]), Err(CacheError::Foreign));
         assert_eq!(decode(b""), Err(CacheError::Foreign));
@@ -120,7 +128,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_is_noticed(position in 0usize..700, bit in 0u8..8) {
-            let mut bytes = encode(VERSION, RECEIPT, &map());
+            let mut bytes = encode(VERSION, RECEIPT, &map(), vec![vec![5; 9]]);
             let position = position % bytes.len();
             bytes[position] ^= 1 << bit;
             prop_assert!(decode(&bytes).is_err());

@@ -160,6 +160,8 @@ pub enum TunnelEvent {
     SessionLost { peer: PublicKey },
     /// Somebody uses a session that we do not have (any more).
     UnknownIndex { from: SocketAddr },
+    /// The peer's handshakes are refused, as its clock was set back (or somebody replays an old one): ours would be taken.
+    StaleInitiation { peer: PublicKey, from: SocketAddr },
     /// From the peer's agent, inside the tunnel.
     Message { peer: PublicKey, payload: Vec<u8>, from: SocketAddr },
 }

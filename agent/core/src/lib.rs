@@ -18,6 +18,7 @@ pub mod io;
 pub mod netmap;
 pub mod path;
 pub mod peer;
+pub mod removals;
 pub mod status;
 pub mod time;
 pub mod trusted_time;

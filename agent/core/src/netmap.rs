@@ -1,16 +1,16 @@
 //! The map that this agent holds: objects from servers, and the peers that they prove to be members.
 //!
-//! A map never goes backwards, and a peer is in it only with a certificate under the root. What is not understood or not proven stays among the
+//! A map never goes backwards, and a peer is in it only with a certificate under the root that no removal ends, whoever told that. What is not understood or not proven stays among the
 //! objects (so that the digest is the servers') but has no effect.
 
-use crate::cache::Cached;
+use crate::{cache::Cached, removals::Removals};
 use proto::{
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
     receipt::Receipt,
     root::RootKey,
     session::MapState,
-    statement::{Membership, NetworkId, Statement, StatementError},
+    statement::{Membership, NetworkId, Removal, Statement, StatementError},
     time::UnixTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +45,8 @@ pub struct Changes {
     /// Added or changed.
     pub upserted: Vec<PublicKey>,
     pub removed: Vec<PublicKey>,
+    /// The keys of removals that are news.
+    pub learned: Vec<PublicKey>,
     pub network: bool,
     /// Entries that were not believed, and why.
     pub refused: Vec<(PublicKey, String)>,
@@ -78,6 +80,7 @@ pub struct NetMap {
     members: BTreeMap<PublicKey, Member>,
     /// Members that a new epoch's map lacks: the database may have lost them, and only a removal or the end of its certificate ends a member.
     lingering: BTreeSet<PublicKey>,
+    removals: Removals,
     network: Option<Network>,
 }
 
@@ -92,19 +95,28 @@ impl NetMap {
             receipt: Receipt::default(),
             members: BTreeMap::new(),
             lingering: BTreeSet::new(),
+            removals: Removals::default(),
             network: None,
         }
     }
 
     /// From the cache: its certificates were verified before they were written, under a checksum, into a file of our own.
     pub fn restore(&mut self, cached: Cached) -> Changes {
+        let Cached { version, receipt, objects, removals } = cached;
         let mut changes = Changes::default();
-        for object in cached.objects {
+        for signed in removals {
+            if let Ok((_, Statement::Removal(removal))) = Statement::trust(&signed) {
+                self.learn(removal, &signed, &mut changes);
+            }
+        }
+        for object in objects {
             self.put(object, &mut changes, |_, _, signed| {
                 Statement::trust(signed).map(|(_, statement)| statement)
             });
         }
-        (self.version, self.seen, self.receipt) = (cached.version, cached.version, cached.receipt);
+        (self.version, self.seen, self.receipt) = (version, version, receipt);
+        // What was kept is no news.
+        changes.learned.clear();
         changes
     }
 
@@ -120,11 +132,32 @@ impl NetMap {
     /// A removal that a peer told: it counts only under the root's signature.
     pub fn on_removal(&mut self, signed: &[u8]) -> Changes {
         let mut changes = Changes::default();
-        let Some((network, root)) = self.trust else { return changes };
+        let Some((network, root)) = self.trust.filter(|_| !self.removals.holds(signed)) else {
+            return changes;
+        };
         if let Ok(Statement::Removal(removal)) = Statement::verify(signed, network, &root) {
-            self.remove_member(&ObjectId::peer(removal.node_key), &mut changes);
+            self.learn(removal, signed, &mut changes);
         }
         changes
+    }
+
+    /// Every removal that was proven, whoever told it.
+    pub fn removals(&self) -> &Removals {
+        &self.removals
+    }
+
+    /// Forgets removals of keys whose certificates have all ended.
+    pub fn forget_ended_removals(&mut self, time: UnixTime) -> bool {
+        self.removals.forget_ended(time)
+    }
+
+    /// The newest removals that a server with this map seems not to know.
+    pub fn removals_beside_map(&self) -> impl Iterator<Item = (&PublicKey, &[u8])> {
+        let is_beside = |key: &PublicKey| {
+            let is_back = self.members.contains_key(key);
+            !is_back && self.map.content(&ObjectId::removal(*key)).is_none()
+        };
+        self.removals.newest().filter(move |(key, _)| **key != self.own && is_beside(key))
     }
 
     pub fn state(&self) -> MapState {
@@ -226,8 +259,10 @@ impl NetMap {
                 }
             },
             Ok(Content::Removal(signed)) => {
-                if let Ok(Statement::Removal(removal)) = verify(network_id, &root, &signed) {
-                    self.remove_member(&ObjectId::peer(removal.node_key), changes);
+                if !self.removals.holds(&signed)
+                    && let Ok(Statement::Removal(removal)) = verify(network_id, &root, &signed)
+                {
+                    self.learn(removal, &signed, changes);
                 }
             }
             Ok(Content::Network(network)) => {
@@ -254,9 +289,13 @@ impl NetMap {
 
     fn put_member(&mut self, member: Member, changes: &mut Changes) {
         let key = member.membership.node_key;
-        // Removed is removed, whatever an older server says; and we are no peer of ours.
-        if key == self.own || self.map.content(&ObjectId::removal(key)).is_some() {
+        // We are no peer of ours.
+        if key == self.own {
             return;
+        }
+        // Removed is removed, whatever an older server says; a newer certificate is another beginning.
+        if self.removals.end(&member.membership) {
+            return self.remove_member(&ObjectId::peer(key), changes);
         }
         self.lingering.remove(&key);
         self.make_room(&member, changes);
@@ -278,6 +317,17 @@ impl NetMap {
             |key: &&PublicKey| self.members.get(key).is_some_and(|other| other.shares_address(member));
         let gone = self.lingering.iter().filter(shares);
         for key in gone.copied().collect::<Vec<_>>() {
+            self.remove_member(&ObjectId::peer(key), changes);
+        }
+    }
+
+    fn learn(&mut self, removal: Removal, signed: &[u8], changes: &mut Changes) {
+        let key = removal.node_key;
+        if !self.removals.add(removal, signed) {
+            return;
+        }
+        changes.learned.push(key);
+        if self.members.get(&key).is_some_and(|member| removal.ends(&member.membership)) {
             self.remove_member(&ObjectId::peer(key), changes);
         }
     }

@@ -201,6 +201,11 @@ impl Peer {
         self.answer(now)
     }
 
+    /// Its handshakes do not count here, ours do there.
+    pub fn on_stale_initiation(&mut self, from: SocketAddr, now: BootTime) -> Vec<Action> {
+        self.on_signal(&[from], now)
+    }
+
     fn answer(&mut self, now: BootTime) -> Vec<Action> {
         if !self.usable || now < self.next_greeting_at {
             return Vec::new();

@@ -15,6 +15,8 @@ pub struct Status {
     pub control: Control,
     pub peers: Vec<Peer>,
     pub claims: Vec<Claim>,
+    /// What is wrong with this node and what to do, for people.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -34,7 +36,31 @@ pub struct Own {
     pub listen_port: u16,
     /// When the membership certificate ends, seconds since 1970; `None`: never, or no certificate.
     pub certificate_not_after: Option<u64>,
+    pub certificate: Certificate,
+    /// The wall clock less the servers' time; `None` while only one of them is known.
+    pub clock_ahead_seconds: Option<i64>,
     pub draining: bool,
+}
+
+/// The own membership certificate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Certificate {
+    pub state: CertificateState,
+    /// Seconds since 1970; `None`: never.
+    pub not_after: Option<u64>,
+    /// Negative: it ended so long ago.
+    pub ends_in_seconds: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CertificateState {
+    #[default]
+    None,
+    Good,
+    /// Its end is near, and no server has renewed it.
+    Ending,
+    Ended,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -72,6 +72,8 @@ pub enum Cause {
     Idle,
     /// Answers to path probes are collected.
     Probe,
+    /// A peer did not say that it knows the removals it was told.
+    Gossip,
     /// A map that was asked for does not come.
     Fetch,
     /// A certificate or a login ends.

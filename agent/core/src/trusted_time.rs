@@ -28,6 +28,12 @@ impl TrustedTime {
         self.newest_signed = self.newest_signed.max(Some(time));
     }
 
+    /// The wall clock less the servers' time, seconds; `None` while only one of them is known.
+    pub fn wall_ahead(&self, now: BootTime) -> Option<i64> {
+        let carried = |(time, since): (UnixTime, BootTime)| time.saturating_add(now.since(since)).0 as i64;
+        Some(carried(self.wall?) - carried(self.told?))
+    }
+
     /// `None` while there is nothing to go by: then no certificate is judged.
     pub fn at(&self, now: BootTime) -> Option<UnixTime> {
         let (time, since) = self.told.or(self.wall)?;

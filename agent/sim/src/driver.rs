@@ -8,7 +8,7 @@ use crate::{
     world::World,
 };
 use agent_core::{Agent, BootTime, Identity, Notice, Output, cache, io::TunnelEvent};
-use proto::{map::MapVersion, server_url::ServerUrl, session::AgentMessage, time::UnixTime};
+use proto::{map::MapVersion, server_url::ServerUrl, session::AgentMessage};
 use std::{net::SocketAddr, time::Duration};
 
 const NAME_DELAY: Duration = Duration::from_millis(8);
@@ -17,7 +17,7 @@ const INDICES: u32 = 1 << 16;
 
 impl World {
     pub(crate) fn launch_agent(&mut self, at: usize) {
-        let (now, wall) = (self.now, UnixTime(self.unix_ms() / 1000));
+        let (now, wall) = (self.now, self.wall(at));
         let node = &mut self.nodes[at];
         if node.agent.is_some() {
             return;
@@ -30,6 +30,7 @@ impl World {
         let cached = cache::decode(&node.cache).ok();
         let seed = self.seed.wrapping_mul(31).wrapping_add(u64::from(node.life) << 32 | at as u64);
         node.tunnel = Tunnel::new(key, (at as u32) << 24 | (node.life * INDICES));
+        node.tunnel.clock_ahead_s = node.clock_ahead_s;
         let agent = Agent::new(node.config.clone(), identity, node.saved.clone(), cached, seed, now);
         node.agent = Some(agent);
         node.watch.steady_since = now;

@@ -129,8 +129,15 @@ impl World {
     }
 
     fn set_wall_clock(&mut self, agent: usize, ahead_s: i32) {
-        let wall = (self.unix_ms() / 1000).saturating_add_signed(ahead_s.into());
-        self.input(agent, |a, now| a.handle_wall_clock(UnixTime(wall), now));
+        self.nodes[agent].clock_ahead_s = ahead_s.into();
+        self.nodes[agent].tunnel.clock_ahead_s = ahead_s.into();
+        let wall = self.wall(agent);
+        self.input(agent, |a, now| a.handle_wall_clock(wall, now));
+    }
+
+    /// What the machine's wall clock shows.
+    pub(crate) fn wall(&self, agent: usize) -> UnixTime {
+        UnixTime((self.unix_ms() / 1000).saturating_add_signed(self.nodes[agent].clock_ahead_s))
     }
 
     /// Everything is set right.

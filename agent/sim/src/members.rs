@@ -51,7 +51,7 @@ fn member(at: usize, root: &RootSecret) -> Member {
         issued_at: UnixTime(EPOCH_S),
         not_after: None,
     };
-    let removal = Removal { node_key: key, removed_at: UnixTime(EPOCH_S + 1) };
+    let removal = Removal { node_key: key, removed_at: UnixTime(EPOCH_S + 1), until: None };
     Member {
         key,
         node,

@@ -16,6 +16,8 @@ pub(crate) struct Node {
     pub(crate) cache: Vec<u8>,
     pub(crate) asleep: bool,
     pub(crate) moves: u32,
+    /// Its wall clock less the truth, seconds.
+    pub(crate) clock_ahead_s: i64,
     pub(crate) tunnel: Tunnel,
     pub(crate) is_ticking: bool,
     pub(crate) wake_at: Option<BootTime>,
@@ -63,6 +65,7 @@ impl Node {
             cache: Vec::new(),
             asleep: false,
             moves: 0,
+            clock_ahead_s: 0,
             tunnel: Tunnel::new(members::of(at).key, 0),
             is_ticking: false,
             wake_at: None,

@@ -16,7 +16,7 @@ use proto::{
         AgentMessage, HeartbeatAck, Hello, MapState, Reason, Refused, ServerMessage, SessionNumber, Signal,
         Welcome,
     },
-    statement::NodeId,
+    statement::{NodeId, Statement},
     wire,
 };
 use std::time::Duration;
@@ -195,7 +195,16 @@ impl World {
                 }
             }
             AgentMessage::Leave { .. } => self.end_session(server, id, Said::Ended),
-            AgentMessage::Removal(_) => {}
+            AgentMessage::Removal(signed) => self.on_removal_told(server, &signed),
+        }
+    }
+
+    /// Agents remember what the database may have lost.
+    fn on_removal_told(&mut self, server: usize, signed: &[u8]) {
+        let told = Statement::verify(signed, members::NETWORK, &members::root());
+        let Ok(Statement::Removal(removal)) = told else { return };
+        if self.has_database(server) && self.database.head.is_member(&removal.node_key) {
+            self.write(&Change::Remove(members::agent_of(&removal.node_key)));
         }
     }
 

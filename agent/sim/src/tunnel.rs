@@ -34,9 +34,22 @@ pub(crate) enum Packet {
 /// What goes over the network between data planes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Body {
-    Initiation { sender: PublicKey, receiver: PublicKey, index: u32 },
-    Response { sender: PublicKey, to: u32, index: u32 },
-    Transport { to: u32, packet: Packet },
+    Initiation {
+        sender: PublicKey,
+        receiver: PublicKey,
+        index: u32,
+        /// By the sender's wall clock, milliseconds.
+        stamp: i64,
+    },
+    Response {
+        sender: PublicKey,
+        to: u32,
+        index: u32,
+    },
+    Transport {
+        to: u32,
+        packet: Packet,
+    },
 }
 
 /// A UDP datagram; its source is where the sender is when it leaves.
@@ -82,6 +95,8 @@ struct Peer {
     sessions: VecDeque<Keys>,
     initiation: Option<Initiation>,
     waiting: VecDeque<Packet>,
+    /// The newest stamp of its initiations: none older counts.
+    newest_stamp: Option<i64>,
     told_waiting: bool,
     keepalive: Option<Duration>,
     /// Of the last handshake, whichever session is in use.
@@ -100,6 +115,9 @@ pub(crate) struct Tunnel {
     peers: BTreeMap<PublicKey, Peer>,
     next_index: u32,
     next_unknown_at: BootTime,
+    next_stale_at: BootTime,
+    /// The wall clock less the truth, seconds.
+    pub(crate) clock_ahead_s: i64,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -111,6 +129,8 @@ impl Tunnel {
             peers: BTreeMap::new(),
             next_index: first_index,
             next_unknown_at: BootTime::default(),
+            next_stale_at: BootTime::default(),
+            clock_ahead_s: 0,
             effects: Vec::new(),
         }
     }
@@ -135,8 +155,8 @@ impl Tunnel {
             TunnelCommand::Initiate { peer, endpoints } => self.initiate(peer, endpoints, now),
             TunnelCommand::Forget { peer } => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
-                    let Peer { endpoint, keepalive, .. } = *peer;
-                    *peer = Peer { endpoint, keepalive, ..Peer::default() };
+                    let Peer { endpoint, keepalive, newest_stamp, .. } = *peer;
+                    *peer = Peer { endpoint, keepalive, newest_stamp, ..Peer::default() };
                 }
             }
             TunnelCommand::SetKeepalive { peer, interval } => {
@@ -195,12 +215,13 @@ impl Tunnel {
 
     fn initiate(&mut self, key: PublicKey, endpoints: Vec<SocketAddr>, now: BootTime) {
         let index = self.fresh_index();
+        let stamp = now.since_boot().as_millis() as i64 + self.clock_ahead_s * 1000;
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.told_waiting = false;
         let before = peer.initiation.as_ref();
         let (since, earlier) = (before.map_or(now, |before| before.since), before.map(|before| before.index));
         for to in &endpoints {
-            let body = Body::Initiation { sender: self.own, receiver: key, index };
+            let body = Body::Initiation { sender: self.own, receiver: key, index, stamp };
             self.effects.push(Effect::Send(Datagram { to: *to, body }));
         }
         peer.initiation =
@@ -214,8 +235,8 @@ impl Tunnel {
 
     pub(crate) fn receive(&mut self, from: SocketAddr, body: Body, now: BootTime) {
         match body {
-            Body::Initiation { sender, receiver, index } if receiver == self.own => {
-                self.on_initiation(sender, from, index, now);
+            Body::Initiation { sender, receiver, index, stamp } if receiver == self.own => {
+                self.on_initiation(sender, from, (index, stamp), now);
             }
             Body::Initiation { .. } => {}
             Body::Response { sender, to, index } => self.on_response(sender, from, (to, index), now),
@@ -223,9 +244,24 @@ impl Tunnel {
         }
     }
 
-    fn on_initiation(&mut self, sender: PublicKey, from: SocketAddr, remote: u32, now: BootTime) {
+    fn on_initiation(
+        &mut self,
+        sender: PublicKey,
+        from: SocketAddr,
+        (remote, stamp): (u32, i64),
+        now: BootTime,
+    ) {
         let local = self.fresh_index();
         let Some(peer) = self.peers.get_mut(&sender) else { return };
+        if peer.newest_stamp.is_some_and(|newest| stamp < newest) {
+            if now >= self.next_stale_at {
+                self.next_stale_at = now + UNKNOWN_INDEX_INTERVAL;
+                let event = TunnelEvent::StaleInitiation { peer: sender, from };
+                self.effects.push(Effect::Event(event));
+            }
+            return;
+        }
+        peer.newest_stamp = Some(stamp);
         peer.add(Keys { local, remote, since: now, is_unproved: true });
         peer.is_initiator = false;
         let body = Body::Response { sender: self.own, to: remote, index: local };

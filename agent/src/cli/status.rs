@@ -62,6 +62,7 @@ fn stopped(context: &Context) -> serde_json::Value {
         },
         "peers": [],
         "claims": [],
+        "warnings": [],
     })
 }
 
@@ -107,6 +108,9 @@ fn head(text: &mut String, view: &View) -> std::fmt::Result {
     }
     if let Some(refused) = &control.refused {
         writeln!(text, "servers refuse this node: {refused}")?;
+    }
+    for warning in &view.warnings {
+        writeln!(text, "warning: {warning}")?;
     }
     let standby = control.standby.as_ref().map_or("none", |server| server.url.as_str());
     let age = control.map_age_seconds.map_or_else(|| "unknown".into(), |age| span(age as f64));
@@ -165,13 +169,14 @@ mod tests {
              "path": {"kind": "direct", "endpoint": "192.0.2.2:51820"}, "rx_bytes": 5, "tx_bytes": 6},
             {"name": "c", "public_key": "k3", "addresses": ["100.64.0.3"], "os": "linux", "online": false, "tunnel": "idle",
              "path": {"kind": "none", "endpoint": null}, "rx_bytes": 0, "tx_bytes": 0}],
-        "claims": []}"#;
+        "claims": [], "warnings": ["the clock is off"]}"#;
 
     #[test]
     fn the_text_shows_servers_map_and_a_line_per_peer() {
         let text = text(&serde_json::from_str(STATUS).unwrap());
         for shown in [
             "served by s1:7443 for 1 min",
+            "warning: the clock is off",
             "standby s2:7443; 1 failovers",
             "map live, revision 7, confirmed 2 s ago",
             "server s3:7443 down (connection refused)",

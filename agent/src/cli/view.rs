@@ -10,6 +10,8 @@ pub(super) struct View {
     pub(super) control: Control,
     #[serde(default)]
     pub(super) peers: Vec<Peer>,
+    #[serde(default)]
+    pub(super) warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -33,6 +33,8 @@ const BACKLOG: usize = 1024;
 const ENDING_TIMEOUT: Duration = Duration::from_secs(1);
 /// The wall clock is looked at this often.
 const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(600);
+/// The wall clock was set if it jumped by so much.
+const CLOCK_SET: Duration = Duration::from_secs(5);
 /// Boot time that passed while this program's monotonic clock stood still.
 const SLEPT: Duration = Duration::from_secs(1);
 /// A deadline that is over for longer says that this program stood still: what came meanwhile lies unread.
@@ -100,6 +102,8 @@ pub(super) struct Driver<'w> {
     renew_at: Option<BootTime>,
     ending: Option<Ending>,
     wall_clock_at: BootTime,
+    /// Wall clock less boot time, when it was last told.
+    wall_at_boot: Duration,
     /// Boot time less monotonic time: grows by what the machine sleeps.
     sleep_offset: Duration,
     started: Instant,
@@ -149,6 +153,7 @@ impl<'w> Driver<'w> {
             renew_at: None,
             ending: None,
             wall_clock_at: now,
+            wall_at_boot: Duration::ZERO,
             sleep_offset: now.since_boot(),
             started: Instant::now(),
             world,
@@ -323,9 +328,13 @@ impl<'w> Driver<'w> {
             self.sleep_offset = offset;
             self.agent.handle_network_changed(now);
         }
-        if now >= self.wall_clock_at || slept >= SLEPT {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // As if the clock had stood at zero when the machine booted.
+        let wall_at_boot = wall.saturating_sub(now.since_boot());
+        let was_set = wall_at_boot.abs_diff(self.wall_at_boot) >= CLOCK_SET;
+        if now >= self.wall_clock_at || slept >= SLEPT || was_set {
+            self.wall_at_boot = wall_at_boot;
             self.wall_clock_at = now + WALL_CLOCK_INTERVAL;
-            let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.agent.handle_wall_clock(UnixTime(wall.as_secs()), now);
         }
     }

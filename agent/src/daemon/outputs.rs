@@ -82,7 +82,7 @@ impl Driver<'_> {
 
     pub(super) fn save_state(&mut self) {
         // Of a network that was left, or that never took us in, nothing is kept.
-        let state = &self.world.state;
+        let state = self.world.state.clone().counted(self.agent.boot());
         self.world.state = match self.agent.is_enrolled() && !self.left {
             true => state.with(self.agent.saved()),
             false => state.left(),

@@ -218,7 +218,10 @@ impl EventSender {
     /// anything, and told while somebody listens.
     fn send(&self, event: Event) {
         let may_be_lost = match &event {
-            Event::Message { .. } | Event::Active(_) | Event::UnknownIndex { .. } => true,
+            Event::Message { .. }
+            | Event::Active(_)
+            | Event::UnknownIndex { .. }
+            | Event::StaleInitiation { .. } => true,
             Event::PacketWaiting { .. }
             | Event::HandshakeDone { .. }
             | Event::EndpointChanged { .. }
@@ -282,6 +285,7 @@ pub(super) fn event(event: Event) -> Result<TunnelEvent, String> {
         Event::Unanswered { peer } => TunnelEvent::Unanswered { peer: key(peer) },
         Event::SessionLost { peer } => TunnelEvent::SessionLost { peer: key(peer) },
         Event::UnknownIndex { from } => TunnelEvent::UnknownIndex { from },
+        Event::StaleInitiation { peer, from } => TunnelEvent::StaleInitiation { peer: key(peer), from },
         Event::Message { peer, payload, from } => TunnelEvent::Message { peer: key(peer), payload, from },
         Event::Fault { what } => return Err(what),
     })

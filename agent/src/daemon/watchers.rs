@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 /// After gathering, so many times its duration go to other work.
 const REST: u32 = 4;
+/// Of rest for each peer: the whole is rendered for each watcher, in other threads. Ten thousand peers are told once a second.
+const RENDERING: Duration = Duration::from_micros(100);
 
 #[derive(Default)]
 pub(super) struct Watchers {
@@ -36,7 +38,8 @@ impl Watchers {
     /// Tells a status that took `cost` to gather, if it is another than the last.
     pub(super) fn tell(&mut self, snapshot: Snapshot, now: BootTime, cost: Duration) {
         self.dirty = false;
-        self.rest_until = now + cost * REST;
+        let rendering = RENDERING * u32::try_from(snapshot.status.peers.len()).unwrap_or(u32::MAX);
+        self.rest_until = now + (cost * REST).max(rendering);
         let new = digest(&snapshot.status);
         if let Some(sender) = &self.sender
             && self.last != new
@@ -84,6 +87,8 @@ fn digest(status: &Status) -> u64 {
         status.own.listen_port,
         status.own.draining,
     )
+        .hash(&mut hash);
+    (status.own.certificate.state as u8, status.own.certificate.not_after, status.warnings.len())
         .hash(&mut hash);
     (control.epoch, control.revision, control.failovers, control.map_source as u8, &control.refused)
         .hash(&mut hash);

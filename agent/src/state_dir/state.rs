@@ -48,6 +48,11 @@ impl State {
         self
     }
 
+    /// The state of the same start, whose number servers made us raise.
+    pub(crate) fn counted(self, boot: u64) -> Self {
+        Self { boot: boot.max(self.boot), ..self }
+    }
+
     /// The state of the same start with what the core keeps by now.
     pub(crate) fn with(&self, core: Saved) -> Self {
         Self { format: FORMAT, boot: self.boot, core }

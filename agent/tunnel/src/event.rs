@@ -26,6 +26,9 @@ pub enum Event {
     SessionLost { peer: PublicKey },
     /// Transport data for a session that is not here: its sender has not noticed a restart. Rate-limited.
     UnknownIndex { from: SocketAddr },
+    /// An authentic initiation whose timestamp is older than one seen before: a replay, or the peer's clock was set back, and then only a
+    /// handshake from our side makes a session. Rate-limited.
+    StaleInitiation { peer: PublicKey, from: SocketAddr },
     /// A datagram of the peer's agent, from the peer's own address; `from` is the path it took.
     Message { peer: PublicKey, payload: Vec<u8>, from: SocketAddr },
     /// The interface or the sockets are gone. The data plane has stopped; start another.

@@ -1,6 +1,9 @@
 //! The only module that knows boringtun. Everything else speaks of sealing, opening and initiating.
 //!
-//! Cures for its ways: handshakes are limited here, once (each session's own check of them counts apart and never
+//! It stamps handshakes with the wall clock at the session's birth, carried on monotonically. A node whose clock was set back is refused by peers that
+//! remember a later stamp; they say so (`StaleInitiation`) and begin the handshake themselves.
+//!
+//! Cures for its other ways: handshakes are limited here, once (each session's own check of them counts apart and never
 //! limits); a session never queues packets, as nothing is sealed without one; its time stands still between ticks,
 //! so every live session is ticked four times a second; persistent keepalives are ours, since its interval cannot be
 //! changed; whether a session still exists is asked after each tick.

@@ -85,6 +85,16 @@ fn an_initiation_is_not_accepted_twice_even_after_the_session_was_forgotten() {
     stranger.socket.send(&old).unwrap();
     wait_until("it is refused", || node.tunnel.drops().replayed_handshake == 1);
     assert!(!stranger.is_answered() && !node.tunnel.stats()[0].live);
+    // Its sender may be a node whose clock was set back: then we must begin.
+    let (from, is_stale) = (stranger.socket.local_addr().unwrap(), |event: &Event| match event {
+        Event::StaleInitiation { peer, from } => Some((*peer, *from)),
+        _ => None,
+    });
+    stranger.socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    stranger.connect();
+    node.wait_for_handshake();
+    stranger.socket.send(&old).unwrap();
+    assert_eq!(node.wait_for("StaleInitiation", is_stale), (key(7).public_key(), from));
     // A fresh one is welcome.
     stranger.socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
     stranger.connect();

@@ -23,7 +23,11 @@ impl AgentMessage {
         Ok(Some(match wire.kind {
             None => return Ok(None),
             Some(Kind::Hello(hello)) => Self::Hello(hello.try_into()?),
-            Some(Kind::Heartbeat(h)) => Self::Heartbeat { sequence: h.sequence, standby: h.standby },
+            Some(Kind::Heartbeat(h)) => Self::Heartbeat {
+                sequence: h.sequence,
+                standby: h.standby,
+                interval: Duration::from_millis(h.interval_ms.into()),
+            },
             Some(Kind::Activate(activate)) => {
                 Self::Activate { number: activate.number.into(), map: activate.map.try_into()? }
             }
@@ -53,7 +57,9 @@ impl AgentMessage {
                 heartbeat_interval_ms: millis(hello.heartbeat_interval),
                 membership: hello.membership,
             }),
-            Self::Heartbeat { sequence, standby } => Kind::Heartbeat(wire::Heartbeat { sequence, standby }),
+            Self::Heartbeat { sequence, standby, interval } => {
+                Kind::Heartbeat(wire::Heartbeat { sequence, standby, interval_ms: millis(interval) })
+            }
             Self::Activate { number, map } => {
                 Kind::Activate(wire::Activate { number: Some(number.into()), map: Some(map.into()) })
             }

@@ -115,6 +115,8 @@ pub enum AgentMessage {
     Heartbeat {
         sequence: u64,
         standby: bool,
+        /// The one to expect on a primary; zero: as before.
+        interval: Duration,
     },
     Activate {
         number: SessionNumber,

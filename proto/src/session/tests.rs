@@ -27,7 +27,7 @@ fn from_agent() -> Vec<AgentMessage> {
             heartbeat_interval: Duration::from_millis(1500),
             membership: vec![7, 8],
         }),
-        AgentMessage::Heartbeat { sequence: 8, standby: true },
+        AgentMessage::Heartbeat { sequence: 8, standby: true, interval: Duration::from_secs(15) },
         AgentMessage::Activate { number, map },
         AgentMessage::Deactivate,
         AgentMessage::Signal(signal()),

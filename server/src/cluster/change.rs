@@ -2,7 +2,7 @@
 //! deleted, so that a follower applies it without asking the database again. Its random id tells two logs apart
 //! that have the same revision: after a database went back in time.
 
-use crate::cluster::{Node, Recovery, Removed, SetupKey, SetupKeyId};
+use crate::cluster::{Node, Recovery, Removed, Settings, SetupKey, SetupKeyId};
 use proto::{
     key::PublicKey, map::MapVersion, receipt::Mark, session::ServerId, statement::NodeId, time::UnixTime,
 };
@@ -55,6 +55,8 @@ pub enum Entity {
     Removal(Box<Removed>),
     /// There is one at most.
     Recovery(Box<Recovery>),
+    /// There is one at most.
+    Settings(Box<Settings>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What ends by time: how long an ephemeral node was absent, and what nobody can need any more.
 
 use crate::{
-    cluster::{EntityId, MEMBERSHIP_LIFETIME, Node, Op, Removed, SetupKey, State},
+    cluster::{EntityId, Node, Op, Removed, SetupKey, State},
     store::{Attendance, LastSeen},
 };
 use proto::time::UnixTime;
@@ -35,10 +35,9 @@ pub fn forget_ended(state: &State, now: UnixTime, limit: usize) -> Vec<Op> {
     removals.chain(keys.map(|key| Op::Delete(EntityId::SetupKey(key.id)))).take(limit).collect()
 }
 
-/// Whether no certificate of the removed node can be good any more: an older one may have been given for longer.
+/// Whether no certificate of the removed node can be good any more.
 fn is_over(removed: &Removed, now: UnixTime) -> bool {
-    let longest = removed.removed_at.saturating_add(MEMBERSHIP_LIFETIME);
-    removed.until.is_some_and(|until| until.max(longest).saturating_add(CLOCK_MARGIN) < now)
+    removed.until.is_some_and(|until| until.saturating_add(CLOCK_MARGIN) < now)
 }
 
 fn ended_at(key: &SetupKey, now: UnixTime) -> Option<UnixTime> {
@@ -78,9 +77,9 @@ mod tests {
         let (mut state, node) = testing::with_node("gone");
         let ops = remove(&state, &node, NOW);
         testing::apply(&mut state, ops);
-        let later = |span| NOW.saturating_add(span);
-        assert!(forget_ended(&state, later(MEMBERSHIP_LIFETIME), 9).is_empty());
-        let over = later(MEMBERSHIP_LIFETIME + CLOCK_MARGIN + Duration::from_secs(1));
+        let until = node.not_after.unwrap();
+        assert!(forget_ended(&state, until, 9).is_empty());
+        let over = until.saturating_add(CLOCK_MARGIN + Duration::from_secs(1));
         let ops = forget_ended(&state, over, 9);
         assert!(ops.contains(&Op::Delete(EntityId::Removal(node.key))), "{ops:?}");
         testing::apply(&mut state, ops);

@@ -16,6 +16,7 @@ mod recent;
 mod recovery;
 mod removal;
 mod root;
+mod settings;
 mod setup_key;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -23,10 +24,7 @@ pub(crate) mod testing;
 pub use admission::{Applicant, Refusal, enrol, enrol_within};
 pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
 pub use ending::{absence, forget_ended};
-pub use node::{
-    MEMBERSHIP_LIFETIME, Node, NodeError, RENEW_AFTER, allow_claim, claimable, expire, observe, remove,
-    remove_all, rename, renew,
-};
+pub use node::{Node, NodeError, allow_claim, claimable, expire, observe, remove, remove_all, rename, renew};
 pub(crate) use put_back::{put_back, take_over, unknown_removal};
 pub(crate) use readoption::{Returning, readopt};
 pub use recent::Touched;
@@ -34,6 +32,7 @@ pub(crate) use recovery::{Loss, next_version};
 pub use recovery::{Recovery, VersionsExhausted, restored};
 pub use removal::Removed;
 pub use root::{Root, StoredRoot, WrappedRoot};
+pub use settings::{Settings, SettingsError, set_membership_lifetime};
 pub use setup_key::{SetupKey, SetupKeyId, SetupKeyState, SetupKeyTerms};
 
 use imbl::{HashMap, OrdMap};
@@ -75,6 +74,8 @@ pub struct Snapshot {
     pub removals: Vec<Removed>,
     /// The last time that the database went back, if it ever did.
     pub recovery: Option<Recovery>,
+    /// `None`: the defaults.
+    pub settings: Option<Settings>,
 }
 
 /// The cluster at one revision.
@@ -92,6 +93,7 @@ pub struct State {
     /// The addresses of removed nodes.
     resting: OrdMap<Ipv4Addr, PublicKey>,
     recovery: Option<Arc<Recovery>>,
+    settings: Settings,
     recent: Recent,
 }
 
@@ -155,6 +157,7 @@ impl State {
             removals: OrdMap::new(),
             resting: OrdMap::new(),
             recovery: None,
+            settings: snapshot.settings.unwrap_or_default(),
             recent: Recent::from(snapshot.head.version.revision),
         };
         let nodes = snapshot.nodes.into_iter().map(|node| Entity::Node(Box::new(node)));
@@ -206,6 +209,7 @@ impl State {
                 self.next_node_id = self.next_node_id.max(recovery.next_node_id);
                 self.recovery = Some(Arc::new(*recovery));
             }
+            Entity::Settings(settings) => self.settings = *settings,
         }
     }
 
@@ -326,6 +330,10 @@ impl State {
         self.removals.get(key)
     }
 
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The last time that the database went back, if it ever did.
     pub fn recovery(&self) -> Option<&Arc<Recovery>> {
         self.recovery.as_ref()
@@ -395,6 +403,7 @@ mod tests {
         assert!(loaded.removals().eq(state.removals()));
         assert_eq!(loaded.next_address(), state.next_address());
         assert_eq!(loaded.next_node_id(), state.next_node_id());
+        assert_eq!(loaded.settings(), state.settings());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A node as the cluster keeps it, and what may be done to one: told facts, renamed, expired, granted a claim, renewed, removed. Each is a pure
 //! function from the state to the ops that `Cluster::write` appends. Whatever stands in the certificate is signed here.
 
-use crate::cluster::{Entity, EntityId, Op, Removed, SetupKeyId, State, base64_text, name};
+use crate::cluster::{Entity, EntityId, Op, Removed, Settings, SetupKeyId, State, base64_text, name};
 use ipnet::IpNet;
 use proto::{
     key::PublicKey,
@@ -14,11 +14,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
-
-/// How long a certificate is good for: also how long a removed node could be believed by one that hears no removal.
-pub const MEMBERSHIP_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A certificate older than this is renewed while its node is served.
-pub const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// A member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +77,7 @@ impl Node {
             Ok((_, Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown)) | Err(_) => None,
         };
         self.issued_at = [removed, before].into_iter().flatten().fold(now, UnixTime::max);
-        self.not_after = Some(self.issued_at.saturating_add(MEMBERSHIP_LIFETIME));
+        self.not_after = state.settings().not_after(self.issued_at);
         let membership = Membership {
             node_id: self.id,
             node_key: self.key,
@@ -92,6 +87,11 @@ impl Node {
             not_after: self.not_after,
         };
         self.membership = state.sign(&Statement::Membership(membership));
+    }
+
+    /// Whether its certificate was issued under these settings.
+    pub(crate) fn has_lifetime_of(&self, settings: &Settings) -> bool {
+        self.not_after == settings.not_after(self.issued_at)
     }
 
     /// Whether the certificate says what the node is now.
@@ -122,9 +122,11 @@ pub fn observe(
     }))
 }
 
-/// A fresh certificate, where the node's is a day old.
+/// A fresh certificate, where the node's is due for it or was issued under other settings.
 pub fn renew(state: &State, node: &Node, now: UnixTime) -> Option<Op> {
-    if now.since(node.issued_at) < RENEW_AFTER || node.is_expired(now) {
+    let settings = state.settings();
+    let is_old = settings.renew_after().is_some_and(|age| now.since(node.issued_at) >= age);
+    if node.is_expired(now) || (!is_old && node.has_lifetime_of(settings)) {
         return None;
     }
     let mut node = node.clone();
@@ -202,6 +204,9 @@ mod tests {
     use super::*;
     use crate::cluster::testing;
 
+    const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
     #[test]
     fn the_certificate_says_what_the_node_is() {
         let (state, node) = testing::with_node("web");
@@ -210,7 +215,7 @@ mod tests {
         assert_eq!(membership.node_id, node.id);
         assert_eq!(membership.node_key, node.key);
         assert_eq!(membership.addresses, node.addresses());
-        assert_eq!(membership.not_after, Some(testing::NOW.saturating_add(MEMBERSHIP_LIFETIME)));
+        assert_eq!(membership.not_after, Some(testing::NOW.saturating_add(LIFETIME)));
     }
 
     #[test]
@@ -282,8 +287,8 @@ mod tests {
     #[test]
     fn a_certificate_is_renewed_after_a_day_and_not_before() {
         let (state, node) = testing::with_node("a");
-        let almost = UnixTime(testing::NOW.0 + RENEW_AFTER.as_secs() - 1);
+        let almost = UnixTime(testing::NOW.0 + DAY.as_secs() - 1);
         assert_eq!(renew(&state, &node, almost), None);
-        assert!(renew(&state, &node, testing::NOW.saturating_add(RENEW_AFTER)).is_some());
+        assert!(renew(&state, &node, testing::NOW.saturating_add(DAY)).is_some());
     }
 }

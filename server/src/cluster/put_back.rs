@@ -3,9 +3,7 @@
 //! The database's row wins wherever two collide: a lost node whose number or address was given away gets what is free, and a certificate that says so;
 //! one whose name was, a numbered one. A removal wins over a node, whoever knows it, unless the node entered again after it.
 
-use crate::cluster::{
-    Entity, EntityId, MEMBERSHIP_LIFETIME, Node, Op, Removed, SetupKey, State, address, name,
-};
+use crate::cluster::{Entity, EntityId, Node, Op, Removed, SetupKey, State, address, name};
 use proto::{
     key::PublicKey,
     statement::{NodeId, Removal, Statement},
@@ -163,16 +161,13 @@ pub(crate) fn take_over<'a>(
     let mut batch = Batch { state: state.clone(), ops: Vec::new(), limit: usize::MAX, now };
     for (removal, signed) in removals {
         let node = state.node_by_key(&removal.node_key);
-        // Of a node that is not known any more: no certificate that it holds can be good for longer.
-        let until =
-            node.map_or(Some(removal.removed_at.saturating_add(MEMBERSHIP_LIFETIME)), |n| n.not_after);
         batch.removal(&Removed {
             key: removal.node_key,
             node: node.map_or(NodeId(0), |node| node.id),
             name: node.map_or_else(String::new, |node| node.name.clone()),
             address_v4: node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.address_v4),
             removed_at: removal.removed_at,
-            until,
+            until: removal.until,
             signed: signed.to_vec(),
         });
     }
@@ -307,7 +302,7 @@ mod tests {
     #[test]
     fn a_removal_of_before_the_node_entered_again_ends_nothing() {
         let (state, node) = testing::with_node("back");
-        let removal = Removal { node_key: node.key, removed_at: UnixTime(node.issued_at.0 - 1) };
+        let removal = Removal { node_key: node.key, removed_at: UnixTime(node.issued_at.0 - 1), until: None };
         let signed = state.sign(&Statement::Removal(removal));
         assert_eq!(unknown_removal(&state, &signed), None);
     }

@@ -33,7 +33,8 @@ impl Touched {
             Op::Put(Entity::Removal(removed)) => Some(Self::Removal(removed.key)),
             Op::Delete(EntityId::Node(id)) => key_of(*id).map(Self::Node),
             Op::Delete(EntityId::Removal(key)) => Some(Self::Removal(*key)),
-            Op::Put(Entity::SetupKey(_) | Entity::Recovery(_)) | Op::Delete(EntityId::SetupKey(_)) => None,
+            Op::Put(Entity::SetupKey(_) | Entity::Recovery(_) | Entity::Settings(_))
+            | Op::Delete(EntityId::SetupKey(_)) => None,
         }
     }
 }

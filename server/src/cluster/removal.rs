@@ -18,7 +18,7 @@ pub struct Removed {
     pub name: String,
     pub address_v4: Ipv4Addr,
     pub removed_at: UnixTime,
-    /// When the node's certificate ends; `None`: never.
+    /// When every certificate that the key was given has ended; `None`: one never does.
     pub until: Option<UnixTime>,
     /// An encoded `Signed` removal.
     #[serde(with = "base64_text")]
@@ -29,15 +29,17 @@ impl Removed {
     pub(crate) fn new(state: &State, node: &Node, now: UnixTime) -> Self {
         // A removal older than the certificate it ends would end nothing.
         let removed_at = now.max(node.issued_at);
-        let removal = Removal { node_key: node.key, removed_at };
+        let removal =
+            Removal { node_key: node.key, removed_at, until: state.settings().all_end_by(node.not_after) };
+        let signed = state.sign(&Statement::Removal(removal));
         Self {
             key: node.key,
             node: node.id,
             name: node.name.clone(),
             address_v4: node.address_v4,
-            removed_at,
-            until: node.not_after,
-            signed: state.sign(&Statement::Removal(removal)),
+            removed_at: removal.removed_at,
+            until: removal.until,
+            signed,
         }
     }
 }

@@ -22,6 +22,7 @@ pub(crate) fn state() -> State {
         setup_keys: vec![],
         removals: vec![],
         recovery: None,
+        settings: None,
     })
 }
 
@@ -73,6 +74,7 @@ pub(crate) fn snapshot(state: &State) -> Snapshot {
         setup_keys: state.setup_keys().map(|key| SetupKey::clone(key)).collect(),
         removals: state.removals().map(|removed| super::Removed::clone(removed)).collect(),
         recovery: state.recovery().map(|recovery| super::Recovery::clone(recovery)),
+        settings: Some(*state.settings()),
     }
 }
 

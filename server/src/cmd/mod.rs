@@ -2,6 +2,7 @@
 
 mod cluster_key;
 mod logging;
+mod network;
 mod node;
 pub mod run;
 mod setup_key;
@@ -35,6 +36,11 @@ enum Command {
     SetupKey {
         #[command(subcommand)]
         command: setup_key::Command,
+    },
+    /// The network and what holds for all of it
+    Network {
+        #[command(subcommand)]
+        command: network::Command,
     },
     /// The nodes of the cluster
     Node {
@@ -113,6 +119,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             done.map_err(Failure::Failed)
         }
         Command::SetupKey { command } => in_runtime(setup_key::run(command)),
+        Command::Network { command } => in_runtime(network::run(command)),
         Command::Node { command } => in_runtime(node::run(command)),
         Command::ClusterKey { command } => in_runtime(cluster_key::run(command)),
         Command::Status(args) => in_runtime(status::run(args)),

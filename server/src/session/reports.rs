@@ -1,9 +1,9 @@
 //! What nodes say of themselves (facts, endpoints, the address they are seen at), on its way to the database: only what is new, many nodes
-//! in one change, never in a session's way. While the database is away the newest report of each node waits. The daily renewal of
-//! certificates goes along.
+//! in one change, never in a session's way. While the database is away the newest report of each node waits. The renewal of
+//! certificates goes along, and their reissue when their lifetime is changed.
 
 use crate::{
-    cluster::{Actor, Entity, Node, Op, State, observe, renew},
+    cluster::{Actor, Entity, Node, Op, Settings, State, observe, renew},
     follow::WriteError,
     metrics::database_error,
     serve::Server,
@@ -14,7 +14,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::Notify,
@@ -26,8 +26,16 @@ const GATHERING: Duration = Duration::from_millis(50);
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// So many nodes in one change at most.
 const BATCH: usize = 500;
-/// How often certificates are looked at; they are renewed when a day old.
+/// How often it is looked whether certificates are to be looked at.
+const RENEWAL_TICK: Duration = Duration::from_secs(1);
+/// Certificates are looked at so often at least ..
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(600);
+/// .. and so many times in the span after which they are due.
+const LOOKS_PER_RENEWAL: u32 = 4;
+/// When the database did not take them.
+const RETRY_RENEWAL: Duration = Duration::from_secs(5);
+/// Between two changes that reissue certificates: each goes to everybody.
+const REISSUE_PAUSE: Duration = Duration::from_millis(200);
 /// Addresses at which servers saw a node, kept beside those that it tells.
 const OBSERVED_KEPT: usize = 2;
 
@@ -123,12 +131,17 @@ impl Reports {
 
 /// Writes what waits, for ever.
 pub(crate) async fn write_reports(server: Arc<Server>) {
-    let mut renewals = interval(RENEWAL_INTERVAL);
+    let mut renewals = interval(RENEWAL_TICK);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let settings = *server.cluster.state().settings();
+    let mut renewed = Renewed { due_at: Instant::now() + renewal_interval(&settings), settings };
     loop {
         tokio::select! {
             () = server.reports.work.notified() => {}
-            _ = renewals.tick() => renew_served(&server).await,
+            _ = renewals.tick() => {
+                renew_served(&server, &mut renewed).await;
+                continue;
+            }
         }
         sleep(GATHERING).await;
         loop {
@@ -172,17 +185,39 @@ fn settle(
     }
 }
 
-/// Renews the certificates of the nodes served here.
-async fn renew_served(server: &Server) {
+/// When certificates are to be looked at again, and under which settings they were.
+struct Renewed {
+    due_at: Instant,
+    settings: Settings,
+}
+
+fn renewal_interval(settings: &Settings) -> Duration {
+    settings.renew_after().map_or(RENEWAL_INTERVAL, |age| (age / LOOKS_PER_RENEWAL).min(RENEWAL_INTERVAL))
+}
+
+/// Renews the certificates of the nodes served here, if it is time to look at them.
+async fn renew_served(server: &Server, renewed: &mut Renewed) {
+    let settings = *server.cluster.state().settings();
+    if renewed.settings == settings && Instant::now() < renewed.due_at {
+        return;
+    }
+    *renewed = Renewed { due_at: Instant::now() + renewal_interval(&settings), settings };
     let served: Vec<NodeId> =
         server.hub.all().iter().filter(|slot| slot.is_serving()).map(|slot| slot.node).collect();
     for nodes in served.chunks(BATCH) {
-        let renewed = server.cluster.write::<_, Infallible>(Actor::Server(server.id), |state, now| {
+        let written = server.cluster.write::<_, Infallible>(Actor::Server(server.id), |state, now| {
             let op = |node: &NodeId| renew(state, state.node(*node)?, now);
-            Ok((nodes.iter().filter_map(op).collect(), ()))
+            let ops: Vec<Op> = nodes.iter().filter_map(op).collect();
+            let count = ops.len();
+            Ok((ops, count))
         });
-        if let Err(error) = renewed.await {
-            tracing::debug!(%error, "certificates are renewed later");
+        match written.await {
+            Ok(0) => {}
+            Ok(_) => sleep(REISSUE_PAUSE).await,
+            Err(error) => {
+                tracing::debug!(%error, "certificates are renewed later");
+                renewed.due_at = renewed.due_at.min(Instant::now() + RETRY_RENEWAL);
+            }
         }
     }
 }
@@ -231,7 +266,7 @@ mod tests {
     #[test]
     fn a_report_renews_a_certificate_that_is_due_in_the_same_change() {
         let (state, node) = testing::with_node("a");
-        let later = testing::NOW.saturating_add(crate::cluster::RENEW_AFTER);
+        let later = testing::NOW.saturating_add(Duration::from_secs(24 * 3600));
         let op = report(&node, &["10.0.0.5:1"], "127.0.0.1").op(&state, &node, later);
         let Some(Op::Put(Entity::Node(changed))) = op else { panic!("{op:?}") };
         assert_eq!((changed.issued_at, changed.endpoints.len()), (later, 1));

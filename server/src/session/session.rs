@@ -168,7 +168,10 @@ impl Session {
         let Phase::Welcomed(session) = &mut self.phase else { return };
         match message {
             AgentMessage::Hello(_) => return self.end(Some(refusal::second_session())),
-            AgentMessage::Heartbeat { sequence, standby: _ } => {
+            AgentMessage::Heartbeat { sequence, standby: _, interval } => {
+                if !interval.is_zero() {
+                    session.heartbeat_interval = interval;
+                }
                 self.outbox.push_back(ServerMessage::Heartbeat(ack(&self.server, sequence)));
             }
             AgentMessage::Activate { number, map } => self.handle_activate(number, map),

@@ -41,7 +41,8 @@ impl Agent {
         self.advance(now);
         self.config.control.keepalive = keepalive;
         self.config.control.peer_timeout = peer_timeout;
-        self.control.set_timing(keepalive, peer_timeout);
+        self.control.set_timing(keepalive, peer_timeout, self.now);
+        self.drain_control();
     }
 
     /// A setup key was given to an agent that runs.
@@ -126,6 +127,9 @@ impl Agent {
     /// Looks at every certificate and login: some may have ended, or be good again.
     pub(super) fn judge_members(&mut self) {
         let time = self.time.at(self.now);
+        if time.is_some_and(|time| self.netmap.forget_ended_removals(time)) {
+            self.save_map_soon();
+        }
         let usable = |member: &Member| member.is_usable(time);
         let members: Vec<(PublicKey, bool, Vec<IpNet>)> = self
             .netmap
@@ -151,9 +155,11 @@ impl Agent {
 
     /// When the next certificate or login ends.
     pub(super) fn judge_expiry(&mut self) {
+        self.judge_own();
         let Some(time) = self.time.at(self.now) else { return };
         let ends = self.netmap.members().filter_map(|(_, member)| member.ends_at()).filter(|end| *end > time);
-        self.expiry_at = ends.min().map(|end| self.now + end.since(time).max(Duration::from_secs(1)));
+        let ends = ends.min().map(|end| end.since(time)).into_iter().chain(self.own_deadline(time));
+        self.expiry_at = ends.min().map(|wait| self.now + wait.max(Duration::from_secs(1)));
     }
 
     /// A peer by its name, one of its addresses, or its key.
@@ -179,6 +185,11 @@ impl Agent {
         self.control.serving()
     }
 
+    /// The number of this start, as servers know it by now: to be kept, so that later starts count on from it.
+    pub fn boot(&self) -> u64 {
+        self.control.boot()
+    }
+
     pub fn is_enrolled(&self) -> bool {
         self.membership.is_some()
     }
@@ -196,14 +207,15 @@ impl Agent {
                 Some(_) => status::RunState::Running,
                 None => status::RunState::NeedsEnrolment,
             },
-            own: self.own_status(),
+            own: self.own_status(now),
             control: self.control_status(now),
             peers: self.netmap.members().map(|(key, member)| self.peer_status(key, member, now)).collect(),
             claims: Vec::new(),
+            warnings: self.warnings(now),
         }
     }
 
-    fn own_status(&self) -> status::Own {
+    fn own_status(&self, now: BootTime) -> status::Own {
         let membership = self.membership.as_ref().map(|(_, membership)| membership);
         status::Own {
             name: self.config.facts.hostname.clone(),
@@ -212,6 +224,8 @@ impl Agent {
             interface: String::new(),
             listen_port: self.listen_port,
             certificate_not_after: membership.and_then(|m| m.not_after).map(|end| end.0),
+            certificate: self.own_certificate_status(now),
+            clock_ahead_seconds: self.time.wall_ahead(now),
             draining: self.draining,
         }
     }

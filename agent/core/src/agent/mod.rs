@@ -3,10 +3,12 @@
 //! `session` has what servers say, `tunnels` what the data plane reports, `local` what a person asks for. Peers' deadlines are indexed, so that ten thousand idle peers cost a
 //! step nothing.
 
+mod gossip;
 mod local;
 mod pings;
 mod saved;
 mod session;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod tunnels;
@@ -24,6 +26,7 @@ use crate::{
     time::{BootTime, Cause, Deadline, earliest},
     trusted_time::TrustedTime,
 };
+use gossip::Gossip;
 use pings::Pings;
 use proto::{
     key::PublicKey,
@@ -34,6 +37,7 @@ use proto::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
+use standing::Standing;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -95,11 +99,13 @@ pub struct Agent {
     restored_level: Option<UnixTime>,
     seen_signals: VecDeque<u64>,
     pings: Pings,
+    gossip: Gossip,
     next_probe: u64,
     expiry_at: Option<BootTime>,
     state_saving: Saving,
     map_saving: Saving,
     draining: bool,
+    standing: Standing,
     outputs: VecDeque<Output>,
 }
 
@@ -140,13 +146,18 @@ impl Agent {
             restored_level: saved.level_at(),
             seen_signals: VecDeque::new(),
             pings: Pings::default(),
+            gossip: Gossip::default(),
             next_probe: 0,
             expiry_at: None,
             state_saving: Saving::default(),
             map_saving: Saving::default(),
             draining: false,
+            standing: Standing::default(),
             outputs: VecDeque::new(),
         };
+        if let Some((_, own)) = &agent.membership {
+            agent.time.on_signed(own.issued_at);
+        }
         agent.control.set_enrol(agent.membership.is_none() && identity.can_enrol);
         agent.next_probe = agent.rng.random();
         agent.configure_interface();
@@ -189,6 +200,7 @@ impl Agent {
             at(self.state_saving.due_at, Cause::Save),
             at(self.map_saving.due_at, Cause::Save),
             at(self.pings.deadline(), Cause::Probe),
+            at(self.gossip.deadline(), Cause::Gossip),
         ])
     }
 
@@ -209,12 +221,14 @@ impl Agent {
         }
         self.save(|due_at, now| due_at <= now);
         self.pings.expire(self.now);
+        self.repeat_removals();
     }
 
     /// The map as it is to be written to disk.
     pub fn map_cache(&self) -> Vec<u8> {
         let MapState { version, receipt, digest: _ } = self.netmap.state();
-        cache::encode(version, receipt, self.netmap.objects())
+        let removals = self.netmap.removals().all().map(<[u8]>::to_vec).collect();
+        cache::encode(version, receipt, self.netmap.objects(), removals)
     }
 
     /// How much is held: for the simulation's bound on memory.
@@ -226,6 +240,8 @@ impl Agent {
             + self.endpoints_told.len()
             + self.outputs.len()
             + self.pings.len()
+            + self.gossip.len()
+            + self.netmap.removals().len()
     }
 
     /// Time never runs backwards inside.
@@ -258,7 +274,8 @@ impl Agent {
                 Output::Send { conn, message: AgentMessage::Hello(hello) }
             }
             control::Output::Heartbeat { conn, sequence, standby } => {
-                Output::Send { conn, message: AgentMessage::Heartbeat { sequence, standby } }
+                let interval = self.config.control.keepalive;
+                Output::Send { conn, message: AgentMessage::Heartbeat { sequence, standby, interval } }
             }
             control::Output::Activate { conn, number } => {
                 Output::Send { conn, message: AgentMessage::Activate { number, map: self.netmap.state() } }

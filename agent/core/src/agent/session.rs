@@ -136,6 +136,7 @@ impl Agent {
         self.on_time_told(ack.unix_ms);
         self.control.handle_heartbeat(conn, ack, self.now);
         self.on_level(conn, ack.at, ack.receipt);
+        self.tell_server_of_removals(conn, ack.at);
     }
 
     fn on_time_told(&mut self, unix_ms: u64) {
@@ -146,6 +147,7 @@ impl Agent {
         if before.zip(self.time.at(self.now)).is_none_or(|(before, after)| moved(before, after)) {
             self.judge_members();
         }
+        self.judge_own();
     }
 
     /// The server that serves us is at this version: no server that is behind it will tell us anything.
@@ -233,6 +235,7 @@ impl Agent {
     }
 
     fn on_map_level(&mut self) {
+        self.gossip.look_at_map();
         self.level_at = Some(self.now);
         self.save_map_soon();
         let revision = self.netmap.state().version.revision;
@@ -240,6 +243,11 @@ impl Agent {
     }
 
     pub(super) fn on_map_changes(&mut self, changes: Changes) {
+        self.tell_removals(&changes.learned, None);
+        self.apply_changes(changes);
+    }
+
+    pub(super) fn apply_changes(&mut self, changes: Changes) {
         if changes.network {
             self.configure_interface();
         }
@@ -297,6 +305,7 @@ impl Agent {
         if moved {
             self.configure_interface();
         }
+        self.judge_expiry();
         self.save_state_soon();
     }
 
@@ -307,15 +316,14 @@ impl Agent {
             return;
         }
         if let Ok(Statement::Removal(removal)) = Statement::verify(&refused.removal, network, &root)
-            && removal.node_key == self.identity.key
-            && !self.was_taken_in_since(&removal)
+            && self.ends_us(&removal)
         {
             self.forget_network();
         }
     }
 
-    /// A server that lags may still hold the removal of a node that enrolled again.
-    fn was_taken_in_since(&self, removal: &Removal) -> bool {
-        self.membership.as_ref().is_some_and(|(_, own)| own.issued_at > removal.removed_at)
+    /// A server or peer that lags may still hold the removal of a node that enrolled again.
+    pub(super) fn ends_us(&self, removal: &Removal) -> bool {
+        self.membership.as_ref().is_some_and(|(_, own)| removal.ends(own))
     }
 }

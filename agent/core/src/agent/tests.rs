@@ -1,5 +1,8 @@
 //! The agent as a whole against one hand that plays the server.
 
+mod removals;
+mod standing;
+
 use super::*;
 use crate::{
     config::{ControlConfig, PeerMode},
@@ -309,7 +312,7 @@ fn who_a_new_epoch_does_not_know_stays_until_a_removal_or_another_owner_of_the_a
     step.version.epoch = epoch;
     hand.say(ConnId(0), ServerMessage::Map(step));
     assert_eq!(removals(&hand.outputs()), [key(3)]);
-    let removal = Statement::Removal(Removal { node_key: key(2), removed_at: UnixTime(NOW_S) });
+    let removal = Statement::Removal(Removal { node_key: key(2), removed_at: UnixTime(NOW_S), until: None });
     hand.agent.netmap.on_removal(&removal.sign(NETWORK, &root()));
     assert!(hand.agent.netmap.member(&key(2)).is_none());
 }
@@ -365,7 +368,8 @@ fn only_the_roots_signature_removes_us_and_then_everything_goes() {
         retry_after: None,
         removal,
     };
-    let removal = |at| Statement::Removal(Removal { node_key: key(1), removed_at: UnixTime(at) });
+    let removal =
+        |at| Statement::Removal(Removal { node_key: key(1), removed_at: UnixTime(at), until: None });
     let (stranger, enrolled_at) = (RootSecret::from_seed(&[1; 32]), NOW_S - 1000);
     // The last one is from before we enrolled (again): a server that lags says it.
     let cases = [(stranger, NOW_S, false), (root(), NOW_S, true), (root(), enrolled_at - 1, false)];
@@ -385,8 +389,8 @@ fn a_removal_told_by_a_peer_ends_the_tunnel_of_the_removed() {
     let mut bench = Bench::served();
     let peers = [2, 3].map(|node| peer_object(node, "p", certificate(node, None)));
     bench.tell(2, peers.to_vec(), Vec::new());
-    let removal = Statement::Removal(Removal { node_key: key(3), removed_at: UnixTime(NOW_S) });
-    let body = proto::peer_message::Body::Removed(vec![removal.sign(NETWORK, &root())]);
+    let removal = Statement::Removal(Removal { node_key: key(3), removed_at: UnixTime(NOW_S), until: None });
+    let body = proto::peer_message::Body::Removed { removals: vec![removal.sign(NETWORK, &root())], id: 0 };
     let payload = proto::peer_message::PeerMessage { boot: 1, body }.encode();
     let from = SocketAddr::from(([192, 0, 2, 2], 51820));
     bench.agent.handle_tunnel(TunnelEvent::Message { peer: key(2), payload, from }, bench.now);

@@ -49,6 +49,9 @@ impl Agent {
             TunnelEvent::Unanswered { peer } => self.with_peer(&peer, |peer, now| peer.on_unanswered(now)),
             TunnelEvent::SessionLost { peer } => self.with_peer(&peer, |peer, now| peer.on_session_lost(now)),
             TunnelEvent::UnknownIndex { from } => self.on_unknown_index(from),
+            TunnelEvent::StaleInitiation { peer, from } => {
+                self.with_peer(&peer, |peer, now| peer.on_stale_initiation(from, now));
+            }
             TunnelEvent::Message { peer, payload, from } => self.on_peer_message(peer, &payload, from),
         }
     }
@@ -144,12 +147,9 @@ impl Agent {
                     peer.paths.on_signal(&endpoints, now);
                 }
             }
-            Body::Removed(removals) => {
-                for signed in removals {
-                    let changes = self.netmap.on_removal(&signed);
-                    self.on_map_changes(changes);
-                }
-            }
+            Body::Removed { removals, id } => self.on_removed_told(key, &removals, id),
+            Body::RemovedSeen(id) => self.on_removed_seen(key, id),
+            Body::RemovalSummary(digest) => self.on_removal_summary(key, digest),
             // Drains matter to shared addresses only.
             Body::Leaving | Body::Unknown => {}
         }
@@ -214,6 +214,7 @@ impl Agent {
             if peer.is_connected() {
                 self.outputs.push_back(Output::Notice(Notice::Peer { key: *key, up: false }));
             }
+            self.gossip.forget(key);
         }
         self.tunnel(TunnelCommand::Remove { peer: *key });
     }
@@ -258,8 +259,12 @@ impl Agent {
             Action::Up(up) => {
                 self.outputs.push_back(Output::Notice(Notice::Peer { key, up }));
                 self.save_state_soon();
-                if up {
-                    self.send_pings(key);
+                match up {
+                    true => {
+                        self.send_pings(key);
+                        self.sum_up_removals(key);
+                    }
+                    false => self.gossip.forget(&key),
                 }
             }
         }

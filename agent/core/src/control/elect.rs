@@ -76,6 +76,7 @@ impl Control {
             }
         }
         self.bad_news = None;
+        self.stale_leaps = 0;
         self.elect_at = None;
         if let Some(server) = server {
             self.note_served(server, url, now);

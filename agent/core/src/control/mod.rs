@@ -40,7 +40,7 @@ use connection::{Connection, State};
 use news::BadNews;
 use proto::{
     server_url::ServerUrl,
-    session::{HeartbeatAck, Refused, ServerId, SessionNumber, Welcome},
+    session::{HeartbeatAck, Reason, Refused, ServerId, SessionNumber, Welcome},
 };
 use rand::SeedableRng;
 use rand_pcg::Pcg32;
@@ -52,6 +52,12 @@ use std::{
 
 /// At most this many servers are kept of what servers tell.
 const MAX_SERVERS: usize = 64;
+
+/// A number that was refused as old leaps by two to this power, and each time in a row by one power more: a clock that is off by a year is overtaken in six.
+const FIRST_LEAP: u32 = 20;
+const LAST_LEAP: u32 = 60;
+/// Room is left in a signed column, and for the starts to come.
+const LAST_BOOT: u64 = i64::MAX as u64 / 2;
 
 /// A failover is never spread over more than this, whatever a server says.
 const MAX_SPREAD: Duration = Duration::from_secs(1);
@@ -105,6 +111,8 @@ pub struct Control {
     counter: u64,
     /// The newest number with which a server was asked to serve us.
     newest_asked: SessionNumber,
+    /// Leaps of our numbers since a server last served us.
+    stale_leaps: u32,
     next_conn: u64,
     names: Vec<Name>,
     connections: BTreeMap<ConnId, Connection>,
@@ -141,6 +149,7 @@ impl Control {
             boot,
             counter: 0,
             newest_asked: SessionNumber::default(),
+            stale_leaps: 0,
             next_conn: 0,
             names: Vec::new(),
             connections: BTreeMap::new(),
@@ -181,9 +190,14 @@ impl Control {
     }
 
     /// The numbers a person may change while the agent runs.
-    pub fn set_timing(&mut self, keepalive: Duration, peer_timeout: Duration) {
+    pub fn set_timing(&mut self, keepalive: Duration, peer_timeout: Duration, now: BootTime) {
         self.config.keepalive = keepalive;
         self.config.peer_timeout = peer_timeout;
+        // The next heartbeat tells servers the interval: they measure our silence by it.
+        for connection in self.connections.values_mut().filter(|c| c.has_session()) {
+            connection.heartbeats.hasten(now);
+        }
+        self.run(now);
     }
 
     /// Whether dials enrol first: while we are not a member and have a setup key. A new key is a new question: earlier refusals say nothing about it.
@@ -330,11 +344,32 @@ impl Control {
         let about_us = refused.reason.is_about_the_agent();
         let patient = if about_us { self.config.backoff_early_cap } else { Duration::ZERO };
         let from = self.connections.get(&conn).map(|connection| (connection.server, connection.addr));
+        if refused.reason == Reason::StaleSession {
+            self.on_stale(conn);
+        }
         self.fail(conn, refused.detail.clone(), refused.retry_after.unwrap_or(patient), now);
         if let (true, Some(from)) = (about_us, from) {
             self.on_bad_news(refused.clone(), from, now);
         }
         self.run(now);
+    }
+
+    /// Our newest number is older than one that the cluster knows: the count of our starts was lost, and the clock that stands in for it was set back. Ever longer
+    /// leaps overtake whatever is known.
+    fn on_stale(&mut self, conn: ConnId) {
+        let is_newest = self.connections.get(&conn).is_some_and(|c| c.number >= self.newest_asked);
+        if !is_newest || self.is_served() {
+            return;
+        }
+        let leap = 1u64 << (FIRST_LEAP + self.stale_leaps).min(LAST_LEAP);
+        self.stale_leaps += 1;
+        self.boot = self.boot.saturating_add(leap).min(LAST_BOOT);
+        self.counter = 0;
+    }
+
+    /// The number of this start, as servers know it by now.
+    pub fn boot(&self) -> u64 {
+        self.boot
     }
 
     /// Addresses changed, or the machine slept: every session is asked for life, and every server may be dialled at once.

@@ -49,6 +49,13 @@ impl Control {
         }
     }
 
+    /// A peer told our removal, under the root's signature: no second opinion is needed.
+    pub(crate) fn handle_proven_removal(&mut self, refused: Refused) {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        self.bad_news = Some(BadNews { refused: refused.clone(), from: (None, nowhere), believe_at: None });
+        self.outputs.push_back(Output::Refused(refused));
+    }
+
     pub(super) fn believe(&mut self, now: BootTime) {
         if let Some(news) = &mut self.bad_news
             && news.believe_at.is_some_and(|at| now >= at)

@@ -195,7 +195,7 @@ mod tests {
             let signal = Signal { peer: PublicKey([1; 32]), id, endpoints: Vec::new() };
             assert_eq!(connections.say(conn, AgentMessage::Signal(signal)), Ok(()));
         }
-        let heartbeat = || AgentMessage::Heartbeat { sequence: 1, standby: false };
+        let heartbeat = || AgentMessage::Heartbeat { sequence: 1, standby: false, interval: Duration::ZERO };
         for _ in 0..KEPT_FOR_OTHERS {
             assert_eq!(connections.say(conn, heartbeat()), Ok(()));
         }

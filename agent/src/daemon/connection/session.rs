@@ -127,12 +127,17 @@ async fn fetch(
 ) -> Result<(), Closed> {
     let response = client.fetch_map(wire::FetchMapRequest { have }).await;
     let mut parts = response.map_err(|status| failed(&status))?.into_inner();
+    let mut is_whole = false;
     while let Some(part) = parts.message().await.map_err(|status| failed(&status))? {
         let delta = Delta::try_from(part).map_err(|error| invalid(&error))?;
+        is_whole = delta.last;
         // An event loop that is gone has dropped this task, too.
         let _ = events.send(Event::Fetched(conn, delta)).await;
     }
-    Ok(())
+    match is_whole {
+        true => Ok(()),
+        false => Err(Closed::Ended("it ended the map that was asked for before its end".into())),
+    }
 }
 
 impl Line {

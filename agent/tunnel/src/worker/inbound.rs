@@ -220,8 +220,13 @@ impl Worker {
             self.drops.not_authentic += 1;
             return;
         };
-        if self.peers.get(id).is_none_or(|state| timestamp <= state.newest_initiation) {
+        let Some(newest) = self.peers.get(id).map(|state| state.newest_initiation) else { return };
+        if timestamp <= newest {
             self.drops.replayed_handshake += 1;
+            // The newest itself comes by several paths.
+            if timestamp < newest && self.strangers.admit(path.to, self.now) {
+                self.emit(Event::StaleInitiation { peer: sender.key, from: path.to });
+            }
             return;
         }
         self.answer(id, path, initiation);

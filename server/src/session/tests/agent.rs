@@ -232,7 +232,7 @@ impl Talk {
     }
 
     pub(super) async fn heartbeat(&mut self, sequence: u64) -> HeartbeatAck {
-        self.say(AgentMessage::Heartbeat { sequence, standby: false });
+        self.say(AgentMessage::Heartbeat { sequence, standby: false, interval: Duration::ZERO });
         let ack = self.find(|message| {
             let ServerMessage::Heartbeat(ack) = message else { return None };
             (ack.sequence == sequence).then_some(ack)
@@ -243,7 +243,7 @@ impl Talk {
     /// Everything said until the server answers a heartbeat: so what it does not say is known too.
     pub(super) async fn said_so_far(&mut self) -> Vec<ServerMessage> {
         let mut said = Vec::new();
-        self.say(AgentMessage::Heartbeat { sequence: u64::MAX, standby: false });
+        self.say(AgentMessage::Heartbeat { sequence: u64::MAX, standby: false, interval: Duration::ZERO });
         loop {
             let message = self.next().await;
             if matches!(&message, ServerMessage::Heartbeat(ack) if ack.sequence == u64::MAX) {

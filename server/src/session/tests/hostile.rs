@@ -43,7 +43,8 @@ async fn whoever_speaks_before_hello_or_twice_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start(dir.path(), 1).await;
     let agent = Agent::enrolled("a", &server).await;
-    let first = AgentMessage::Heartbeat { sequence: 1, standby: false }.into_wire(None, "t");
+    let first = AgentMessage::Heartbeat { sequence: 1, standby: false, interval: std::time::Duration::ZERO }
+        .into_wire(None, "t");
     assert_eq!(agent.dial(&server).await.open_with(first).await.refused().await.reason, Reason::Invalid);
     let mut talk = agent.standby(&server, 1).await;
     talk.say_raw(AgentMessage::Hello(agent.hello(2)).into_wire(Some(talk.line.proof()), "t"));

@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{
-        Change, ChangeId, Entity, EntityId, Founding, Head, Node, Op, Recovery, Removed, SetupKey,
+        Change, ChangeId, Entity, EntityId, Founding, Head, Node, Op, Recovery, Removed, Settings, SetupKey,
         SetupKeyId, Snapshot,
     },
     store::{
@@ -68,9 +68,10 @@ pub(crate) async fn snapshot(client: &Client) -> Result<Option<Snapshot>, PgErro
             contents(client, "SELECT content FROM setup_keys ORDER BY id"),
             contents(client, "SELECT content FROM removals ORDER BY node_key"),
             contents(client, "SELECT content FROM recovery"),
+            contents(client, "SELECT content FROM settings"),
         )
     };
-    let (cluster, nodes, setup_keys, removals, mut recovery) =
+    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings) =
         in_one_flight(client, BEGIN_SNAPSHOT, tables).await?;
     let Some(row) = cluster.first() else { return Ok(None) };
     let snapshot = Snapshot {
@@ -81,6 +82,7 @@ pub(crate) async fn snapshot(client: &Client) -> Result<Option<Snapshot>, PgErro
         setup_keys,
         removals,
         recovery: recovery.pop(),
+        settings: settings.pop(),
     };
     snapshot.check().map(Some).map_err(PgError::unreadable)
 }
@@ -246,7 +248,7 @@ enum Seen {
 
 async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
     let (mut nodes, mut setup_keys, mut removals) = (Vec::new(), Vec::new(), Vec::new());
-    let mut recovery = None;
+    let (mut recovery, mut settings) = (None, None);
     // One statement cannot change a row twice; of several puts of an entity the last one counts.
     let mut seen = BTreeSet::new();
     for op in change.ops.iter().rev() {
@@ -256,6 +258,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
             Entity::SetupKey(key) if seen.insert(Seen::SetupKey(key.id)) => setup_keys.push(&**key),
             Entity::Removal(removed) if seen.insert(Seen::Removal(removed.key)) => removals.push(&**removed),
             Entity::Recovery(one) => recovery = recovery.or(Some(&**one)),
+            Entity::Settings(one) => settings = settings.or(Some(&**one)),
             Entity::Node(_) | Entity::SetupKey(_) | Entity::Removal(_) => {}
         }
     }
@@ -266,6 +269,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
         put_setup_keys(client, &setup_keys),
         put_removals(client, &removals),
         put_recovery(client, recovery),
+        put_settings(client, settings),
     )?;
     Ok(())
 }
@@ -323,4 +327,10 @@ async fn put_recovery(client: &Client, recovery: Option<&Recovery>) -> Result<()
     let next = "UPDATE cluster SET next_node_id = greatest(next_node_id, $1)";
     tokio::try_join!(biased; execute(client, row, &[&content]), execute(client, next, &[&next_id]))?;
     Ok(())
+}
+
+async fn put_settings(client: &Client, settings: Option<&Settings>) -> Result<(), PgError> {
+    let Some(settings) = settings else { return Ok(()) };
+    let row = "INSERT INTO settings (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
+    execute(client, row, &[&Json(settings)]).await.map(|_| ())
 }

@@ -65,6 +65,7 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
         setup_keys: contents(&transaction, "SELECT content FROM setup_keys ORDER BY id")?,
         removals: contents(&transaction, "SELECT content FROM removals ORDER BY node_key")?,
         recovery: contents(&transaction, "SELECT content FROM recovery")?.pop(),
+        settings: contents(&transaction, "SELECT content FROM settings")?.pop(),
     };
     snapshot.check().map(Some).map_err(SqliteError::unreadable)
 }
@@ -239,6 +240,13 @@ fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), SqliteError
             transaction.execute(
                 "UPDATE cluster SET next_node_id = max(next_node_id, ?1)",
                 [column(recovery.next_node_id.0)],
+            )?;
+        }
+        Entity::Settings(settings) => {
+            transaction.execute(
+                "INSERT INTO settings (only_row, content) VALUES (1, ?1)
+                 ON CONFLICT (only_row) DO UPDATE SET content = excluded.content",
+                [json(settings)?],
             )?;
         }
     }

@@ -1,0 +1,276 @@
+//! Removals between agents, inside tunnels, so that they spread with every server down, and from agents to a server that lost them.
+//!
+//! A removal that is news is told to every peer with a live tunnel, once. When a tunnel comes up, who knows removals says what the newest of them hash
+//! to; a peer that knows others answers with its own hash, and both tell what they have. One datagram at a time is under way to a peer; the next follows its answer.
+
+use super::Agent;
+use crate::{
+    io::{ConnId, Output},
+    time::BootTime,
+};
+use proto::{
+    key::PublicKey,
+    map::MapVersion,
+    peer_message::Body,
+    session::{AgentMessage, Reason, Refused},
+    statement::Statement,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// Removals in one datagram take up so many bytes at most.
+const DATAGRAM: usize = 1000;
+/// A datagram that is not answered is sent again after this, doubled each time.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// After so many in vain the peer is told nothing until its tunnel comes up again. An older agent never answers.
+const ATTEMPTS: u32 = 5;
+/// What one peer tells is verified at this rate, with as much in store: a signature costs a tenth of a millisecond.
+const VERIFIED_PER_SECOND: u32 = 20;
+const VERIFIED_AT_ONCE: u32 = 100;
+
+/// One datagram under way.
+#[derive(Debug)]
+struct Sent {
+    id: u64,
+    keys: Vec<PublicKey>,
+    attempts: u32,
+    again_at: BootTime,
+}
+
+/// What one peer is still to be told.
+#[derive(Debug, Default)]
+struct Telling {
+    pending: BTreeSet<PublicKey>,
+    sent: Option<Sent>,
+}
+
+/// What may still be verified of what one peer tells.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    left: u32,
+    since: BootTime,
+}
+
+/// Who is to be told what.
+#[derive(Debug, Default)]
+pub(super) struct Gossip {
+    telling: BTreeMap<PublicKey, Telling>,
+    budgets: BTreeMap<PublicKey, Budget>,
+    last_id: u64,
+    /// What the server at the other end of this connection was told.
+    server_told: Option<(ConnId, BTreeSet<PublicKey>)>,
+    /// The map or the removals changed since it was last compared with them.
+    is_map_unseen: bool,
+}
+
+impl Gossip {
+    /// The tunnel is gone; what was not said is said when it is back.
+    pub(super) fn forget(&mut self, peer: &PublicKey) {
+        self.telling.remove(peer);
+        self.budgets.remove(peer);
+    }
+
+    pub(super) fn look_at_map(&mut self) {
+        self.is_map_unseen = true;
+    }
+
+    pub(super) fn deadline(&self) -> Option<BootTime> {
+        self.telling.values().filter_map(|telling| Some(telling.sent.as_ref()?.again_at)).min()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        let told = self.server_told.as_ref().map_or(0, |(_, told)| told.len());
+        self.telling.values().map(|telling| 1 + telling.pending.len()).sum::<usize>() + told
+    }
+
+    fn may_verify(&mut self, peer: PublicKey, now: BootTime) -> bool {
+        let full = Budget { left: VERIFIED_AT_ONCE, since: now };
+        let budget = self.budgets.entry(peer).or_insert(full);
+        let earned =
+            now.since(budget.since).as_secs().min(VERIFIED_AT_ONCE.into()) as u32 * VERIFIED_PER_SECOND;
+        if earned > 0 {
+            *budget = Budget { left: VERIFIED_AT_ONCE.min(budget.left + earned), since: now };
+        }
+        let may = budget.left > 0;
+        budget.left = budget.left.saturating_sub(1);
+        may
+    }
+}
+
+impl Agent {
+    /// News for every peer with a live tunnel, but for who told it; and for those they are about.
+    pub(super) fn tell_removals(&mut self, learned: &[PublicKey], from: Option<PublicKey>) {
+        if learned.is_empty() {
+            return;
+        }
+        if let Some(time) = self.netmap.removals().newest_at() {
+            self.time.on_signed(time);
+        }
+        self.gossip.look_at_map();
+        self.save_map_soon();
+        let connected = self.peers.iter().filter(|(key, peer)| peer.is_connected() && Some(**key) != from);
+        let connected: Vec<PublicKey> = connected.map(|(key, _)| *key).collect();
+        for peer in connected {
+            if learned.contains(&peer) && self.netmap.member(&peer).is_none() {
+                self.tell_removed(peer);
+                continue;
+            }
+            self.gossip.telling.entry(peer).or_default().pending.extend(learned);
+            self.send_removals(peer);
+        }
+    }
+
+    /// Its last word from us: why the tunnel goes.
+    fn tell_removed(&mut self, peer: PublicKey) {
+        if let Some(signed) = self.netmap.removals().signed(&peer) {
+            let removals = vec![signed.to_vec()];
+            self.send_to_peer(peer, Body::Removed { removals, id: 0 }, None);
+        }
+    }
+
+    /// A tunnel is up: perhaps its other end knows less, or more.
+    pub(super) fn sum_up_removals(&mut self, peer: PublicKey) {
+        if !self.netmap.removals().is_empty() {
+            self.send_to_peer(peer, Body::RemovalSummary(self.netmap.removals().digest()), None);
+        }
+    }
+
+    pub(super) fn on_removal_summary(&mut self, peer: PublicKey, digest: [u8; 32]) {
+        let own = self.netmap.removals().digest();
+        let is_told = self.gossip.telling.contains_key(&peer);
+        if digest == own || is_told || !self.gossip.may_verify(peer, self.now) {
+            return;
+        }
+        self.send_to_peer(peer, Body::RemovalSummary(own), None);
+        let newest: Vec<PublicKey> = self.netmap.removals().newest().map(|(key, _)| *key).collect();
+        self.gossip.telling.entry(peer).or_default().pending.extend(newest);
+        self.send_removals(peer);
+    }
+
+    pub(super) fn on_removed_told(&mut self, peer: PublicKey, removals: &[Vec<u8>], id: u64) {
+        for signed in removals {
+            if self.netmap.removals().holds(signed) {
+                continue;
+            }
+            if !self.gossip.may_verify(peer, self.now) {
+                // Without an answer it is told again.
+                return;
+            }
+            self.on_removal(peer, signed);
+        }
+        if id != 0 && self.peers.contains_key(&peer) {
+            self.send_to_peer(peer, Body::RemovedSeen(id), None);
+        }
+    }
+
+    fn on_removal(&mut self, from: PublicKey, signed: &[u8]) {
+        let changes = self.netmap.on_removal(signed);
+        let is_own = changes.learned.contains(&self.identity.key);
+        self.tell_removals(&changes.learned, Some(from));
+        self.apply_changes(changes);
+        if is_own {
+            self.on_own_removal(signed);
+        }
+    }
+
+    /// No second opinion is needed under the root's signature.
+    fn on_own_removal(&mut self, signed: &[u8]) {
+        if let Ok((_, Statement::Removal(removal))) = Statement::trust(signed)
+            && self.ends_us(&removal)
+        {
+            let detail = "this node was removed from the network, as a peer could prove; enrol it again with a new setup key";
+            self.control.handle_proven_removal(Refused {
+                reason: Reason::Removed,
+                detail: detail.to_owned(),
+                retry_after: None,
+                removal: signed.to_vec(),
+            });
+            self.drain_control();
+        }
+    }
+
+    pub(super) fn on_removed_seen(&mut self, peer: PublicKey, id: u64) {
+        if let Some(telling) = self.gossip.telling.get_mut(&peer)
+            && telling.sent.take_if(|sent| sent.id == id).is_some()
+        {
+            self.send_removals(peer);
+        }
+    }
+
+    /// The next datagram, unless one is under way.
+    fn send_removals(&mut self, peer: PublicKey) {
+        let Some(telling) = self.gossip.telling.get_mut(&peer) else { return };
+        if telling.sent.is_some() {
+            return;
+        }
+        let (mut keys, mut removals, mut size) = (Vec::new(), Vec::new(), 0);
+        while let Some(key) = telling.pending.first().copied() {
+            let signed = self.netmap.removals().signed(&key).filter(|_| key != peer);
+            size += signed.map_or(0, <[u8]>::len);
+            if size > DATAGRAM && !keys.is_empty() {
+                break;
+            }
+            telling.pending.remove(&key);
+            if let Some(signed) = signed {
+                keys.push(key);
+                removals.push(signed.to_vec());
+            }
+        }
+        if keys.is_empty() {
+            self.gossip.telling.remove(&peer);
+            return;
+        }
+        self.gossip.last_id += 1;
+        let id = self.gossip.last_id;
+        telling.sent = Some(Sent { id, keys, attempts: 1, again_at: self.now + FIRST_RETRY });
+        self.send_to_peer(peer, Body::Removed { removals, id }, None);
+    }
+
+    pub(super) fn repeat_removals(&mut self) {
+        let now = self.now;
+        let is_due = |telling: &Telling| telling.sent.as_ref().is_some_and(|sent| sent.again_at <= now);
+        let due: Vec<PublicKey> =
+            self.gossip.telling.iter().filter(|(_, t)| is_due(t)).map(|(key, _)| *key).collect();
+        for peer in due {
+            let sent = self.gossip.telling.get_mut(&peer).and_then(|telling| telling.sent.as_mut());
+            match sent {
+                Some(sent) if sent.attempts < ATTEMPTS => {
+                    sent.again_at = now + FIRST_RETRY * 2u32.pow(sent.attempts);
+                    sent.attempts += 1;
+                    let known = self.netmap.removals();
+                    let removals = sent.keys.iter().filter_map(|key| known.signed(key));
+                    let body =
+                        Body::Removed { removals: removals.map(<[u8]>::to_vec).collect(), id: sent.id };
+                    self.send_to_peer(peer, body, None);
+                }
+                Some(_) | None => drop(self.gossip.telling.remove(&peer)),
+            }
+        }
+    }
+
+    /// A server whose map is level with ours and lacks a removal has lost it, or never heard of it.
+    pub(super) fn tell_server_of_removals(&mut self, conn: ConnId, at: MapVersion) {
+        if self.control.serving() != Some(conn) || self.fetching.is_some() || !self.has_map() {
+            return;
+        }
+        let is_another = self.gossip.server_told.as_ref().is_none_or(|(told, _)| *told != conn);
+        if is_another {
+            self.gossip.server_told = Some((conn, BTreeSet::new()));
+            self.gossip.is_map_unseen = true;
+        }
+        // A server that is behind may just not have told it yet.
+        let is_level = at >= self.netmap.applied() && at >= self.netmap.state().version;
+        if !is_level || !std::mem::take(&mut self.gossip.is_map_unseen) {
+            return;
+        }
+        let Some((_, told)) = &mut self.gossip.server_told else { return };
+        let news = self.netmap.removals_beside_map().filter(|(key, _)| !told.contains(key));
+        let news: Vec<(PublicKey, Vec<u8>)> = news.map(|(key, signed)| (*key, signed.to_vec())).collect();
+        told.extend(news.iter().map(|(key, _)| *key));
+        for (_, signed) in news {
+            self.outputs.push_back(Output::Send { conn, message: AgentMessage::Removal(signed) });
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! How this node itself stands: its own certificate, which servers renew while they serve it, and its wall clock beside the servers' time. What a person must know is
+//! in the status, and in the log once.
+
+use super::Agent;
+use crate::{
+    status::{Certificate, CertificateState},
+    time::BootTime,
+};
+use proto::{statement::Membership, time::UnixTime};
+use std::time::Duration;
+
+/// An end that is nearer is shown, or a third of the certificate's life if that is shorter.
+const SHOWN_BEFORE: Duration = Duration::from_secs(24 * 3600);
+/// A wall clock that is off by more is shown ..
+const CLOCK_OFF_S: u64 = 60;
+/// .. until it is off by less.
+const CLOCK_RIGHT_S: u64 = 50;
+
+/// What the log was told last.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Standing {
+    certificate: CertificateState,
+    is_clock_off: bool,
+}
+
+impl Agent {
+    /// Looks at the own certificate and clock; tells the log what changed.
+    pub(super) fn judge_own(&mut self) {
+        let certificate = self.own_certificate_status(self.now);
+        if certificate.state != self.standing.certificate {
+            self.standing.certificate = certificate.state;
+            match (certificate.state, certificate.ends_in_seconds) {
+                (CertificateState::Ending, _) => {
+                    tracing::warn!(
+                        ends_in_s = certificate.ends_in_seconds,
+                        "no server has renewed this node's membership certificate; peers end its tunnels when it ends"
+                    );
+                }
+                (CertificateState::Ended, _) => {
+                    tracing::warn!(
+                        "this node's membership certificate has ended: peers refuse its tunnels until a server renews it"
+                    );
+                }
+                (CertificateState::Good, _) => {
+                    tracing::info!("this node's membership certificate is good again")
+                }
+                (CertificateState::None, _) => {}
+            }
+        }
+        let off = self.time.wall_ahead(self.now);
+        let limit = if self.standing.is_clock_off { CLOCK_RIGHT_S } else { CLOCK_OFF_S };
+        let is_off = off.is_some_and(|off| off.unsigned_abs() > limit);
+        if is_off != self.standing.is_clock_off {
+            self.standing.is_clock_off = is_off;
+            match is_off {
+                true => {
+                    tracing::warn!(ahead_s = off, "this machine's clock is not the servers'; theirs is used")
+                }
+                false => tracing::info!("this machine's clock is right again"),
+            }
+        }
+    }
+
+    /// When the own certificate is to be looked at again.
+    pub(super) fn own_deadline(&self, time: UnixTime) -> Option<Duration> {
+        let (_, own) = self.membership.as_ref()?;
+        let end = own.not_after?;
+        let shown_at = UnixTime(end.0.saturating_sub(shown_before(own).as_secs()));
+        [shown_at, end].into_iter().filter(|at| *at > time).map(|at| at.since(time)).min()
+    }
+
+    pub(super) fn own_certificate_status(&self, now: BootTime) -> Certificate {
+        let Some((_, own)) = &self.membership else { return Certificate::default() };
+        let left = own.not_after.zip(self.time.at(now)).map(|(end, time)| end.0 as i64 - time.0 as i64);
+        let shown_before_s = shown_before(own).as_secs() as i64;
+        Certificate {
+            state: match left {
+                Some(..=0) => CertificateState::Ended,
+                Some(left) if left <= shown_before_s => CertificateState::Ending,
+                Some(_) | None => CertificateState::Good,
+            },
+            not_after: own.not_after.map(|end| end.0),
+            ends_in_seconds: left,
+        }
+    }
+
+    /// What is wrong with this node, and what to do.
+    pub(super) fn warnings(&self, now: BootTime) -> Vec<String> {
+        let certificate = self.own_certificate_status(now);
+        let is_served = self.control.serving().is_some();
+        let cure = match is_served {
+            true => {
+                "the server that serves this node has not renewed it: look at `server status`, its database may be away"
+            }
+            false => "it is renewed as soon as a server can be reached",
+        };
+        let span = |seconds: Option<i64>| in_words(seconds.unwrap_or_default().unsigned_abs());
+        let of_certificate = match certificate.state {
+            CertificateState::None | CertificateState::Good => None,
+            CertificateState::Ending => Some(format!(
+                "the membership certificate ends in {}, and then peers end this node's tunnels; {cure}",
+                span(certificate.ends_in_seconds)
+            )),
+            CertificateState::Ended => Some(format!(
+                "the membership certificate ended {} ago: peers refuse this node's tunnels; {cure}",
+                span(certificate.ends_in_seconds)
+            )),
+        };
+        let off = self.time.wall_ahead(now).filter(|off| off.unsigned_abs() > CLOCK_OFF_S);
+        let of_clock = off.map(|off| {
+            let direction = if off > 0 { "ahead of" } else { "behind" };
+            let off = in_words(off.unsigned_abs());
+            format!("this machine's clock is {off} {direction} the servers': set it right; certificates are judged by the servers' time")
+        });
+        let mut ended = 0;
+        if let Some(time) = self.time.at(now) {
+            ended = self
+                .netmap
+                .members()
+                .filter(|(_, m)| m.membership.not_after.is_some_and(|end| time >= end))
+                .count();
+        }
+        let of_peers = (ended > 0).then(|| {
+            format!("the membership certificates of {ended} peers have ended, and their tunnels with them: no server has renewed them, or told us")
+        });
+        [of_certificate, of_peers, of_clock].into_iter().flatten().collect()
+    }
+}
+
+fn shown_before(membership: &Membership) -> Duration {
+    let life = membership.not_after.map(|end| end.since(membership.issued_at));
+    life.map_or(SHOWN_BEFORE, |life| SHOWN_BEFORE.min(life / 3))
+}
+
+fn in_words(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        172_800.. => format!("{} d", seconds / 86_400),
+    }
+}

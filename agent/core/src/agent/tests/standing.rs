@@ -1,0 +1,84 @@
+//! The own certificate and the own clock, as the status shows them.
+
+use super::*;
+use crate::status::CertificateState;
+
+impl Bench {
+    fn with_certificate(issued_at: u64, not_after: u64) -> Self {
+        let mut bench = Self::served();
+        bench.renew(issued_at, not_after);
+        bench
+    }
+
+    fn renew(&mut self, issued_at: u64, not_after: u64) {
+        let membership = Membership {
+            node_id: NodeId(1),
+            node_key: key(1),
+            addresses: vec![[100, 64, 0, 1].into()],
+            claims: Vec::new(),
+            issued_at: UnixTime(issued_at),
+            not_after: Some(UnixTime(not_after)),
+        };
+        let signed = Statement::Membership(membership).sign(NETWORK, &root());
+        self.say(ConnId(0), ServerMessage::Membership(signed));
+        self.outputs();
+    }
+
+    /// The state of the certificate, so many seconds after the start.
+    fn certificate_at(&mut self, seconds: u64) -> CertificateState {
+        self.now = START + Duration::from_secs(seconds);
+        self.agent.status(self.now).own.certificate.state
+    }
+}
+
+#[test]
+fn an_end_is_shown_a_day_before_or_in_the_last_third_and_is_gone_with_a_renewal() {
+    const DAY: u64 = 24 * 3600;
+    let mut long = Bench::with_certificate(NOW_S, NOW_S + 30 * DAY);
+    assert_eq!(long.certificate_at(29 * DAY - 1), CertificateState::Good);
+    assert_eq!(long.certificate_at(29 * DAY + 1), CertificateState::Ending);
+    let mut short = Bench::with_certificate(NOW_S, NOW_S + 90);
+    assert_eq!(short.certificate_at(59), CertificateState::Good);
+    assert_eq!(short.certificate_at(61), CertificateState::Ending);
+    let warnings = short.agent.status(short.now).warnings;
+    assert!(warnings[0].contains("ends in 29 s"), "{warnings:?}");
+    assert_eq!(short.certificate_at(90), CertificateState::Ended);
+    short.renew(NOW_S + 90, NOW_S + 180);
+    assert_eq!(short.certificate_at(91), CertificateState::Good);
+    assert_eq!(short.agent.status(short.now).warnings, Vec::<String>::new());
+}
+
+#[test]
+fn the_own_certificate_has_a_deadline_of_its_own() {
+    let mut bench = Bench::with_certificate(NOW_S, NOW_S + 90);
+    let at = |bench: &Bench| bench.agent.expiry_at.map(|at| at.since(START).as_secs());
+    assert_eq!(at(&bench), Some(60));
+    bench.at(Duration::from_secs(60));
+    assert_eq!(at(&bench), Some(90));
+    bench.at(Duration::from_secs(90));
+    assert_eq!(at(&bench), None);
+}
+
+#[test]
+fn a_clock_that_is_off_by_more_than_a_minute_is_shown_until_it_is_right() {
+    let mut bench = Bench::served();
+    let mut shown = |wall: u64| {
+        bench.agent.handle_wall_clock(UnixTime(wall), bench.now);
+        let status = bench.agent.status(bench.now);
+        (status.own.clock_ahead_seconds, status.warnings.len())
+    };
+    assert_eq!(shown(NOW_S + 59), (Some(59), 0));
+    assert_eq!(shown(NOW_S + 7200), (Some(7200), 1));
+    assert_eq!(shown(NOW_S - 7200), (Some(-7200), 1));
+    assert_eq!(shown(NOW_S), (Some(0), 0));
+}
+
+#[test]
+fn peers_whose_certificates_ended_are_counted() {
+    let mut bench = Bench::served();
+    bench.tell(2, vec![peer_object(2, "b", certificate(2, Some(NOW_S + 60)))], Vec::new());
+    assert_eq!(bench.agent.status(bench.now).warnings.len(), 0);
+    bench.at(Duration::from_secs(61));
+    let warnings = bench.agent.status(bench.now).warnings;
+    assert!(warnings[0].contains("1 peers"), "{warnings:?}");
+}
