@@ -222,9 +222,13 @@ impl Mesh {
 
     /// A host on the switch for programs of the scenario's own; `number` from 0.
     pub fn bystander(&self, name: &str, number: u8) -> Result<Host> {
-        let host = Host::new(name)?;
-        self.switch.attach(&host, &format!("{}/24", address_in(UNDERLAY, FIRST_BYSTANDER + number)))?;
-        Ok(host)
+        Ok(host_at(&self.switch, name, FIRST_BYSTANDER + number)?.0)
+    }
+
+    /// A Postgres beside the SQLite file that the servers are on.
+    pub fn add_postgres(&self) -> Result<Postgres> {
+        let (host, address) = host_at(&self.switch, "db", DATABASE_HOST)?;
+        Postgres::start(host, address, &self.cluster.directory.join("postgres"))
     }
 
     /// Starts the agents that were added, and waits until they are served and know each other.

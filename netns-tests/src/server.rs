@@ -76,6 +76,14 @@ impl Server {
         self.arguments.extend(options.iter().cloned());
     }
 
+    /// Another database, from the next start on.
+    pub fn use_database(&mut self, url: &str) {
+        for pair in self.arguments.chunks_mut(2).filter(|pair| pair[0] == "--database") {
+            url.clone_into(&mut pair[1]);
+        }
+        url.clone_into(&mut self.cluster.database);
+    }
+
     /// Leaves all arguments to their defaults but these.
     pub fn only(&mut self, options: &[&str]) {
         let pairs = self.arguments.chunks(2).filter(|pair| options.contains(&pair[0].as_str()));
@@ -157,7 +165,13 @@ impl Server {
         command.output().context("cannot run the server's command line")
     }
 
-    /// The same command, begun and not waited for.
+    /// A `server` command that is told of no database but in its arguments.
+    pub fn command_alone(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = bounded(&self.host.namespace, &self.cluster.program);
+        command.args(arguments).output().context("cannot run the server's command line")
+    }
+
+    /// A command on the cluster's database, begun and not waited for.
     pub fn begin(&self, arguments: &[&str]) -> Result<Process> {
         let mut command = self.host.namespace.command(&self.cluster.program);
         command.args(arguments).args(["--database", &self.cluster.database]);

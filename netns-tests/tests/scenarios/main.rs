@@ -18,6 +18,7 @@ mod database_back;
 mod database_start;
 mod database_tls;
 mod failover;
+mod identity;
 mod idle;
 mod jobs;
 mod kills;
@@ -128,6 +129,7 @@ const CASES: &[Case] = &[
     ),
     together("admission_a_stale_disconnect_changes_nothing", admission::a_stale_disconnect_changes_nothing),
     together("clocks_jump_while_everything_runs", clocks::jump_while_everything_runs),
+    together("identity_a_copied_server_is_refused", identity::a_copied_server_is_refused),
     together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
     together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
     together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
