@@ -7,7 +7,7 @@ use proto::{
     receipt::{Mark, Receipt},
     statement::NodeId,
 };
-use std::{collections::BTreeMap, net::SocketAddr, rc::Rc};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 /// A version of everything.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +43,7 @@ impl Atlas {
         atlas
     }
 
-    pub(crate) fn after(&self, change: &Change) -> Rc<Self> {
+    pub(crate) fn after(&self, change: &Change) -> Self {
         let mut next = self.clone();
         next.version.revision += 1;
         match change {
@@ -56,7 +56,24 @@ impl Atlas {
             }
             Change::Remove(agent) => next.remove(*agent),
         }
-        Rc::new(next)
+        next
+    }
+
+    /// Nodes and removals that `past` has and this lacks; a removal wins. Returns whether there were any.
+    pub(crate) fn put_back(&mut self, past: &Self) -> bool {
+        let removed = past.removals.keys().filter(|key| !self.removals.contains_key(key));
+        let removed: Vec<usize> = removed.map(members::agent_of).collect();
+        removed.iter().for_each(|agent| self.remove(*agent));
+        let is_lost = |key: &&PublicKey| !self.nodes.contains_key(key) && !self.removals.contains_key(key);
+        let lost: Vec<PublicKey> = past.nodes.keys().filter(is_lost).copied().collect();
+        for key in &lost {
+            let (id, endpoints) = (ObjectId::peer(*key), past.nodes[key].clone());
+            if let Some(content) = past.map.content(&id) {
+                self.map.put(Object { id, content: content.to_vec() });
+            }
+            self.nodes.insert(*key, endpoints);
+        }
+        !removed.is_empty() || !lost.is_empty()
     }
 
     fn put_peer(&mut self, agent: usize, endpoints: Vec<SocketAddr>, name: Option<&str>) {

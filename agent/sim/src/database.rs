@@ -2,7 +2,7 @@
 
 use crate::atlas::{Atlas, Change};
 use agent_core::BootTime;
-use proto::{session::SessionNumber, statement::NodeId};
+use proto::{map::MapVersion, receipt::Mark, session::SessionNumber, statement::NodeId};
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 /// A server that did not renew its lease for so long counts as gone.
@@ -19,17 +19,83 @@ pub(crate) struct Seat {
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) head: Rc<Atlas>,
+    log: BTreeMap<MapVersion, Mark>,
+    /// An older state of it, to be restored.
+    copy: Option<(Rc<Atlas>, BTreeMap<MapVersion, Mark>)>,
+    /// It went back in time once.
+    pub(crate) recovered: bool,
+    changes: u64,
     pub(crate) seats: BTreeMap<NodeId, Seat>,
     leases: Vec<Option<BootTime>>,
 }
 
 impl Database {
     pub(crate) fn new(servers: usize) -> Self {
-        Self { head: Rc::new(Atlas::first()), seats: BTreeMap::new(), leases: vec![None; servers] }
+        let head = Rc::new(Atlas::first());
+        Self {
+            log: BTreeMap::from([(head.version, head.mark)]),
+            head,
+            copy: None,
+            recovered: false,
+            changes: 0,
+            seats: BTreeMap::new(),
+            leases: vec![None; servers],
+        }
     }
 
     pub(crate) fn write(&mut self, change: &Change) {
-        self.head = self.head.after(change);
+        let next = self.head.after(change);
+        self.append(next);
+    }
+
+    fn append(&mut self, mut next: Atlas) {
+        self.changes += 1;
+        next.mark = self.changes.to_be_bytes();
+        self.head = Rc::new(next);
+        self.log.insert(self.head.version, self.head.mark);
+    }
+
+    /// A backup is made.
+    pub(crate) fn keep_copy(&mut self) {
+        self.copy = Some((self.head.clone(), self.log.clone()));
+    }
+
+    /// The database is as it was when it was copied; seats, which are told again, go with it.
+    pub(crate) fn restore_copy(&mut self) {
+        if let Some((head, log)) = self.copy.clone() {
+            (self.head, self.log) = (head, log);
+            (self.recovered, self.seats) = (false, BTreeMap::new());
+        }
+    }
+
+    /// Whether this version was reached by this change, as far as the log tells.
+    pub(crate) fn holds(&self, version: MapVersion, mark: Mark) -> bool {
+        self.log.get(&version) == Some(&mark)
+    }
+
+    /// Begins an epoch above `seen`, with what `past` knows put back.
+    pub(crate) fn begin_epoch(&mut self, seen: MapVersion, past: Option<&Atlas>) {
+        let above = seen.max(self.head.version);
+        let revision = seen.revision.max(self.head.version.revision) + 1;
+        let version = MapVersion { epoch: above.epoch + 1, revision };
+        let mut next = Atlas::clone(&self.head);
+        next.version = version;
+        if let Some(past) = past {
+            next.put_back(past);
+        }
+        self.recovered = true;
+        self.append(next);
+    }
+
+    /// What `past` knows and the others did not; whether there was anything.
+    pub(crate) fn put_back(&mut self, past: &Atlas) -> bool {
+        let mut next = Atlas::clone(&self.head);
+        let is_news = next.put_back(past);
+        if is_news {
+            next.version.revision += 1;
+            self.append(next);
+        }
+        is_news
     }
 
     pub(crate) fn renew(&mut self, server: usize, now: BootTime) {

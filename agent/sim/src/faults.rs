@@ -49,6 +49,10 @@ pub enum Fault {
     /// A change that nobody's map shows.
     Unseen,
     Remove(usize),
+    /// A backup of the database is made.
+    Copy,
+    /// The database is restored from its copy, if there is one.
+    Restore,
 }
 
 impl World {
@@ -85,6 +89,8 @@ impl World {
             Fault::Rename(agent) => self.rename(agent),
             Fault::Unseen => self.write_if_possible(&Change::Unseen),
             Fault::Remove(agent) => self.remove(agent),
+            Fault::Copy => self.database.keep_copy(),
+            Fault::Restore => self.database.restore_copy(),
         }
     }
 

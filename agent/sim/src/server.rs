@@ -13,7 +13,13 @@ use crate::{
     world::World,
 };
 use agent_core::BootTime;
-use proto::{server_url::ServerUrl, session::ServerId, statement::NodeId};
+use proto::{
+    map::MapVersion,
+    receipt::Mark,
+    server_url::ServerUrl,
+    session::{MapState, ServerId},
+    statement::NodeId,
+};
 use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, time::Duration};
 
 const SERVING_SILENCE: Duration = Duration::from_secs(10);
@@ -48,6 +54,10 @@ pub(crate) struct Server {
     pub(crate) sessions: BTreeMap<StreamId, Session>,
     pub(crate) reports: BTreeMap<usize, Vec<SocketAddr>>,
     pub(crate) spread: Duration,
+    /// The newest version that an agent has proved, and what it was.
+    pub(crate) proved: Option<(MapVersion, Mark)>,
+    /// What it knew when the database knew it no more.
+    pub(crate) past: Option<Rc<Atlas>>,
 }
 
 impl Server {
@@ -67,6 +77,8 @@ impl Server {
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
             spread: Duration::ZERO,
+            proved: None,
+            past: None,
         }
     }
 
@@ -208,6 +220,7 @@ impl World {
         if !self.runs(server, life) || !self.has_database(server) {
             return;
         }
+        self.recover(server);
         let (now, seats) = (self.now, self.database.live_seats(self.now));
         let it = &mut self.servers[server];
         it.level_at = now;
@@ -223,6 +236,43 @@ impl World {
         }
         it.seats = seats;
         self.tell_news(server);
+    }
+
+    /// The database may have gone back in time: by what this server knows, or by what agents have proved.
+    fn recover(&mut self, server: usize) {
+        let it = &mut self.servers[server];
+        if !self.database.holds(it.state.version, it.state.mark) {
+            it.past = Some(it.state.clone());
+        }
+        let known = it.past.as_ref().map(|past| (past.version, past.mark));
+        let lacks = |(version, mark): &(MapVersion, Mark)| {
+            self.database.head.version.epoch <= version.epoch && !self.database.holds(*version, *mark)
+        };
+        let seen =
+            [known, it.proved.take()].into_iter().flatten().filter(lacks).map(|(version, _)| version).max();
+        let past = it.past.take();
+        let has_changed = match (seen, past) {
+            (Some(seen), past) => {
+                self.database.begin_epoch(seen, past.as_deref());
+                true
+            }
+            (None, Some(past)) => self.database.put_back(&past),
+            (None, None) => false,
+        };
+        if has_changed {
+            self.notify_servers();
+        }
+    }
+
+    /// An agent shows what it holds.
+    pub(crate) fn show(&mut self, server: usize, held: &MapState) {
+        let (it, (version, receipt)) = (&mut self.servers[server], (held.version, held.receipt));
+        if members::receipts().verifies(version, &receipt)
+            && it.proved.is_none_or(|proved| proved.0 < version)
+        {
+            it.proved = Some((version, receipt.mark()));
+            self.on_follow(server, self.servers[server].life);
+        }
     }
 
     pub(crate) fn on_publish(&mut self, server: usize, life: u32) {

@@ -84,7 +84,10 @@ impl World {
 
     fn on_hello(&mut self, server: usize, id: StreamId, hello: Hello) {
         let Some(agent) = self.streams.get(&id).map(|stream| stream.agent) else { return };
-        let (member, it) = (members::of(agent), &mut self.servers[server]);
+        self.show(server, &hello.map);
+        let member = members::of(agent);
+        self.take_in_again(server, agent, &hello);
+        let it = &mut self.servers[server];
         if it.process == Process::Draining {
             return self.hang_up(id, refused(Reason::Draining, Some(Duration::from_secs(1)), &[]));
         }
@@ -114,6 +117,17 @@ impl World {
         }
     }
 
+    /// By its own certificate, where the database lost it.
+    fn take_in_again(&mut self, server: usize, agent: usize, hello: &Hello) {
+        let (key, head) = (members::of(agent).key, &self.database.head);
+        let outside = head.is_member(&key) || head.removal(&key).is_some() || hello.membership.is_empty();
+        if self.has_database(server) && self.database.recovered && !outside {
+            self.write(&Change::Enrol(agent));
+            self.servers[server].state = self.database.head.clone();
+            self.publish_soon(server);
+        }
+    }
+
     fn welcome(&self, server: usize, agent: usize) -> Welcome {
         let (it, node) = (&self.servers[server], &self.nodes[agent]);
         Welcome {
@@ -133,6 +147,7 @@ impl World {
     }
 
     fn on_activate(&mut self, server: usize, id: StreamId, number: SessionNumber, map: MapState) {
+        self.show(server, &map);
         let it = &self.servers[server];
         let Some(session) = it.sessions.get(&id) else { return };
         let (agent, node) = (session.agent, members::of(session.agent).node);

@@ -12,6 +12,7 @@ mod names;
 mod one_server;
 mod removal;
 mod restart;
+mod restored_database;
 mod roaming;
 mod rolling_restart;
 mod sleep;
