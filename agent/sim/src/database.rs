@@ -20,8 +20,8 @@ pub(crate) struct Seat {
 pub(crate) struct Database {
     pub(crate) head: Rc<Atlas>,
     log: BTreeMap<MapVersion, Mark>,
-    /// An older state of it, to be restored.
-    copy: Option<(Rc<Atlas>, BTreeMap<MapVersion, Mark>)>,
+    /// An older state of it, to be restored: at first that of a cluster without nodes.
+    copy: (Rc<Atlas>, BTreeMap<MapVersion, Mark>),
     /// It went back in time once.
     pub(crate) recovered: bool,
     changes: u64,
@@ -32,10 +32,11 @@ pub(crate) struct Database {
 impl Database {
     pub(crate) fn new(servers: usize) -> Self {
         let head = Rc::new(Atlas::first());
+        let log = BTreeMap::from([(head.version, head.mark)]);
         Self {
-            log: BTreeMap::from([(head.version, head.mark)]),
+            copy: (head.clone(), log.clone()),
+            log,
             head,
-            copy: None,
             recovered: false,
             changes: 0,
             seats: BTreeMap::new(),
@@ -57,15 +58,13 @@ impl Database {
 
     /// A backup is made.
     pub(crate) fn keep_copy(&mut self) {
-        self.copy = Some((self.head.clone(), self.log.clone()));
+        self.copy = (self.head.clone(), self.log.clone());
     }
 
     /// The database is as it was when it was copied; seats, which are told again, go with it.
     pub(crate) fn restore_copy(&mut self) {
-        if let Some((head, log)) = self.copy.clone() {
-            (self.head, self.log) = (head, log);
-            (self.recovered, self.seats) = (false, BTreeMap::new());
-        }
+        (self.head, self.log) = self.copy.clone();
+        (self.recovered, self.seats) = (false, BTreeMap::new());
     }
 
     /// Whether this version was reached by this change, as far as the log tells.

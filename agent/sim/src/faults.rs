@@ -51,7 +51,7 @@ pub enum Fault {
     Remove(usize),
     /// A backup of the database is made.
     Copy,
-    /// The database is restored from its copy, if there is one.
+    /// The database is restored from its copy: without one, it is as at the very first start.
     Restore,
 }
 

@@ -30,6 +30,9 @@ impl Script {
         for _ in 0..count {
             writer.fault();
         }
+        if seed % 4 == 1 {
+            writer.restore();
+        }
         writer.script.faults.sort_by_key(|(at, _)| *at);
         writer.script
     }
@@ -127,6 +130,21 @@ impl Writer {
         if self.agents > 2 && self.rng.random_bool(0.1) {
             self.script.faults.push((start, Fault::Remove(self.agents - 1)));
         }
+    }
+
+    /// The database goes back, while servers run or while none does. A removal that nobody remembers then is undone, which no invariant can bear.
+    fn restore(&mut self) {
+        self.script.faults.retain(|(_, fault)| !matches!(fault, Fault::Remove(_)));
+        let (copied_at, restored_at) = self.times();
+        if self.rng.random_bool(0.5) {
+            self.script.faults.push((copied_at, Fault::Copy));
+        }
+        let all_restart = self.rng.random_bool(0.5);
+        for server in (0..self.servers).filter(|_| all_restart) {
+            self.script.faults.push((restored_at - Duration::from_millis(1), Fault::Kill(server)));
+            self.script.faults.push((restored_at + Duration::from_millis(500), Fault::Start(server)));
+        }
+        self.script.faults.push((restored_at, Fault::Restore));
     }
 
     fn between(&mut self, fault: Fault, cure: Fault) {
