@@ -24,6 +24,21 @@ const RESUMED: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 4;
 
 pub(crate) fn restored_under_running_servers(s: &mut Scenario) -> Result<()> {
+    restored(s, Memory::OfServers)
+}
+
+pub(crate) fn restored_and_nobody_remembers(s: &mut Scenario) -> Result<()> {
+    restored(s, Memory::OfAgentsAlone)
+}
+
+/// Who still knows what the copy lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    OfServers,
+    OfAgentsAlone,
+}
+
+fn restored(s: &mut Scenario, memory: Memory) -> Result<()> {
     s.expect_warning(FROM_MEMORY);
     s.expect_warning(WENT_BACK);
     let mut mesh = Mesh::plan(2, 4).database(Database::Postgres).start(s)?;
@@ -34,9 +49,15 @@ pub(crate) fn restored_under_running_servers(s: &mut Scenario) -> Result<()> {
     let holders = addresses(&mesh)?;
     let epoch = epoch(&mesh, 0)?;
     let begun = Instant::now();
+    if memory == Memory::OfAgentsAlone {
+        mesh.servers.iter_mut().try_for_each(|server| server.kill().map(drop))?;
+    }
     mesh.postgres_mut()?.stop(Stop::Killed)?;
     mesh.postgres_mut()?.put_back(&copy)?;
     let back = mesh.postgres_mut()?.run()?;
+    if memory == Memory::OfAgentsAlone {
+        mesh.servers.iter_mut().try_for_each(|server| server.start().map(drop))?;
+    }
     let raised = (0..2).map(|server| raised(&mesh, server, epoch)).collect::<Result<Vec<_>>>()?;
     let raised = raised.into_iter().max().context("two servers")?;
     converged(&mesh)?;

@@ -146,6 +146,7 @@ const CASES: &[Case] = &[
     together("database_cut_from_one_server", database_apart::cut),
     together("database_unheard_by_one_server", database_apart::unheard),
     together("database_restored_under_running_servers", database_back::restored_under_running_servers),
+    together("database_restored_and_nobody_remembers", database_back::restored_and_nobody_remembers),
     together("database_away_when_servers_start", database_start::away),
     together("database_full", database_start::full),
     together("job_a_frozen_holder_acts_on_nothing", jobs::a_frozen_holder_acts_on_nothing),
