@@ -66,6 +66,11 @@ impl Node {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
+    /// Whether its certificate has ended: it was not served for that long.
+    pub fn is_lapsed(&self, now: UnixTime) -> bool {
+        self.not_after.is_some_and(|end| end <= now)
+    }
+
     /// Signs a certificate for the node as it is now. Whatever the clock did, it is newer than one that says otherwise, and
     /// than a removal of the same key, which it undoes: the newest is believed.
     pub(crate) fn certify(&mut self, state: &State, now: UnixTime) {

@@ -70,6 +70,7 @@ struct Shown<'a> {
     updated_unix_s: u64,
     expires_unix_s: Option<u64>,
     certificate_ends_unix_s: Option<u64>,
+    certificate_ended: bool,
 }
 
 pub(crate) async fn run(command: Command) -> Result<(), Failure> {
@@ -155,6 +156,8 @@ fn condition(node: &Node, is_online: bool, now: UnixTime) -> &'static str {
     match (node.is_expired(now), is_online) {
         (true, _) => "expired",
         (false, true) => "online",
+        // Peers believe it no more; it gets a new certificate when it comes back.
+        (false, false) if node.is_lapsed(now) => "lapsed",
         (false, false) => "offline",
     }
 }
@@ -217,6 +220,7 @@ impl<'a> Shown<'a> {
             updated_unix_s: node.updated_at.0,
             expires_unix_s: node.expires_at.map(|at| at.0),
             certificate_ends_unix_s: node.not_after.map(|at| at.0),
+            certificate_ended: node.is_lapsed(now),
         }
     }
 }
