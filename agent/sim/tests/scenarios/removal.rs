@@ -1,7 +1,7 @@
 //! A node is removed, under the root's signature.
 
 use crate::{SEEDS, measured, ms, secs};
-use agent_sim::{Fault, Setup, World};
+use agent_sim::{Fault, Host, Setup, World};
 
 #[test]
 fn its_tunnels_end_everywhere_and_it_learns_why() {
@@ -19,4 +19,28 @@ fn its_tunnels_end_everywhere_and_it_learns_why() {
     });
     let (_, worst) = measured("removed", waits.collect());
     assert!(worst < ms(100));
+}
+
+#[test]
+fn an_agent_that_no_server_reaches_hears_of_it_through_its_tunnels_and_keeps_it() {
+    let waits = SEEDS.map(|seed| {
+        let mut world = World::settled(&Setup { agents: 3, servers: 2, ..Setup::default() }, seed);
+        world.flow(0, 1, ms(200));
+        world.flow(1, 2, ms(200));
+        world.run_for(secs(3));
+        (0..2).for_each(|server| world.apply(&Fault::Partition(Host::Agent(1), Host::Server(server))));
+        world.apply(&Fault::Remove(2));
+        let gone = |world: &World| !world.knows(1, 2) && !world.has_tunnel(1, 2);
+        let took = world.until("the one without servers forgot it", secs(1), gone);
+        world.until("it knows from its peers or servers", secs(15), |world| world.is_removed(2));
+        (0..2).for_each(|server| world.apply(&Fault::Kill(server)));
+        world.apply(&Fault::Stop(1));
+        world.run_for(secs(1));
+        world.apply(&Fault::Launch(1));
+        world.run_for(secs(5));
+        assert!(!world.knows(1, 2), "seed {seed}: a restart brought it back");
+        took
+    });
+    let (_, worst) = measured("heard through a tunnel", waits.collect());
+    assert!(worst < ms(300));
 }

@@ -82,3 +82,41 @@ fn peers_whose_certificates_ended_are_counted() {
     let warnings = bench.agent.status(bench.now).warnings;
     assert!(warnings[0].contains("1 peers"), "{warnings:?}");
 }
+
+#[test]
+fn a_session_number_that_is_refused_as_old_is_overtaken_by_ever_longer_leaps() {
+    let mut bench = Bench::started(Saved::default(), None);
+    let dialled = |output: &Output| {
+        let Output::Dial(dial) = output else { return None };
+        Some(dial.conn)
+    };
+    let said = |output: &Output| {
+        let Output::Send { message: AgentMessage::Hello(hello), .. } = output else { return None };
+        Some(hello.number.boot)
+    };
+    let enrolled = wire::Enrolled {
+        root: root().public().to_bytes().to_vec(),
+        membership: certificate(1, None),
+        node_id: 1,
+        servers: Vec::new(),
+    };
+    let (mut boots, mut seconds) = (Vec::new(), 0);
+    let mut outputs = bench.outputs();
+    while boots.len() < 4 {
+        if let Some(conn) = outputs.iter().find_map(dialled) {
+            bench.agent.handle_enrolled(conn, &enrolled, bench.now);
+            bench.agent.handle_connected(conn, Connected { server: ServerId([1; 16]) }, bench.now);
+            boots.extend(bench.outputs().iter().find_map(said));
+            let (reason, detail) = (Reason::StaleSession, "an older session".to_owned());
+            let refused = Refused { reason, detail, retry_after: None, removal: Vec::new() };
+            bench.say(conn, ServerMessage::Refused(refused));
+        }
+        seconds += 1;
+        assert!(seconds < 60, "{boots:?}");
+        outputs = bench.outputs();
+        outputs.extend(bench.at(Duration::from_secs(seconds)));
+    }
+    let leaps: Vec<u64> = boots.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(leaps, [1 << 20, 1 << 21, 1 << 22]);
+    assert!(bench.agent.boot() > boots[3], "so that the next start counts on from it");
+}
