@@ -13,6 +13,8 @@ pub struct Status {
     pub control: Control,
     pub peers: Vec<Peer>,
     pub claims: Vec<Claim>,
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -22,6 +24,16 @@ pub struct Own {
     pub addresses: Vec<String>,
     pub interface: String,
     pub listen_port: u16,
+    #[serde(default)]
+    pub certificate: Certificate,
+    pub clock_ahead_seconds: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Certificate {
+    pub state: String,
+    pub not_after: Option<u64>,
+    pub ends_in_seconds: Option<i64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -50,6 +50,11 @@ pub(crate) fn jump_while_everything_runs(s: &mut Scenario) -> Result<()> {
         hold_for(BETWEEN_JUMPS, || Ok(()))?;
     }
     nobody_noticed(s, &mesh, begun)?;
+    for (agent, word) in [(0, "6 h ahead of"), (2, "6 h behind")] {
+        mesh.agents[agent].wait_now(TIMEOUT, "says that its clock is off", |status| {
+            status.warnings.iter().any(|warning| warning.contains("clock") && warning.contains(word))
+        })?;
+    }
     newcomers_are_let_in(s, &mut mesh)?;
     each_server_dies(s, &mut mesh)?;
     s.none_lost(pings)?;

@@ -25,8 +25,10 @@ mod kills;
 mod lab;
 mod lab_database;
 mod life;
+mod membership;
 mod one_address;
 mod outage;
+mod removal;
 mod restarts;
 mod two_servers;
 
@@ -129,6 +131,7 @@ const CASES: &[Case] = &[
     ),
     together("admission_a_stale_disconnect_changes_nothing", admission::a_stale_disconnect_changes_nothing),
     together("clocks_jump_while_everything_runs", clocks::jump_while_everything_runs),
+    together("removal_reaches_all_by_servers_or_tunnels", removal::reaches_all_by_servers_or_tunnels),
     together("identity_a_copied_server_is_refused", identity::a_copied_server_is_refused),
     together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
     together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
@@ -153,6 +156,8 @@ const CASES: &[Case] = &[
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
     together("database_forged_notifications", database_start::forged_notifications),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
+    background("membership_that_never_ends_needs_no_server", membership::never_ends),
+    background("membership_ends_by_time_and_one_server_mends_it", membership::ends_by_time),
     background(
         "idle_tunnel_is_silent_and_wakes",
         idle::an_idle_tunnel_is_silent_and_wakes_with_its_next_packet,
