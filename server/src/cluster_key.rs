@@ -3,7 +3,10 @@
 //! XChaCha20-Poly1305 under a key derived from the file's content (BLAKE2s-256 with a context), with a random nonce; the network's id and the root's public half
 //! are bound as associated data, so that a wrapped root cannot be moved to another cluster.
 
-use crate::cluster::{Founding, Root, StoredRoot, WrappedRoot};
+use crate::{
+    cluster::{Founding, Root, StoredRoot, WrappedRoot},
+    private_file,
+};
 use blake2::{Blake2s256, Digest};
 use chacha20poly1305::{
     AeadInPlace, KeyInit, XChaCha20Poly1305, XNonce,
@@ -182,17 +185,10 @@ fn associated(network: NetworkId, public: &RootKey) -> Vec<u8> {
 }
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
+    let mut file = private_file::create_new(path)?;
     file.write_all(content)?;
     file.sync_all()?;
-    #[cfg(unix)]
-    fs::File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-        .sync_all()?;
-    Ok(())
+    private_file::sync_directory(path)
 }
 
 impl std::fmt::Debug for ClusterKey {

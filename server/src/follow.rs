@@ -133,6 +133,9 @@ impl Cluster {
             }
             found => found?,
         };
+        if let Some(to) = store.moved_to().await? {
+            return Err(StoreError::Moved { location: store.location().to_owned(), to }.into());
+        }
         let (alive, following) = watch::channel(());
         let cluster = Self::at(store, access, snapshot, following)?;
         let hints = cluster.0.store.wake();

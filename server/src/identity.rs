@@ -103,7 +103,7 @@ fn new_id() -> anyhow::Result<ServerId> {
     Ok(ServerId(id))
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]

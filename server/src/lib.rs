@@ -8,6 +8,7 @@ mod admin;
 mod advertise;
 #[cfg(feature = "jemalloc")]
 mod alloc;
+mod backup;
 mod clock;
 pub mod cluster;
 pub mod cluster_key;
@@ -22,6 +23,7 @@ mod lease;
 mod map;
 mod metrics;
 mod presence;
+mod private_file;
 mod serve;
 mod session;
 pub mod settings;

@@ -238,3 +238,81 @@ fn get(admin: std::net::SocketAddr, path: &str) -> std::io::Result<String> {
     stream.read_to_string(&mut answer)?;
     Ok(answer)
 }
+
+#[tokio::test]
+async fn a_backup_is_restored_elsewhere_and_replaces_nothing_unasked() {
+    let fixture = Fixture::new().await;
+    let path = |name: &str| fixture.directory.path().join(name).to_str().unwrap().to_owned();
+    let (file, elsewhere) = (path("backup"), format!("sqlite:{}", path("new/directory/other.db")));
+    let setup_key = fixture.json(&["setup-key", "create", "--reusable"])["key"].as_str().unwrap().to_owned();
+    fixture.enrol(&setup_key, "web").await;
+    let told = fixture.json(&["backup", &file]);
+    assert_eq!((&told["nodes"], &told["root"], &told["epoch"]), (&1.into(), &"plain".into(), &1.into()));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    fixture.fails(1, &["backup", &file], "--force");
+    assert!(fixture.run(&["backup", &file, "--force"]).status.success());
+    let piped = fixture.run(&["backup", "-"]).stdout;
+    assert!(piped.starts_with(b"{\"format\":\"holdfast-backup\""));
+    fixture.fails(1, &["restore", &file], "--replace");
+    let restored = fixture.json(&["restore", &file, "--database", &elsewhere]);
+    assert!(restored["epoch"].as_u64() > Some(1) && restored["cluster"] == told["cluster"], "{restored}");
+    let nodes = fixture.json(&["node", "list", "--database", &elsewhere]);
+    assert_eq!(nodes, fixture.json(&["node", "list"]));
+    let again = fixture.json(&["restore", &file, "--database", &elsewhere, "--replace"]);
+    assert!(again["epoch"].as_u64() > restored["epoch"].as_u64(), "each restore is an epoch: {again}");
+    let whole = std::fs::read(&file).unwrap();
+    let bad = path("bad");
+    let (fresh, cut) = (format!("sqlite:{}", path("fresh.db")), &whole[..whole.len() / 2]);
+    for (content, word) in
+        [(cut, "cut short"), (&b"hello\n"[..], "no Holdfast backup"), (&b""[..], "no Holdfast")]
+    {
+        std::fs::write(&bad, content).unwrap();
+        fixture.fails(1, &["restore", &bad, "--database", &fresh], word);
+    }
+    fixture.fails(1, &["restore", &path("none"), "--database", &fresh], "none");
+    assert!(!fixture.directory.path().join("fresh.db").exists(), "a bad backup makes no database");
+}
+
+#[tokio::test]
+async fn a_migrated_cluster_takes_changes_at_its_new_place_alone() {
+    let fixture = Fixture::new().await;
+    let setup_key = fixture.json(&["setup-key", "create", "--reusable"])["key"].as_str().unwrap().to_owned();
+    fixture.enrol(&setup_key, "web").await;
+    let url = |name: &str| format!("sqlite:{}", fixture.directory.path().join(name).display());
+    let (from, to) = (url("holdfast.db"), url("new.db"));
+    fixture.fails(1, &["migrate", &from, &from], "both");
+    fixture.fails(2, &["migrate", "mysql://me:hunter2@h/d", &to], "mysql");
+    fixture.fails(2, &["migrate", &from], "TO");
+    let before = fixture.json(&["status"]);
+    let moved = fixture.run(&["migrate", &from, &to]);
+    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    let after = fixture.json(&["status", "--database", &to]);
+    for field in ["cluster", "epoch", "revision", "nodes"] {
+        assert_eq!(before[field], after[field], "{field}");
+    }
+    fixture.fails(1, &["node", "rename", "web", "old"], "new.db");
+    fixture.fails(1, &["run", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], "new.db");
+    assert_eq!(fixture.json(&["node", "list"])[0]["name"], "web", "it is still read");
+    assert!(fixture.run(&["migrate", &from, &to]).status.success(), "again is the same");
+    fixture.fails(1, &["migrate", &from, &url("third.db")], "moved to");
+    fixture.json(&["node", "rename", "web", "new", "--database", &to]);
+    fixture.fails(1, &["migrate", &from, &to, "--undo"], "was changed since");
+    fixture.json(&["node", "rename", "new", "newer", "--database", &to]);
+    assert!(fixture.run(&["migrate", &from, "--undo"]).status.success());
+    fixture.json(&["node", "rename", "web", "old"]);
+}
+
+#[tokio::test]
+async fn a_move_is_taken_back_and_the_copy_then_takes_no_changes() {
+    let fixture = Fixture::new().await;
+    let url = |name: &str| format!("sqlite:{}", fixture.directory.path().join(name).display());
+    let (from, to) = (url("holdfast.db"), url("new.db"));
+    assert!(fixture.run(&["migrate", &from, &to]).status.success());
+    assert!(fixture.run(&["migrate", &from, &to, "--undo"]).status.success());
+    fixture.json(&["setup-key", "create"]);
+    fixture.fails(1, &["setup-key", "create", "--database", &to], "moved to");
+}

@@ -4,7 +4,7 @@
 
 mod address;
 mod admission;
-mod base64_text;
+pub(crate) mod base64_text;
 mod change;
 mod ending;
 mod name;
@@ -21,9 +21,11 @@ mod setup_key;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use address::in_ula;
 pub use admission::{Applicant, Refusal, enrol, enrol_within};
 pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
 pub use ending::{absence, forget_ended};
+pub(crate) use name::is_valid as is_valid_name;
 pub use node::{Node, NodeError, allow_claim, claimable, expire, observe, remove, remove_all, rename, renew};
 pub(crate) use put_back::{put_back, take_over, unknown_removal};
 pub(crate) use readoption::{Returning, readopt};
@@ -103,6 +105,14 @@ impl Snapshot {
     /// # Errors
     /// What is out of range.
     pub(crate) fn check(self) -> Result<Self, String> {
+        self.check_ranges().map(|()| self)
+    }
+
+    /// As [`Self::check`].
+    ///
+    /// # Errors
+    /// What is out of range.
+    pub(crate) fn check_ranges(&self) -> Result<(), String> {
         const LIMIT: u64 = i64::MAX as u64;
         if let Some(node) = self.nodes.iter().find(|node| node.id.0 >= LIMIT) {
             return Err(format!("the number of node {} is out of range", node.id));
@@ -112,7 +122,7 @@ impl Snapshot {
         }
         match self.next_node_id.0 >= LIMIT || self.head.version.revision >= LIMIT {
             true => Err("its counters are out of range".to_owned()),
-            false => Ok(self),
+            false => Ok(()),
         }
     }
 }

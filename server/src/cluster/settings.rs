@@ -57,6 +57,11 @@ impl Settings {
         self.membership_lifetime_s.map(Duration::from_secs)
     }
 
+    /// Whether anybody could have set it so.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.membership_lifetime().is_none_or(|span| (SHORTEST_LIFETIME..=LONGEST_LIFETIME).contains(&span))
+    }
+
     /// A certificate older than this is renewed while its node is served; `None`: none is, by its age.
     pub fn renew_after(&self) -> Option<Duration> {
         let lifetime = self.membership_lifetime()?;

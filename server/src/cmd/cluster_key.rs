@@ -96,6 +96,9 @@ async fn unwrap(args: DatabaseArgs) -> Result<(), Failure> {
 }
 
 async fn put(store: &dyn Store, was: &StoredRoot, root: &StoredRoot) -> Result<(), Failure> {
+    if let Some(to) = store.moved_to().await.map_err(Failure::failed)? {
+        return Err(Failure::failed(StoreError::Moved { location: store.location().to_owned(), to }));
+    }
     match store.put_root(was, root).await.map_err(Failure::failed)? {
         true => Ok(()),
         false => {

@@ -1,7 +1,9 @@
 //! The command line: one file per command. All but `run` work on the database, whether or not a server runs. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod backup;
 mod cluster_key;
 mod logging;
+mod migrate;
 mod network;
 mod node;
 pub mod run;
@@ -52,6 +54,12 @@ enum Command {
         #[command(subcommand)]
         command: cluster_key::Command,
     },
+    /// Write the cluster to a file, while servers run
+    Backup(backup::BackupArgs),
+    /// Make a cluster from a backup
+    Restore(backup::RestoreArgs),
+    /// Move the cluster to another database, while servers run
+    Migrate(migrate::Args),
     /// Servers, leases, sessions, revision, database
     Status(status::Args),
     /// The version of this program
@@ -122,6 +130,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Network { command } => in_runtime(network::run(command)),
         Command::Node { command } => in_runtime(node::run(command)),
         Command::ClusterKey { command } => in_runtime(cluster_key::run(command)),
+        Command::Backup(args) => in_runtime(backup::backup(args)),
+        Command::Restore(args) => in_runtime(backup::restore(args)),
+        Command::Migrate(args) => in_runtime(migrate::run(args)),
         Command::Status(args) => in_runtime(status::run(args)),
         Command::Version => {
             text::print(&format!("server {}", env!("CARGO_PKG_VERSION")));

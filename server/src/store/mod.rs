@@ -44,6 +44,8 @@ use tokio::sync::broadcast;
 
 /// No call takes longer: what has not answered by then counts as away.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// But an import of a large cluster.
+pub(crate) const IMPORT_TIMEOUT: Duration = Duration::from_secs(300);
 /// Changes of the log that are kept for followers that fell behind.
 pub(crate) const CHANGES_KEPT: u64 = 10_000;
 /// Signals that wait for one server at most; what comes on top is dropped.
@@ -71,6 +73,26 @@ pub async fn open(url: &DatabaseUrl, missing: Missing) -> Result<Arc<dyn Store>,
     }
 }
 
+/// What to do with a cluster that a database has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupied {
+    Refuse,
+    /// It is gone then.
+    Replace,
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Imported {
+    Done,
+    /// There is a cluster already.
+    Occupied,
+    /// Servers hold leases on the one that was to be replaced.
+    InUse {
+        servers: u64,
+    },
+}
+
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// For messages: where it is, without password.
@@ -88,6 +110,16 @@ pub trait Store: Send + Sync + 'static {
     /// Keeps the root in another form: wrapped, or in the clear. Unless `was` is no longer how it is kept; returns whether it was done. The old form is
     /// overwritten as far as the database can.
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError>;
+
+    /// Puts a whole cluster in, all of it or nothing. The snapshot must have been checked.
+    async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError>;
+
+    /// Where the cluster was migrated to, if it was.
+    async fn moved_to(&self) -> Result<Option<String>, StoreError>;
+
+    /// Notes that the cluster goes to another database, or takes the note back. From then on, and behind every change begun before, the log cannot be locked:
+    /// [`StoreError::Moved`]. Returns false, and does nothing, where it went to yet another one.
+    async fn set_moved(&self, to: Option<&str>) -> Result<bool, StoreError>;
 
     /// Locks the log, so that the next change is the caller's.
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError>;

@@ -3,6 +3,7 @@
 
 pub(crate) mod connect;
 mod error;
+mod import;
 mod jobs;
 mod listen;
 mod live;
@@ -20,9 +21,9 @@ pub use target::Target;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, CALL_TIMEOUT, Hint, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer,
-        LockedLog, Missing, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus, Tail,
-        observed,
+        Attendance, CALL_TIMEOUT, Hint, IMPORT_TIMEOUT, Imported, Incarnation, Job, JobLock, JobRow,
+        LeaseAnswer, LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store,
+        StoreError, StoreStatus, Tail, observed,
     },
 };
 use async_trait::async_trait;
@@ -110,6 +111,20 @@ impl Store for PostgresStore {
 
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
         self.call(Lane::Shared, async |client| root::put(client, was, root).await).await
+    }
+
+    async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError> {
+        let import = async |client: &mut Connected| import::import(client, snapshot, occupied).await;
+        let deadline = Instant::now() + IMPORT_TIMEOUT;
+        observed(self.pools.run(Lane::Shared, deadline, import)).await
+    }
+
+    async fn moved_to(&self) -> Result<Option<String>, StoreError> {
+        self.call(Lane::Shared, async |client| log::moved_to(&**client).await).await
+    }
+
+    async fn set_moved(&self, to: Option<&str>) -> Result<bool, StoreError> {
+        self.call(Lane::Shared, async |client| import::set_moved(client, to).await).await
     }
 
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError> {

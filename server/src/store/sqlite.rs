@@ -1,6 +1,7 @@
 //! The embedded database: one file, which several servers of one machine may share. Three connections, each on a thread of its own: the log (durable), what lives
 //! beside it (leases, presence, signals), and reads. The reader also watches `PRAGMA data_version`, which tells of commits by other connections.
 
+mod import;
 mod jobs;
 mod live;
 mod locked;
@@ -12,8 +13,9 @@ mod worker;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, Hint, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer, LockedLog, Missing,
-        SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus, Tail,
+        Attendance, Hint, IMPORT_TIMEOUT, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer,
+        LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError,
+        StoreStatus, Tail,
     },
 };
 use async_trait::async_trait;
@@ -140,6 +142,21 @@ impl Store for SqliteStore {
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
         let (was, root) = (was.clone(), root.clone());
         self.log.call(move |connection| root::put(connection, &was, &root)).await
+    }
+
+    async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError> {
+        let snapshot = snapshot.clone();
+        let import = move |connection: &mut Connection| import::import(connection, &snapshot, occupied);
+        self.log.call_within(IMPORT_TIMEOUT, import).await
+    }
+
+    async fn moved_to(&self) -> Result<Option<String>, StoreError> {
+        self.reads.call(|connection| log::moved_to(connection)).await
+    }
+
+    async fn set_moved(&self, to: Option<&str>) -> Result<bool, StoreError> {
+        let to = to.map(str::to_owned);
+        self.log.call(move |connection| import::set_moved(connection, to.as_deref())).await
     }
 
     async fn lock(&self, known: Head) -> Result<Box<dyn LockedLog>, StoreError> {

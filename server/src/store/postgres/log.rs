@@ -167,6 +167,11 @@ fn read_change(row: &Row) -> Result<Change, PgError> {
     })
 }
 
+pub(crate) async fn moved_to(client: &(impl GenericClient + Sync)) -> Result<Option<String>, PgError> {
+    let rows = query(client, "SELECT moved_to FROM cluster", &[]).await?;
+    rows.first().map_or(Ok(None), |row| Ok(row.try_get(0)?))
+}
+
 /// Locks the cluster's row until the transaction ends; tells the time. `None`: there is no cluster.
 ///
 /// # Errors
@@ -274,7 +279,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
     Ok(())
 }
 
-async fn put_nodes(client: &Client, nodes: &[&Node]) -> Result<(), PgError> {
+pub(crate) async fn put_nodes(client: &Client, nodes: &[&Node]) -> Result<(), PgError> {
     let Some(last) = nodes.iter().map(|node| node.id.0).max() else { return Ok(()) };
     let ids: Vec<i64> = nodes.iter().map(|node| column(node.id.0)).collect();
     let keys: Vec<String> = nodes.iter().map(|node| node.key.to_string()).collect();
@@ -296,7 +301,7 @@ async fn put_nodes(client: &Client, nodes: &[&Node]) -> Result<(), PgError> {
     Ok(())
 }
 
-async fn put_setup_keys(client: &Client, keys: &[&SetupKey]) -> Result<(), PgError> {
+pub(crate) async fn put_setup_keys(client: &Client, keys: &[&SetupKey]) -> Result<(), PgError> {
     if keys.is_empty() {
         return Ok(());
     }
@@ -309,7 +314,7 @@ async fn put_setup_keys(client: &Client, keys: &[&SetupKey]) -> Result<(), PgErr
     execute(client, rows, &[&ids, &hashes, &contents]).await.map(|_| ())
 }
 
-async fn put_removals(client: &Client, removals: &[&Removed]) -> Result<(), PgError> {
+pub(crate) async fn put_removals(client: &Client, removals: &[&Removed]) -> Result<(), PgError> {
     if removals.is_empty() {
         return Ok(());
     }
@@ -320,7 +325,7 @@ async fn put_removals(client: &Client, removals: &[&Removed]) -> Result<(), PgEr
     execute(client, rows, &[&keys, &contents]).await.map(|_| ())
 }
 
-async fn put_recovery(client: &Client, recovery: Option<&Recovery>) -> Result<(), PgError> {
+pub(crate) async fn put_recovery(client: &Client, recovery: Option<&Recovery>) -> Result<(), PgError> {
     let Some(recovery) = recovery else { return Ok(()) };
     let (content, next_id) = (Json(recovery), column(recovery.next_node_id.0));
     let row = "INSERT INTO recovery (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
@@ -329,7 +334,7 @@ async fn put_recovery(client: &Client, recovery: Option<&Recovery>) -> Result<()
     Ok(())
 }
 
-async fn put_settings(client: &Client, settings: Option<&Settings>) -> Result<(), PgError> {
+pub(crate) async fn put_settings(client: &Client, settings: Option<&Settings>) -> Result<(), PgError> {
     let Some(settings) = settings else { return Ok(()) };
     let row = "INSERT INTO settings (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
     execute(client, row, &[&Json(settings)]).await.map(|_| ())

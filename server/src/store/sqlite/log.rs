@@ -3,7 +3,10 @@
 use crate::{
     cluster::{Change, ChangeId, Entity, EntityId, Founding, Head, Op, Snapshot},
     store::{
-        CHANGES_KEPT, Lost, Tail, column, log::judge, number, read_root, root_columns, sqlite::SqliteError,
+        CHANGES_KEPT, Lost, Tail, column,
+        log::judge,
+        number, read_root,
+        sqlite::{SqliteError, import::insert_cluster},
     },
 };
 use proto::{
@@ -23,25 +26,8 @@ pub(crate) fn found(
     if read_head(&transaction)?.is_some() {
         return Ok(false);
     }
-    let network = &founding.network;
-    let (seed, public) = root_columns(&founding.root);
-    transaction.execute(
-        "INSERT INTO cluster (only_row, network_id, root_seed, root_public, root_wrapped, network_name, overlay_v4, overlay_v6,
-             epoch, revision, last_change, next_node_id) VALUES (1, ?1, ?2, ?3, ?3 IS NOT NULL, ?4, ?5, ?6, 1, 1, ?7, 1)",
-        params![
-            founding.network_id.0,
-            seed,
-            public,
-            network.name,
-            network.overlay_v4.to_string(),
-            network.overlay_v6.to_string(),
-            first.0
-        ],
-    )?;
-    transaction.execute(
-        "INSERT INTO changes (revision, epoch, id, at_unix_s, actor, ops) VALUES (1, 1, ?1, unixepoch(), 'recovery', '[]')",
-        [first.0],
-    )?;
+    let head = Head { version: MapVersion { epoch: 1, revision: 1 }, id: first };
+    insert_cluster(&transaction, founding, head, NodeId(1))?;
     transaction.commit()?;
     Ok(true)
 }
@@ -196,7 +182,7 @@ pub(crate) fn append(transaction: &Transaction<'_>, change: &Change) -> Result<(
     Ok(())
 }
 
-fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), SqliteError> {
+pub(crate) fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), SqliteError> {
     match entity {
         Entity::Node(node) => {
             transaction.execute(

@@ -47,6 +47,15 @@ impl Worker {
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.call_within(CALL_TIMEOUT, job).await
+    }
+
+    /// As [`Self::call`], for what may take longer.
+    pub(crate) async fn call_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        job: impl FnOnce(&mut Connection) -> Result<T, SqliteError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         self.post(move |connection| {
             // Nobody waits any more: not worth beginning.
@@ -54,7 +63,7 @@ impl Worker {
                 answer.send(job(connection)).ok();
             }
         })?;
-        observed(self.wait(answered)).await
+        observed(self.wait_within(limit, answered)).await
     }
 
     /// Queues `job`, which says by itself what came of it.
@@ -70,7 +79,15 @@ impl Worker {
         &self,
         answered: oneshot::Receiver<Result<T, SqliteError>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(CALL_TIMEOUT, answered).await {
+        self.wait_within(CALL_TIMEOUT, answered).await
+    }
+
+    async fn wait_within<T>(
+        &self,
+        limit: Duration,
+        answered: oneshot::Receiver<Result<T, SqliteError>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(limit, answered).await {
             Ok(Ok(result)) => result.map_err(|error| error.at(&self.location)),
             Ok(Err(_)) => Err(StoreError::unavailable(&self.location, "its thread has ended")),
             Err(_) => Err(StoreError::unavailable(&self.location, "it did not answer in time")),
