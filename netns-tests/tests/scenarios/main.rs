@@ -29,6 +29,7 @@ mod membership;
 mod one_address;
 mod outage;
 mod removal;
+mod replaced;
 mod restarts;
 mod two_servers;
 
@@ -131,6 +132,13 @@ const CASES: &[Case] = &[
     ),
     together("admission_a_stale_disconnect_changes_nothing", admission::a_stale_disconnect_changes_nothing),
     together("clocks_jump_while_everything_runs", clocks::jump_while_everything_runs),
+    together("replaced_a_lost_machine", replaced::a_lost_machine),
+    together("replaced_a_lost_machine_with_a_wrapped_root", replaced::a_lost_machine_with_a_wrapped_root),
+    together("replaced_sqlite_by_postgres", replaced::sqlite_by_postgres),
+    together(
+        "replaced_sqlite_by_postgres_with_a_wrapped_root",
+        replaced::sqlite_by_postgres_with_a_wrapped_root,
+    ),
     together("removal_reaches_all_by_servers_or_tunnels", removal::reaches_all_by_servers_or_tunnels),
     together("identity_a_copied_server_is_refused", identity::a_copied_server_is_refused),
     together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
