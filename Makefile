@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DATABASE ?= sqlite
 
-.PHONY: all build demo test lint docs unit scenarios bench deps clean
+.PHONY: all build demo test lint docs unit scenarios bench fuzz deps clean
 
 all: build
 
@@ -40,6 +40,19 @@ scenarios:
 bench: deps
 	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
 	$(CARGO) run --release --quiet -p netns-tests --bin bench
+
+# Every decoder of foreign bytes, for SECONDS each. Needs cargo-fuzz (`cargo install cargo-fuzz`) and, for its instruments, a nightly's flags.
+SECONDS ?= 60
+fuzz:
+	@set -e; for crate in proto server; do \
+		cp Cargo.lock $$crate/fuzz/Cargo.lock; \
+		for target in $$(ls $$crate/fuzz/corpus); do \
+			echo "$$crate: $$target"; found=$$(mktemp -d); \
+			RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir $$crate/fuzz --target-dir target/fuzz -s none $$target \
+				$$found $$crate/fuzz/corpus/$$target -- -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=1024 -print_final_stats=1 2>&1 \
+				| grep -E 'stat::number_of_executed_units|SUMMARY|panicked' ; \
+			rm -r $$found; test -z "$$(ls $$crate/fuzz/artifacts/$$target 2>/dev/null)"; \
+		done; done
 
 deps:
 	packaging/install-deps.sh

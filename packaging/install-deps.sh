@@ -14,9 +14,13 @@ needs=(
     "wg wireguard-tools"
     "unshare util-linux"
     "timeout coreutils"
+    "nginx nginx"
+    "haproxy haproxy"
 )
 
 missing=()
+# Of a module there is no program.
+[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream)
 PATH=$PATH:/usr/sbin:/sbin
 for need in "${needs[@]}"; do
     read -r program package <<<"$need"
@@ -52,4 +56,16 @@ for package in "${missing[@]}"; do
         grep -qs '^create_main_cluster' "$conf" || echo 'create_main_cluster = false' >>"$conf"
     fi
 done
+# Balancers are started by the tests alone: nothing may begin to listen because it was installed.
+policy=/usr/sbin/policy-rc.d
+if ! [ -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+fi
 apt-get install -y -q --no-install-recommends "${missing[@]}"
+if command -v systemctl >/dev/null; then
+    for service in nginx haproxy; do
+        case " ${missing[*]} " in *" $service "*) systemctl disable -q "$service" 2>/dev/null || true ;; esac
+    done
+fi

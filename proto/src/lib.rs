@@ -8,6 +8,8 @@
 pub mod auth;
 #[cfg(feature = "grpc")]
 pub mod codec;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hex;
 pub mod key;
 pub mod map;

@@ -291,8 +291,11 @@ impl TryFrom<wire::Peer> for Peer {
     type Error = Invalid;
 
     fn try_from(wire: wire::Peer) -> Result<Self, Invalid> {
-        if wire.name.len() > 253 {
-            return Err(Invalid::new("name", "longer than 253 bytes"));
+        // They are printed, and a server may be wrong.
+        let unprintable = |text: &String| text.chars().any(char::is_control);
+        let printed = [&wire.name, &wire.os, &wire.agent_version];
+        if wire.name.len() > 253 || printed.into_iter().any(unprintable) {
+            return Err(Invalid::new("name", "longer than 253 bytes, or with control characters"));
         }
         Ok(Self {
             node_id: NodeId(wire.node_id),

@@ -126,8 +126,15 @@ pub fn client_config(pinned: Vec<Fingerprint>) -> Result<Arc<ClientConfig>, rust
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec()];
     tls.resumption = rustls::client::Resumption::disabled();
-    tls.enable_sni = false;
     Ok(Arc::new(tls))
+}
+
+/// The name of a host, for balancers that route by it (SNI); that of an address is not sent. Servers take any, and agents check none.
+pub fn host_name(host: &str) -> ServerName<'static> {
+    match ServerName::try_from(host) {
+        Ok(name @ ServerName::DnsName(_)) => name.to_owned(),
+        Ok(_) | Err(_) => server_name(),
+    }
 }
 
 /// The name that a client gives to rustls, which wants one; it is neither sent nor checked.
@@ -252,6 +259,15 @@ impl ServerCertVerifier for PinnedRoot {
     }
 }
 
+/// All that an agent reads of a chain before it believes any of it.
+#[doc(hidden)]
+pub fn verify_chain(chain: &[CertificateDer<'_>]) {
+    let Some((leaf, intermediates)) = chain.split_first() else { return };
+    let verifier = PinnedRoot { pinned: Vec::new(), provider: provider() };
+    // Nothing is pinned, so nothing can be ours.
+    assert!(verifier.verify(leaf, intermediates).is_err());
+}
+
 /// The reason of [`NotOurs`] inside a failed handshake's error, if it is that.
 pub fn not_ours(error: &rustls::Error) -> Option<NotOurs> {
     let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = error else { return None };
@@ -296,6 +312,23 @@ mod tests {
         assert_eq!(facts, ServerFacts { id: ID, session_key, root: root.public() });
         let (again, _) = handshake(config, identity.tls).unwrap();
         assert_ne!(client_binding(&client).unwrap(), client_binding(&again).unwrap());
+    }
+
+    #[test]
+    fn the_name_of_a_host_is_sent_and_an_address_is_not() {
+        let sent = |host: &str| {
+            let config = client_config(Vec::new()).unwrap();
+            let mut client = ClientConnection::new(config, host_name(host)).unwrap();
+            let mut acceptor = rustls::server::Acceptor::default();
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            acceptor.read_tls(&mut wire.as_slice()).unwrap();
+            let accepted = acceptor.accept().ok().flatten().unwrap();
+            accepted.client_hello().server_name().map(str::to_owned)
+        };
+        assert_eq!(sent("vpn1.example.com").as_deref(), Some("vpn1.example.com"));
+        assert_eq!(sent("192.0.2.1"), None);
+        assert_eq!(sent("2001:db8::1"), None);
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! Takes connections in: listens, and does each TLS handshake in a task of its own, with a deadline. Everyone is accepted and let
-//! handshake at once, since a storm that waits in the backlog costs its agents seconds of SYN retries; only above a bound of
-//! connections without a session are new ones closed.
+//! handshake at once, since a storm that waits in the backlog costs its agents seconds of SYN retries; only above the bounds of
+//! connections (see `gate`) are new ones closed. Where descriptors run out, one that is kept for it turns newcomers away, so that they go to another
+//! server at once and the listener does not spin.
 
-use crate::connection::{Connection, ConnectionState};
+use crate::{
+    connection::{Connection, ConnectionState},
+    gate::{Gate, Pass},
+};
 use anyhow::Context;
 use proto::tls::server_binding;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs::File, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -18,12 +22,10 @@ use tokio_rustls::TlsAcceptor;
 
 const BACKLOG: i32 = 4096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections without a welcomed session, handshakes included.
-const MAX_NEWCOMERS: usize = 16_384;
 /// Data unacknowledged for so long ends a connection: the peer's machine or link is gone.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
-/// After a failed accept (out of descriptors), so that the loop does not spin.
+/// After a failed accept that nothing helps against, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// An address that is held, at which nobody is let in yet.
@@ -100,36 +102,88 @@ const ADDRESS_FAMILY_UNSUPPORTED: i32 = 10047;
 const ADDRESS_FAMILY_UNSUPPORTED: i32 = 47;
 
 /// Accepts until `ready` is closed or the task is aborted; handshakes under way end with it.
-pub(crate) async fn accept(listener: TcpListener, tls: Arc<ServerConfig>, ready: mpsc::Sender<Connection>) {
+pub(crate) async fn accept(
+    mut listener: TcpListener,
+    gate: Arc<Gate>,
+    tls: Arc<ServerConfig>,
+    ready: mpsc::Sender<Connection>,
+) {
     let acceptor = TlsAcceptor::from(tls);
-    let newcomers = Arc::new(Semaphore::new(MAX_NEWCOMERS));
+    let mut spare = Spare::new();
     let mut handshakes = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    let Ok(permit) = newcomers.clone().try_acquire_owned() else {
-                        metrics::counter!("holdfast_connections_refused_total").increment(1);
-                        continue;
-                    };
-                    let (acceptor, ready) = (acceptor.clone(), ready.clone());
-                    handshakes.spawn(async move {
-                        let Some((stream, binding)) = handshake(&acceptor, stream, peer).await else { return };
-                        let state = Arc::new(ConnectionState::new(binding, peer, permit));
-                        // Closed only when the server ends.
-                        let _ended = ready.send(Connection::new(stream, state)).await;
-                    });
-                }
+                Ok((stream, peer)) => match gate.admit(peer.ip()) {
+                    Ok(pass) => {
+                        handshakes.spawn(welcome(acceptor.clone(), stream, peer, pass, ready.clone()));
+                    }
+                    Err(full) => refused(full.label()),
+                },
                 Err(error) => {
                     tracing::debug!(%error, "a connection could not be accepted");
                     metrics::counter!("holdfast_accept_errors_total").increment(1);
-                    sleep(ACCEPT_PAUSE).await;
+                    if !(is_out_of_descriptors(&error) && spare.turn_away(&mut listener).await) {
+                        sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             },
             Some(_done) = handshakes.join_next() => {}
             () = ready.closed() => return,
         }
     }
+}
+
+fn refused(reason: &'static str) {
+    metrics::counter!("holdfast_connections_refused_total", "reason" => reason).increment(1);
+}
+
+/// A descriptor that is kept to be able to accept once more, and close.
+struct Spare(Option<File>);
+
+impl Spare {
+    fn new() -> Self {
+        Self(File::open(NULL_DEVICE).ok())
+    }
+
+    /// Closes the connection that waits first; `false`: it could not.
+    async fn turn_away(&mut self, listener: &mut TcpListener) -> bool {
+        if self.0.take().is_none() {
+            *self = Self::new();
+            return false;
+        }
+        // Somebody may have given up, or taken the descriptor: nobody waits for that.
+        let turned_away = matches!(timeout(ACCEPT_PAUSE, listener.accept()).await, Ok(Ok(_closed)));
+        if turned_away {
+            refused("descriptors");
+        }
+        *self = Self::new();
+        turned_away
+    }
+}
+
+#[cfg(unix)]
+const NULL_DEVICE: &str = "/dev/null";
+#[cfg(not(unix))]
+const NULL_DEVICE: &str = "NUL";
+
+/// EMFILE and ENFILE; WSAEMFILE.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24 | 10024))
+}
+
+/// TLS, and on to be served.
+async fn welcome(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    pass: Pass,
+    ready: mpsc::Sender<Connection>,
+) {
+    let Some((stream, binding)) = handshake(&acceptor, stream, peer).await else { return };
+    let state = Arc::new(ConnectionState::new(binding, peer, pass));
+    // Closed only when the server ends.
+    let _ended = ready.send(Connection::new(stream, state)).await;
 }
 
 async fn handshake(
@@ -141,6 +195,8 @@ async fn handshake(
         tracing::debug!(%peer, %error, "a connection ended before it began");
         return None;
     }
+    let failed =
+        |reason: &'static str| metrics::counter!("holdfast_handshakes_failed_total", "reason" => reason);
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let binding = server_binding(stream.get_ref().1).ok()?;
@@ -148,10 +204,12 @@ async fn handshake(
         }
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "TLS handshake failed");
+            failed("tls").increment(1);
             None
         }
         Err(_elapsed) => {
             tracing::debug!(%peer, "TLS handshake took too long");
+            failed("slow").increment(1);
             None
         }
     }

@@ -3,9 +3,11 @@
 
 use crate::{
     cmd::run::RunOptions,
+    gate::Limits,
     settings::Settings,
     store::{DatabaseUrl, InvalidDatabaseUrl},
 };
+use ipnet::IpNet;
 use proto::{CONTROL_PORT, server_url::ServerUrl};
 use serde::Deserialize;
 use std::{
@@ -99,6 +101,12 @@ pub struct RunArgs {
     /// How many nodes the cluster may have [default: as many as there are addresses]
     #[arg(long, env = "HOLDFAST_MAX_NODES", value_name = "N")]
     pub max_nodes: Option<usize>,
+    /// Connections taken in; half of them at most from one address [default: 65536, or what open files allow]
+    #[arg(long, env = "HOLDFAST_MAX_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_connections: Option<u32>,
+    /// Load balancers in front of this server: their addresses are nobody's own, and not limited
+    #[arg(long, env = "HOLDFAST_BEHIND_PROXY", value_name = "ADDR[/BITS]", value_delimiter = ',')]
+    pub behind_proxy: Vec<AddressRange>,
 }
 
 /// The TOML file.
@@ -120,6 +128,8 @@ struct File {
     heartbeat: Option<Span>,
     ephemeral_timeout: Option<Span>,
     max_nodes: Option<usize>,
+    max_connections: Option<std::num::NonZeroU32>,
+    behind_proxy: Option<Vec<AddressRange>>,
 }
 
 /// The options cannot be used: wrong usage.
@@ -168,6 +178,13 @@ impl RunArgs {
                 .unwrap_or((IpAddr::from(Ipv4Addr::LOCALHOST), ADMIN_PORT).into()),
             name,
             settings,
+            limits: limits(
+                self.max_connections.or(file.max_connections.map(Into::into)),
+                match self.behind_proxy.is_empty() {
+                    true => file.behind_proxy.unwrap_or_default(),
+                    false => self.behind_proxy,
+                },
+            ),
         };
         Ok((options, log))
     }
@@ -263,13 +280,14 @@ impl File {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|reason| ConfigError::Invalid { path: path.to_owned(), reason })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
         // The parser's whole message quotes the line, which may be the database's.
-        toml::from_str(&text).map_err(|error: toml::de::Error| {
+        toml::from_str(text).map_err(|error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-            ConfigError::Invalid {
-                path: path.to_owned(),
-                reason: format!("line {line}: {}", error.message().trim()),
-            }
+            format!("line {line}: {}", error.message().trim())
         })
     }
 }
@@ -281,6 +299,41 @@ fn read_password(path: PathBuf) -> Result<zeroize::Zeroizing<String>, ConfigErro
         Ok("") => Err(ConfigError::NoPassword { path, reason: "its first line is empty".to_owned() }),
         Ok(line) => Ok(line.to_owned().into()),
         Err(error) => Err(ConfigError::NoPassword { path, reason: error.to_string() }),
+    }
+}
+
+/// Whether the text is a file of options; if not, why.
+pub(crate) fn check_file(text: &str) -> Result<(), String> {
+    File::parse(text).map(drop)
+}
+
+fn limits(max_connections: Option<u32>, proxies: Vec<AddressRange>) -> Limits {
+    let most = max_connections.and_then(|most| usize::try_from(most).ok());
+    Limits {
+        max_connections: most.unwrap_or(Limits::default().max_connections),
+        proxies: proxies.into_iter().map(|range| range.0).collect(),
+    }
+}
+
+/// An address, or a prefix of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct AddressRange(pub IpNet);
+
+impl FromStr for AddressRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = text.parse::<IpAddr>().map(IpNet::from).ok().or_else(|| text.parse().ok());
+        range.map(Self).ok_or_else(|| format!("{text:?} is no address: write 192.0.2.1 or 192.0.2.0/24"))
+    }
+}
+
+impl TryFrom<String> for AddressRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 
@@ -382,6 +435,16 @@ mod tests {
         assert_eq!(options.advertise.len(), 2);
         assert_eq!(options.admin_listen.to_string(), "127.0.0.1:7480");
         assert_eq!(log.log_format, Some(LogFormat::Json));
+    }
+
+    #[test]
+    fn balancers_are_addresses_or_prefixes() {
+        let (_directory, args) =
+            with_file("max-connections = 10\nbehind-proxy = ['192.0.2.1', '10.0.0.0/8']\n");
+        let limits = args.resolve().unwrap().0.limits;
+        assert_eq!(limits.max_connections, 10);
+        assert_eq!(limits.proxies, ["192.0.2.1/32".parse().unwrap(), "10.0.0.0/8".parse().unwrap()]);
+        assert!("balancer".parse::<AddressRange>().unwrap_err().contains("balancer"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! welcomed it is that of a newcomer; a session moves it with every message it hears; an ended one leaves a moment for its
 //! last words. So a silent agent costs no timer beside this one, even if its session is never polled again.
 
-use crate::session::Slot;
+use crate::{gate::Pass, session::Slot};
 use futures_util::task::AtomicWaker;
 use proto::auth::ChannelBinding;
 use std::{
@@ -12,7 +12,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -21,14 +21,19 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep_until},
 };
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-/// How long a connection may stay without a welcomed session; an enrolment fits in.
+/// How long a connection may stay without a welcomed session after its handshake; an enrolment fits in.
 pub(crate) const NEWCOMER_TIMEOUT: Duration = Duration::from_secs(15);
+/// .. and until it has asked for anything at all.
+const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that takes less than [`STALL_PROGRESS`] of what waits for it in so long is ended.
+const STALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes: a peer that reads a byte a second makes no progress.
+const STALL_PROGRESS: usize = 4096;
 /// What an ended session has to send its last message and the agent to close.
 pub(crate) const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,20 +46,19 @@ pub(crate) struct ConnectionState {
     /// Milliseconds after `opened_at`.
     deadline_ms: AtomicU64,
     moved: AtomicWaker,
-    /// Counts the connection among those without a session, until it has one.
-    newcomer: Mutex<Option<OwnedSemaphorePermit>>,
+    pass: Pass,
     session: OnceLock<Arc<Slot>>,
 }
 
 impl ConnectionState {
-    pub(crate) fn new(binding: ChannelBinding, peer: SocketAddr, newcomer: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(binding: ChannelBinding, peer: SocketAddr, pass: Pass) -> Self {
         Self {
             binding,
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             opened_at: Instant::now(),
-            deadline_ms: AtomicU64::new(millis(NEWCOMER_TIMEOUT)),
+            deadline_ms: AtomicU64::new(millis(FIRST_CALL_TIMEOUT)),
             moved: AtomicWaker::new(),
-            newcomer: Mutex::new(Some(newcomer)),
+            pass,
             session: OnceLock::new(),
         }
     }
@@ -66,8 +70,19 @@ impl ConnectionState {
 
     /// Makes the connection that of a welcomed session; `false` if it is one already.
     pub(crate) fn welcome(&self, slot: Arc<Slot>) -> bool {
-        self.newcomer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.pass.welcomed();
         self.session.set(slot).is_ok()
+    }
+
+    /// The peer called for something: a newcomer has a little longer.
+    pub(crate) fn called(&self) {
+        if self.session.get().is_none() {
+            let deadline = millis(NEWCOMER_TIMEOUT);
+            let first = millis(FIRST_CALL_TIMEOUT);
+            // Moved once, and never against a session that ends.
+            let _other =
+                self.deadline_ms.compare_exchange(first, deadline, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     /// The connection ends unless it is told to go on before `span` is over.
@@ -90,6 +105,16 @@ impl ConnectionState {
     fn deadline(&self) -> Instant {
         self.opened_at + Duration::from_millis(self.deadline_ms.load(Ordering::Relaxed))
     }
+
+    /// Its deadline came.
+    fn count_end(&self, stalled: bool) {
+        let reason = match (stalled, self.session.get()) {
+            (true, _) => "reads-too-slowly",
+            (false, Some(_)) => "silent",
+            (false, None) => "no-session",
+        };
+        metrics::counter!("holdfast_connections_timed_out_total", "reason" => reason).increment(1);
+    }
 }
 
 fn millis(span: Duration) -> u64 {
@@ -101,18 +126,55 @@ pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     state: Arc<ConnectionState>,
     timer: Pin<Box<Sleep>>,
+    stall: Stall,
+}
+
+/// Whether the peer takes what is written.
+#[derive(Debug, Default)]
+struct Stall {
+    /// Since when it does not, and what it took since.
+    since: Option<(Instant, usize)>,
+}
+
+impl Stall {
+    fn wrote(&mut self, bytes: usize) {
+        if let Some((_, written)) = &mut self.since {
+            *written += bytes;
+            if *written >= STALL_PROGRESS {
+                self.since = None;
+            }
+        }
+    }
+
+    fn blocked(&mut self, now: Instant) {
+        self.since.get_or_insert((now, 0));
+    }
+
+    /// Nothing waits.
+    fn cleared(&mut self) {
+        self.since = None;
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.since.map(|(since, _)| since + STALL_TIMEOUT)
+    }
 }
 
 impl Connection {
     pub(crate) fn new(stream: TlsStream<TcpStream>, state: Arc<ConnectionState>) -> Self {
         let timer = Box::pin(sleep_until(state.deadline()));
-        Self { stream, state, timer }
+        Self { stream, state, timer, stall: Stall::default() }
+    }
+
+    fn deadline(&self) -> Instant {
+        let deadline = self.state.deadline();
+        self.stall.deadline().map_or(deadline, |stalled| stalled.min(deadline))
     }
 
     fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         self.state.moved.register(cx.waker());
         loop {
-            let deadline = self.state.deadline();
+            let deadline = self.deadline();
             // A deadline that moved on is looked at when the timer fires: no timer work per message.
             if deadline < self.timer.deadline() {
                 self.timer.as_mut().reset(deadline);
@@ -121,9 +183,18 @@ impl Connection {
                 return Ok(());
             }
             if deadline <= Instant::now() {
+                self.state.count_end(self.stall.deadline() == Some(deadline));
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.timer.as_mut().reset(deadline);
+        }
+    }
+
+    fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Ready(Ok(bytes)) => self.stall.wrote(*bytes),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.stall.blocked(Instant::now()),
         }
     }
 }
@@ -149,8 +220,10 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note_write(&written);
         self.check_deadline(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        written
     }
 
     fn poll_write_vectored(
@@ -158,8 +231,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note_write(&written);
         self.check_deadline(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -167,11 +242,41 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        match flushed {
+            Poll::Pending => self.stall.blocked(Instant::now()),
+            Poll::Ready(_) => self.stall.cleared(),
+        }
         self.check_deadline(cx)?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_deadline(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_takes_nothing_or_a_byte_at_a_time_is_stalled() {
+        let start = Instant::now();
+        let mut stall = Stall::default();
+        stall.wrote(100);
+        assert_eq!(stall.deadline(), None);
+        stall.blocked(start);
+        for second in 1..20 {
+            stall.wrote(1);
+            stall.blocked(start + Duration::from_secs(second));
+        }
+        assert_eq!(stall.deadline(), Some(start + STALL_TIMEOUT));
+        stall.wrote(STALL_PROGRESS);
+        assert_eq!(stall.deadline(), None, "it reads after all");
+        stall.blocked(start);
+        stall.cleared();
+        assert_eq!(stall.deadline(), None);
     }
 }

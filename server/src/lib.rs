@@ -16,10 +16,14 @@ pub mod cmd;
 pub mod config;
 mod connection;
 pub mod follow;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod gate;
 mod health;
 mod identity;
 mod jobs;
 mod lease;
+mod limit;
 mod map;
 mod metrics;
 mod presence;

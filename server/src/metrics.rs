@@ -4,9 +4,13 @@
 //! ```text
 //! holdfast_sessions{role}                 serving, standby
 //! holdfast_sessions_started_total, holdfast_sessions_refused_total
-//! holdfast_connections_refused_total, holdfast_accept_errors_total
+//! holdfast_connections{phase}             all, newcomers (without a session)
+//! holdfast_connections_refused_total{reason}    connections, newcomers, source, source-newcomers, descriptors
+//! holdfast_connections_timed_out_total{reason}  reads-too-slowly, silent, no-session
+//! holdfast_accept_errors_total, holdfast_handshakes_failed_total{reason}   tls, slow
+//! holdfast_messages_delayed_total{kind}   what agents said faster than they should
 //! holdfast_enrolments_total{outcome}      enrolled, or the reason of the refusal
-//! holdfast_map_deltas_total, holdfast_map_fetches_total
+//! holdfast_map_deltas_total, holdfast_map_fetches_total, holdfast_map_fetches_refused_total
 //! holdfast_signals_total{route}           local, remote, undeliverable
 //! holdfast_log_epoch, holdfast_log_revision, holdfast_log_age_seconds
 //! holdfast_database_ok, holdfast_database_errors_total{call}
@@ -82,6 +86,9 @@ pub(crate) fn observe(server: &Server) {
     for (name, value) in gauges {
         metrics::gauge!(name).set(value);
     }
+    let (connections, newcomers) = server.gate.load();
+    metrics::gauge!("holdfast_connections", "phase" => "all").set(connections as f64);
+    metrics::gauge!("holdfast_connections", "phase" => "newcomers").set(newcomers as f64);
     metrics::gauge!("holdfast_sessions", "role" => "serving").set(serving as f64);
     metrics::gauge!("holdfast_sessions", "role" => "standby").set(standby as f64);
 }

@@ -3,7 +3,9 @@
 use crate::{
     accept::{self, Bound},
     cluster::Touched,
+    connection::ConnectionState,
     follow::Cluster,
+    gate::Gate,
     health::{self, Monitor},
     jobs::{self, Jobs},
     lease::{self, Servers},
@@ -16,7 +18,7 @@ use crate::{
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use proto::{session::ServerId, tls::ServerIdentity};
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -34,6 +36,8 @@ const READY_CONNECTIONS: usize = 256;
 /// Calls of one agent at a time: its session, and a fetch or an enrolment.
 const MAX_CALLS: u32 = 8;
 const MAX_HEADER_BYTES: u32 = 4096;
+/// Streams that a peer opens and resets, or breaks, before its connection is closed: agents do neither.
+const MAX_RESETS: usize = 32;
 
 /// What the parts of a server share.
 pub(crate) struct Server {
@@ -51,6 +55,7 @@ pub(crate) struct Server {
     pub(crate) jobs: Jobs,
     pub(crate) settings: Settings,
     pub(crate) monitor: Monitor,
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// A server and its tasks, which end with it.
@@ -64,7 +69,12 @@ pub(crate) struct Running {
 impl Server {
     /// # Errors
     /// No identity can be made.
-    pub(crate) fn new(row: ServerRow, cluster: Cluster, settings: Settings) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        row: ServerRow,
+        cluster: Cluster,
+        settings: Settings,
+        gate: Arc<Gate>,
+    ) -> anyhow::Result<Self> {
         let state = cluster.state();
         let root = state.root.secret().context("the root key is wrapped and was not opened")?;
         let identity = ServerIdentity::generate(root, row.id).context("cannot make a TLS identity")?;
@@ -81,8 +91,17 @@ impl Server {
             jobs: Jobs::default(),
             settings,
             monitor: Monitor::default(),
+            gate,
             cluster,
         })
+    }
+
+    /// The agent's own address, as far as this server sees it: not that of a balancer, another server, or a crowd.
+    pub(crate) fn observed(&self, connection: &ConnectionState) -> Option<IpAddr> {
+        let ip = connection.peer.ip();
+        let urls = self.servers.urls();
+        let is_advertised = urls.iter().any(|url| url.literal().is_some_and(|addr| addr.ip() == ip));
+        (!is_advertised && self.gate.is_own_address(ip)).then_some(ip)
     }
 }
 
@@ -110,12 +129,14 @@ pub(crate) async fn start(
     let listener = bound.listen()?;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
-    let accepting = accept::accept(listener, server.identity.tls.clone(), ready);
+    let accepting = accept::accept(listener, server.gate.clone(), server.identity.tls.clone(), ready);
     let accepting = tasks.spawn(named("accept", accepting));
     let service = LimitedService::new(server.clone());
     let grpc = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_CALLS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
         .add_service(service);
     let connections = ReceiverStream::new(connections).map(Ok::<_, std::convert::Infallible>);
     tasks.spawn(named("serve", async move {

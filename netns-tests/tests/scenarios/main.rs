@@ -18,6 +18,7 @@ mod database_back;
 mod database_start;
 mod database_tls;
 mod failover;
+mod hostile;
 mod identity;
 mod idle;
 mod jobs;
@@ -25,6 +26,7 @@ mod kills;
 mod lab;
 mod lab_database;
 mod life;
+mod load_balancer;
 mod membership;
 mod one_address;
 mod outage;
@@ -92,6 +94,20 @@ const CASES: &[Case] = &[
     alone("two_servers_are_one", two_servers::are_one),
     alone("anycast_route_moves", one_address::anycast),
     alone("shared_ip_moves", one_address::shared_ip),
+    alone(
+        "load_balancer_nginx_with_servers_of_their_own_address",
+        load_balancer::nginx_with_servers_of_their_own_address,
+    ),
+    alone(
+        "load_balancer_haproxy_with_servers_of_their_own_address",
+        load_balancer::haproxy_with_servers_of_their_own_address,
+    ),
+    alone("load_balancer_nginx_alone", load_balancer::nginx_alone),
+    alone("load_balancer_haproxy_alone", load_balancer::haproxy_alone),
+    alone(
+        "load_balancer_a_proxy_that_terminates_tls_is_refused",
+        load_balancer::a_proxy_that_terminates_tls_is_refused,
+    ),
     alone("rolling_restart_loses_nothing", restarts::rolling_restart_loses_nothing),
     alone(
         "no_server_a_never_used_peer_answers_its_first_ping",
@@ -144,6 +160,10 @@ const CASES: &[Case] = &[
     together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
     together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
     together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
+    together(
+        "hostile_garbage_floods_and_half_open_connections_harm_nobody",
+        hostile::garbage_floods_and_half_open_connections_harm_nobody,
+    ),
     together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
     together("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
     together(

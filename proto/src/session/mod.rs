@@ -35,6 +35,19 @@ pub struct SessionNumber {
     pub counter: u64,
 }
 
+impl SessionNumber {
+    /// Where an agent's leaps over numbers that were refused as old end: room is left in a signed column.
+    pub const LAST_LEAP: u64 = i64::MAX as u64 / 2;
+    /// .. and for the starts to come.
+    const MAX_BOOT: u64 = Self::LAST_LEAP + (1 << 32);
+    const MAX_COUNTER: u64 = 1 << 48;
+
+    /// Whether an agent could have counted to it. What is above would outrank all that the agent says later.
+    pub fn is_sane(self) -> bool {
+        self.boot < Self::MAX_BOOT && self.counter < Self::MAX_COUNTER
+    }
+}
+
 /// A server's own random id, kept in its data directory.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -7,6 +7,7 @@ use crate::{
     cluster::{Actor, Op, SetupKey, SetupKeyTerms},
     cluster_key::{ClusterKey, RootAccess},
     follow::{Cluster, OpenError},
+    gate::{Gate, Limits},
     identity::ServerFiles,
     metrics,
     serve::{self, Running, Server},
@@ -40,6 +41,7 @@ pub struct RunOptions {
     /// `None`: the host's name.
     pub name: Option<String>,
     pub settings: Settings,
+    pub limits: Limits,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -94,7 +96,8 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, JoinSet<()>)> {
         clock_ahead_ms: 0,
     };
     let urls = list(&row.urls);
-    let server = Arc::new(Server::new(row, cluster.clone(), options.settings)?);
+    let gate = Gate::new(options.limits, descriptor_limit());
+    let server = Arc::new(Server::new(row, cluster.clone(), options.settings, gate)?);
     let running = serve::start(server.clone(), bound, files.predecessor).await;
     let running = running.context("cannot start to serve")?;
     stage.handle_serving(server.clone());
@@ -245,3 +248,16 @@ fn raise_descriptor_limit() {
 
 #[cfg(not(unix))]
 fn raise_descriptor_limit() {}
+
+/// How many files this process may have open.
+#[cfg(unix)]
+fn descriptor_limit() -> Option<usize> {
+    use nix::sys::resource::{Resource, getrlimit};
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    usize::try_from(soft).ok()
+}
+
+#[cfg(not(unix))]
+fn descriptor_limit() -> Option<usize> {
+    None
+}

@@ -64,6 +64,9 @@ impl News {
         if let Some(refused) = slot.take_refused() {
             return Err(refused);
         }
+        if slot.fetch_is_stuck() {
+            return Err(refusal::stuck_fetch());
+        }
         self.check_node(server, slot, outbox)?;
         let servers = server.servers.current();
         if !Arc::ptr_eq(&servers, &self.servers) {

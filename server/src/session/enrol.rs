@@ -20,18 +20,49 @@ pub(super) async fn enrol(
     connection: &ConnectionState,
     request: wire::EnrolRequest,
 ) -> wire::EnrolResponse {
-    let (label, outcome) = match admit(server, connection, request).await {
+    let ip = connection.peer.ip();
+    let admitted = match server.gate.may_enrol(ip) {
+        Ok(()) => admit(server, connection, request).await,
+        Err(wait) => Err(refusal::too_many_enrolments(wait)),
+    };
+    let (label, outcome) = match admitted {
         Ok(node) => {
             tracing::info!(node = %node.id, name = node.name, address = %node.address_v4, key = ?node.key, "node enrolled");
             ("enrolled".to_owned(), Outcome::Enrolled(enrolled(server, node)))
         }
         Err(refused) => {
+            if is_the_applicants_fault(refused.reason) {
+                server.gate.enrolment_failed(ip);
+            }
+            greeting::tell_of_proxy(server, connection, &refused);
             tracing::debug!(peer = %connection.peer, reason = ?refused.reason, "enrolment refused: {refused}");
             (format!("{:?}", refused.reason), Outcome::Refused(refused.into()))
         }
     };
     metrics::counter!("holdfast_enrolments_total", "outcome" => label).increment(1);
     wire::EnrolResponse { outcome: Some(outcome) }
+}
+
+/// What a guesser is told, not what the servers' own state is to blame for.
+fn is_the_applicants_fault(reason: Reason) -> bool {
+    match reason {
+        Reason::SetupKeyUnknown
+        | Reason::SetupKeyUsed
+        | Reason::SetupKeyExpired
+        | Reason::SetupKeyRevoked
+        | Reason::BadProof
+        | Reason::Invalid
+        | Reason::Version => true,
+        Reason::UnknownNode
+        | Reason::Removed
+        | Reason::Expired
+        | Reason::TlsTerminated
+        | Reason::Full
+        | Reason::StaleSession
+        | Reason::Database
+        | Reason::Draining
+        | Reason::Other => false,
+    }
 }
 
 async fn admit(
@@ -42,6 +73,7 @@ async fn admit(
     if server.hub.is_draining() {
         return Err(refusal::draining());
     }
+    let _place = server.gate.enrolments.try_acquire().map_err(|_full| refusal::busy())?;
     let applicant = applicant(server, connection, request)?;
     // Who asks again needs no change, so no database either.
     match judge(server, &applicant) {

@@ -6,7 +6,10 @@ use crate::{
     connection::ConnectionState,
     map::Atlas,
     serve::Server,
-    session::{greeting, slot::FetchGuard},
+    session::{
+        greeting,
+        slot::{FetchGuard, NoFetch},
+    },
 };
 use futures_util::Stream;
 use proto::{
@@ -17,7 +20,7 @@ use proto::{
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 use tonic::Status;
@@ -37,18 +40,46 @@ enum Progress {
     Complete,
 }
 
+/// The right to fetch, taken before the request is read: what it may hold in memory is there once per session.
+#[derive(Clone)]
+pub(super) struct Turn(Arc<Mutex<Option<FetchGuard>>>);
+
+impl Turn {
+    /// From here on the session says nothing of the map, so what is judged later stays true.
+    ///
+    /// # Errors
+    /// There is no session, a fetch is under way, or there were too many.
+    pub(super) fn take(connection: &ConnectionState) -> Result<Self, Status> {
+        let slot = connection.session().ok_or_else(|| {
+            Status::unauthenticated(
+                "maps are for sessions: open one on this connection and wait for its welcome",
+            )
+        })?;
+        let guard = slot.begin_fetch().map_err(|no| match no {
+            NoFetch::Running => Status::aborted("a fetch is under way on this connection"),
+            NoFetch::TooOften(wait) => {
+                metrics::counter!("holdfast_map_fetches_refused_total").increment(1);
+                Status::resource_exhausted(format!("too many fetches; the next in {} ms", wait.as_millis()))
+            }
+        })?;
+        Ok(Self(Arc::new(Mutex::new(Some(guard)))))
+    }
+
+    fn guard(&self) -> Option<FetchGuard> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Answers a FetchMap.
 pub(super) fn fetch(
     server: &Server,
     connection: &ConnectionState,
+    turn: Option<&Turn>,
     request: wire::FetchMapRequest,
 ) -> Result<Chunks, Status> {
-    let slot = connection.session().ok_or_else(|| {
-        Status::unauthenticated("maps are for sessions: open one on this connection and wait for its welcome")
-    })?;
-    // First of all: from here on the session says nothing of the map, so what is judged below stays true.
-    let guard =
-        slot.begin_fetch().ok_or_else(|| Status::aborted("a fetch is under way on this connection"))?;
+    let (Some(slot), Some(guard)) = (connection.session(), turn.and_then(Turn::guard)) else {
+        return Err(Status::internal("the request came without its turn"));
+    };
     let is_member = greeting::member(server, &slot.key).is_ok_and(|node| node.id == slot.node);
     if !is_member || !server.hub.has(slot) {
         return Err(Status::permission_denied("the session is over; open another"));

@@ -35,6 +35,7 @@ pub(super) fn greet(
     let key = prove(server, connection, wire.version.as_ref(), wire.proof.as_ref())?;
     let message = wire::AgentMessage { kind: Some(wire::agent_message::Kind::Hello(wire)) };
     match AgentMessage::from_wire(message).map_err(|error| refusal::invalid(&error))? {
+        Some(AgentMessage::Hello(hello)) if !hello.number.is_sane() => Err(refusal::session_number()),
         Some(AgentMessage::Hello(hello)) => Ok((key, hello)),
         Some(_) | None => Err(refusal::missing("Hello")),
     }
@@ -139,6 +140,13 @@ pub(super) fn prove(
         .map_err(|error| refusal::proof(&error))
 }
 
+/// A proxy that terminates TLS is the operator's to mend: each is told once in a while.
+pub(super) fn tell_of_proxy(server: &Server, connection: &ConnectionState, refused: &Refused) {
+    if refused.reason == Reason::TlsTerminated && server.gate.may_tell_of_proxy(connection.peer.ip()) {
+        tracing::warn!(proxy = %connection.peer.ip(), "an agent was refused: {refused}");
+    }
+}
+
 /// The node of `key`, if it may be served. Unknown is not removed: only a signed removal is.
 pub(super) fn member(server: &Server, key: &PublicKey) -> Result<Arc<Node>, Refused> {
     let state = server.cluster.state();
@@ -160,7 +168,7 @@ pub(super) fn welcome(server: &Server, connection: &ConnectionState, node: &Node
         heartbeat_interval: server.settings.heartbeat,
         at: server.cluster.state().version(),
         unix_ms: server.cluster.clock().now_ms(),
-        observed_address: Some(connection.peer.ip()),
+        observed_address: server.observed(connection),
         membership: node.membership.clone(),
     }
 }

@@ -156,8 +156,8 @@ impl Hub {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::{Gate, Limits};
     use proto::auth::ChannelBinding;
-    use tokio::sync::Semaphore;
 
     const NODE: NodeId = NodeId(1);
 
@@ -166,8 +166,9 @@ mod tests {
     }
 
     fn connection() -> Arc<ConnectionState> {
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Arc::new(ConnectionState::new(ChannelBinding([0; 32]), "127.0.0.1:1".parse().unwrap(), permit))
+        let addr: std::net::SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let pass = Gate::new(Limits::default(), None).admit(addr.ip()).unwrap();
+        Arc::new(ConnectionState::new(ChannelBinding([0; 32]), addr, pass))
     }
 
     #[tokio::test]

@@ -1,13 +1,19 @@
 //! How large a message may be. tonic knows one limit for all calls of a service; here the list of objects that a member sends with FetchMap may be
 //! as large as the cluster needs, and everything else, above all what strangers send, is small.
 
-use crate::{connection::ConnectionState, serve::Server, session::ControlService};
+use crate::{
+    connection::ConnectionState,
+    serve::Server,
+    session::{ControlService, fetch::Turn, slot::FETCH_TIMEOUT},
+};
 use proto::wire::control_server::{ControlServer, SERVICE_NAME};
 use std::{
     sync::Arc,
     task::{Context, Poll},
 };
+use tokio::time::timeout;
 use tonic::{
+    Status,
     body::Body,
     codegen::{Service, http},
     server::NamedService,
@@ -52,12 +58,23 @@ impl Service<http::Request<Body>> for LimitedService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let connection = request.extensions().get::<Arc<ConnectionState>>();
-        let is_member = connection.is_some_and(|connection| connection.session().is_some());
-        match is_member && request.uri().path().ends_with(FETCH_MAP) {
-            true => self.calls.clone().max_decoding_message_size(self.max_list_bytes()).call(request),
-            false => self.calls.call(request),
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let Some(connection) = request.extensions().get::<Arc<ConnectionState>>().cloned() else {
+            return self.calls.call(request);
+        };
+        if !request.uri().path().ends_with(FETCH_MAP) {
+            return self.calls.call(request);
         }
+        let turn = match Turn::take(&connection) {
+            Ok(turn) => turn,
+            Err(status) => return Box::pin(async move { Ok(status.into_http()) }),
+        };
+        request.extensions_mut().insert(turn);
+        let answer = self.calls.clone().max_decoding_message_size(self.max_list_bytes()).call(request);
+        Box::pin(async move {
+            let slow =
+                |_elapsed| Ok(Status::deadline_exceeded("the list of objects did not come").into_http());
+            timeout(FETCH_TIMEOUT, answer).await.unwrap_or_else(slow)
+        })
     }
 }

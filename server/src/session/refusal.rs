@@ -10,6 +10,7 @@ use std::time::Duration;
 /// When a change that found the database away may be tried again.
 const DATABASE_RETRY: Duration = Duration::from_secs(2);
 const DRAINING_RETRY: Duration = Duration::from_secs(1);
+const TOO_FAST_RETRY: Duration = Duration::from_secs(30);
 
 fn refused(reason: Reason, detail: impl ToString) -> Refused {
     Refused { reason, detail: detail.to_string(), retry_after: None, removal: Vec::new() }
@@ -71,6 +72,38 @@ pub(crate) fn stale_session() -> Refused {
 
 pub(crate) fn second_session() -> Refused {
     refused(Reason::Invalid, "this connection has a session already; open another connection")
+}
+
+/// It said too much for too long.
+pub(crate) fn too_fast(what: &str, per_second: f64) -> Refused {
+    let detail = format!(
+        "this agent sends {what} faster than {per_second} a second, for a long time: it is broken, or its key is used by somebody else"
+    );
+    Refused { retry_after: Some(TOO_FAST_RETRY), ..refused(Reason::Full, detail) }
+}
+
+/// Its map waits, half sent.
+pub(crate) fn stuck_fetch() -> Refused {
+    let detail = "the agent asked for its map and does not take it";
+    Refused { retry_after: Some(DATABASE_RETRY), ..refused(Reason::Full, detail) }
+}
+
+pub(crate) fn too_many_enrolments(retry_after: Duration) -> Refused {
+    let detail = "too many enrolments from here were refused; check the setup key, and try again later";
+    Refused { retry_after: Some(retry_after), ..refused(Reason::Full, detail) }
+}
+
+pub(crate) fn busy() -> Refused {
+    let detail = "this server enrols as many nodes at once as it can; try again in a moment";
+    Refused { retry_after: Some(DATABASE_RETRY), ..refused(Reason::Full, detail) }
+}
+
+/// A number that no agent ever counts to would outrank the node's real sessions for good.
+pub(crate) fn session_number() -> Refused {
+    refused(
+        Reason::Invalid,
+        "the message is not valid: the session number is beyond what an agent counts to; is the state directory damaged?",
+    )
 }
 
 /// Where the database is, and what it says, is for the operator's log, not for whoever asks.

@@ -5,6 +5,7 @@
 use crate::{
     cluster::{Actor, Entity, Node, Op, Settings, State, observe, renew},
     follow::WriteError,
+    limit::{Buckets, Rate},
     metrics::database_error,
     serve::Server,
 };
@@ -14,11 +15,11 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     sync::Notify,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 /// Reports gather for so long before they are written.
@@ -26,6 +27,9 @@ const GATHERING: Duration = Duration::from_millis(50);
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// So many nodes in one change at most.
 const BATCH: usize = 500;
+/// Changes of one node that are written: every server applies each, and the log keeps only so many. Of what comes faster, the newest is written.
+const CHANGES: Rate = Rate { burst: 10, per_second: 0.2 };
+const CHANGERS_KEPT: usize = 4096;
 /// How often it is looked whether certificates are to be looked at.
 const RENEWAL_TICK: Duration = Duration::from_secs(1);
 /// Certificates are looked at so often at least ..
@@ -51,12 +55,15 @@ pub(crate) struct Report {
 /// Reports that wait to be written.
 pub(crate) struct Reports {
     waiting: Mutex<BTreeMap<NodeId, Report>>,
+    changes: Mutex<Buckets<NodeId>>,
     work: Notify,
 }
 
 impl Report {
-    pub(super) fn new(facts: Facts, endpoints: Vec<SocketAddr>, seen_at: IpAddr) -> Self {
-        let observed = endpoints.first().map(|told| SocketAddr::new(seen_at, told.port()));
+    /// What no peer could use, or should be made to send to, is left out of what is told.
+    pub(super) fn new(facts: Facts, mut endpoints: Vec<SocketAddr>, seen_at: Option<IpAddr>) -> Self {
+        endpoints.retain(|addr| addr.port() != 0 && may_be_reached(addr.ip()));
+        let observed = endpoints.first().zip(seen_at).map(|(told, ip)| SocketAddr::new(ip, told.port()));
         Self { facts, endpoints, observed: observed.filter(|addr| may_be_reached(addr.ip())) }
     }
 
@@ -65,12 +72,13 @@ impl Report {
     fn endpoints(&self, node: &Node, state: &State) -> Vec<SocketAddr> {
         let overlay = [state.network.overlay_v4, state.network.overlay_v6];
         let outside = |addr: &SocketAddr| !overlay.iter().any(|prefix| prefix.contains(&addr.ip()));
-        let before = node.endpoints.strip_prefix(self.endpoints.as_slice()).unwrap_or_default();
+        let told: Vec<SocketAddr> = self.endpoints.iter().copied().filter(outside).collect();
+        let before = node.endpoints.strip_prefix(told.as_slice()).unwrap_or_default();
         let observed = self.observed.filter(outside);
-        let observed = observed.filter(|addr| !self.endpoints.contains(addr) && !before.contains(addr));
+        let observed = observed.filter(|addr| !told.contains(addr) && !before.contains(addr));
         let kept =
             before.iter().copied().take(if observed.is_some() { OBSERVED_KEPT - 1 } else { OBSERVED_KEPT });
-        self.endpoints.iter().copied().chain(observed).chain(kept).take(MAX_ENDPOINTS).collect()
+        told.iter().copied().chain(observed).chain(kept).take(MAX_ENDPOINTS).collect()
     }
 
     /// What it changes in the node's row, renewal included.
@@ -83,16 +91,17 @@ impl Report {
 
 /// An address that others might reach it at; a node on the server's own machine is seen at the loopback address.
 fn may_be_reached(ip: IpAddr) -> bool {
-    let is_link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
+    let is_of_a_link = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
-    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_link_local)
+    !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || is_of_a_link)
 }
 
 impl Reports {
     pub(crate) fn new() -> Self {
-        Self { waiting: Mutex::default(), work: Notify::new() }
+        let changes = Buckets::new(CHANGES, CHANGERS_KEPT, Instant::now());
+        Self { waiting: Mutex::default(), changes: Mutex::new(changes), work: Notify::new() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, BTreeMap<NodeId, Report>> {
@@ -110,15 +119,26 @@ impl Reports {
         }
     }
 
-    fn take(&self) -> BTreeMap<NodeId, Report> {
+    /// Reports that may be written now, and in how long there are more that must wait.
+    fn take(&self, now: Instant) -> (BTreeMap<NodeId, Report>, Option<Duration>) {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut batch, mut next) = (BTreeMap::new(), None::<Duration>);
         let mut waiting = self.waiting();
-        match waiting.keys().nth(BATCH).copied() {
-            Some(end) => {
-                let rest = waiting.split_off(&end);
-                std::mem::replace(&mut *waiting, rest)
+        waiting.retain(|node, report| {
+            if batch.len() == BATCH {
+                next = Some(Duration::ZERO);
+                return true;
             }
-            None => std::mem::take(&mut *waiting),
-        }
+            match changes.take(node, now) {
+                Ok(()) => drop(batch.insert(*node, report.clone())),
+                Err(wait) => {
+                    next = Some(next.map_or(wait, |next| next.min(wait)));
+                    return true;
+                }
+            }
+            false
+        });
+        (batch, next)
     }
 
     fn restore(&self, batch: BTreeMap<NodeId, Report>) {
@@ -145,12 +165,14 @@ pub(crate) async fn write_reports(server: Arc<Server>) {
         }
         sleep(GATHERING).await;
         loop {
-            let batch = server.reports.take();
-            if batch.is_empty() {
-                break;
-            }
-            if !write(&server, batch).await {
+            let (batch, next) = server.reports.take(Instant::now());
+            if !batch.is_empty() && !write(&server, batch).await {
                 sleep(RETRY_DELAY).await;
+                continue;
+            }
+            match next {
+                None => break,
+                Some(wait) => sleep(wait.max(GATHERING)).await,
             }
         }
     }
@@ -229,7 +251,7 @@ mod tests {
 
     fn report(node: &Node, told: &[&str], seen_at: &str) -> Report {
         let told = told.iter().map(|text| text.parse().unwrap()).collect();
-        Report::new(node.facts.clone(), told, seen_at.parse().unwrap())
+        Report::new(node.facts.clone(), told, Some(seen_at.parse().unwrap()))
     }
 
     fn written(state: &mut State, report: &Report) -> Vec<String> {
@@ -261,6 +283,32 @@ mod tests {
                 "{seen_at}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_told_of_places_where_no_peer_is_is_left_out() {
+        let (mut state, node) = testing::with_node("a");
+        let told =
+            ["127.0.0.1:53", "224.0.0.1:1", "255.255.255.255:1", "[ff02::1]:1", "0.0.0.0:1", "10.0.0.5:0"];
+        let told = [&told[..], &["100.64.0.9:1", "10.0.0.5:1"]].concat();
+        assert_eq!(written(&mut state, &report(&node, &told, "127.0.0.1")), ["10.0.0.5:1"]);
+    }
+
+    #[test]
+    fn of_a_flood_of_changes_few_are_taken_and_the_newest_wins() {
+        let (_, node) = testing::with_node("a");
+        let (reports, start) = (Reports::new(), Instant::now());
+        let mut taken = 0;
+        for port in 1..1000 {
+            let told = format!("10.0.0.5:{port}");
+            reports.waiting().insert(node.id, report(&node, &[&told], "127.0.0.1"));
+            taken += reports.take(start).0.len();
+        }
+        assert_eq!(taken, CHANGES.burst as usize);
+        let (_, next) = reports.take(start);
+        let (last, next) = reports.take(start + next.unwrap());
+        assert_eq!(last[&node.id].endpoints[0].port(), 999);
+        assert_eq!(next, None);
     }
 
     #[test]

@@ -39,11 +39,13 @@ impl Control for ControlService {
         request: Request<wire::FetchMapRequest>,
     ) -> Result<Response<fetch::Chunks>, Status> {
         let connection = connection(&request)?;
-        fetch::fetch(&self.0, &connection, request.into_inner()).map(Response::new)
+        let turn = request.extensions().get::<fetch::Turn>().cloned();
+        fetch::fetch(&self.0, &connection, turn.as_ref(), request.into_inner()).map(Response::new)
     }
 }
 
 fn connection<T>(request: &Request<T>) -> Result<Arc<ConnectionState>, Status> {
     let connection = request.extensions().get::<Arc<ConnectionState>>();
+    connection.inspect(|connection| connection.called());
     connection.cloned().ok_or_else(|| Status::internal("the request came over no known connection"))
 }

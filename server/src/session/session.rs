@@ -18,7 +18,9 @@ use crate::{
     session::{
         Slot,
         catch_up::{News, Serving},
-        greeting, refusal,
+        greeting,
+        rates::Rates,
+        refusal,
         reports::Report,
     },
 };
@@ -36,6 +38,7 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::{Status, Streaming};
 
 pub(super) const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
@@ -57,6 +60,9 @@ pub(crate) struct Session {
     inbound: Streaming<wire::AgentMessage>,
     outbox: VecDeque<ServerMessage>,
     phase: Phase,
+    rates: Rates,
+    /// What came too fast, until it may be handled; nothing else is read meanwhile.
+    held: Option<(wire::AgentMessage, Pin<Box<Sleep>>)>,
 }
 
 enum Phase {
@@ -104,7 +110,28 @@ impl Session {
         connection: Arc<ConnectionState>,
         inbound: Streaming<wire::AgentMessage>,
     ) -> Self {
-        Self { server, connection, inbound, outbox: VecDeque::new(), phase: Phase::Greeting }
+        let rates = Rates::default();
+        Self {
+            server,
+            connection,
+            inbound,
+            outbox: VecDeque::new(),
+            phase: Phase::Greeting,
+            rates,
+            held: None,
+        }
+    }
+
+    /// Handles a message, at once or when its time has come.
+    fn take(&mut self, message: wire::AgentMessage) {
+        match self.rates.delay(message.kind.as_ref(), Instant::now()) {
+            Ok(None) => self.handle(message),
+            Ok(Some(wait)) => self.held = Some((message, Box::pin(sleep(wait)))),
+            Err(refused) => {
+                tracing::info!(peer = %self.connection.peer, "session ended: {refused}");
+                self.end(Some(refused));
+            }
+        }
     }
 
     fn handle(&mut self, message: wire::AgentMessage) {
@@ -154,7 +181,7 @@ impl Session {
             heartbeat_interval: hello.heartbeat_interval,
             serving: None,
             seating: None,
-            report: Report::new(hello.facts, hello.endpoints, self.connection.peer.ip()),
+            report: Report::new(hello.facts, hello.endpoints, self.server.observed(&self.connection)),
         }));
         self.server.cluster.show_version(hello.map.version, &hello.map.receipt);
         match hello.activate {
@@ -180,7 +207,7 @@ impl Session {
                 self.server.signals.forward(&self.server, session.seat.slot.key, signal)
             }
             AgentMessage::Update { facts, endpoints } => {
-                session.report = Report::new(facts, endpoints, self.connection.peer.ip());
+                session.report = Report::new(facts, endpoints, self.server.observed(&self.connection));
                 session.publish();
             }
             AgentMessage::Leave { logout } => return self.handle_leave(logout),
@@ -194,6 +221,9 @@ impl Session {
         let slot = &session.seat.slot;
         if self.server.hub.is_draining() {
             return self.end(Some(refusal::draining()));
+        }
+        if !number.is_sane() {
+            return self.end(Some(refusal::session_number()));
         }
         let served_elsewhere = self.server.presence.newer_elsewhere(slot.node, number);
         if served_elsewhere || self.server.hub.activate(slot, number).is_err() {
@@ -267,6 +297,7 @@ impl Session {
         if let Some(refused) = refused {
             tracing::debug!(peer = %self.connection.peer, reason = ?refused.reason, "session refused");
             metrics::counter!("holdfast_sessions_refused_total").increment(1);
+            greeting::tell_of_proxy(&self.server, &self.connection, &refused);
             self.outbox.push_back(ServerMessage::Refused(refused));
         }
         self.connection.ends_within(LAST_WORDS_TIMEOUT);
@@ -330,8 +361,15 @@ impl Stream for Session {
                     }
                 }
             }
+            if let Some((message, until)) = &mut this.held {
+                ready!(until.as_mut().poll(cx));
+                let message = std::mem::take(message);
+                this.held = None;
+                this.take(message);
+                continue;
+            }
             match Pin::new(&mut this.inbound).poll_next(cx) {
-                Poll::Ready(Some(Ok(message))) => this.handle(message),
+                Poll::Ready(Some(Ok(message))) => this.take(message),
                 Poll::Ready(Some(Err(_)) | None) => this.end(None),
                 Poll::Pending => return Poll::Pending,
             }

@@ -5,13 +5,13 @@ use crate::{serve::Server, store::Hint};
 use prost::Message;
 use proto::{
     key::PublicKey,
-    session::{AgentMessage, ServerId, ServerMessage, Signal},
+    session::{AgentMessage, ServerId, Signal},
     statement::NodeId,
     wire::{self, agent_message::Kind},
 };
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -21,14 +21,47 @@ use tokio::{
 
 /// Signals that wait to be written; more are dropped, the oldest first.
 const QUEUE_LENGTH: usize = 4096;
+/// .. of one sender, so that none fills the queue for all.
+const SENDER_SHARE: usize = 256;
 const BATCH: usize = 256;
 /// The mailbox is looked at so often, whatever hints come.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Signals for other servers.
 pub(crate) struct Signals {
-    queue: Mutex<VecDeque<(ServerId, Vec<u8>)>>,
+    queue: Mutex<Queue>,
     work: Notify,
+}
+
+/// Oldest first, and how many there are of each sender.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(PublicKey, ServerId, Vec<u8>)>,
+    by_sender: BTreeMap<PublicKey, usize>,
+}
+
+impl Queue {
+    /// Returns whether something was dropped.
+    fn push(&mut self, sender: PublicKey, to: ServerId, payload: Vec<u8>) -> bool {
+        let share = self.by_sender.entry(sender).or_default();
+        if *share >= SENDER_SHARE {
+            return true;
+        }
+        *share += 1;
+        self.waiting.push_back((sender, to, payload));
+        self.waiting.len() > QUEUE_LENGTH && self.pop().is_some()
+    }
+
+    fn pop(&mut self) -> Option<(ServerId, Vec<u8>)> {
+        let (sender, to, payload) = self.waiting.pop_front()?;
+        if let Some(share) = self.by_sender.get_mut(&sender) {
+            *share -= 1;
+            if *share == 0 {
+                self.by_sender.remove(&sender);
+            }
+        }
+        Some((to, payload))
+    }
 }
 
 impl Signals {
@@ -38,38 +71,38 @@ impl Signals {
 
     /// Sends what `sender` said on, towards the receiver that it names.
     pub(super) fn forward(&self, server: &Server, sender: PublicKey, signal: Signal) {
-        let Some(receiver) = server.cluster.state().node_by_key(&signal.peer).map(|node| node.id) else {
-            return;
+        let receiver = server.cluster.state().node_by_key(&signal.peer).map(|node| node.id);
+        let Some(receiver) = receiver.filter(|_| signal.peer != sender) else {
+            return count("undeliverable");
         };
         let signal = Signal { peer: sender, ..signal };
         if let Some(slot) = server.hub.serving(receiver) {
             count("local");
-            slot.tell(ServerMessage::Signal(signal));
+            slot.tell_signal(signal);
         } else if let Some(other) = server.presence.served_by(receiver) {
             looked_up("found");
             count("remote");
-            self.enqueue(other, encode(receiver, signal));
+            self.enqueue(sender, other, encode(receiver, signal));
         } else {
             looked_up("missed");
             count("undeliverable");
         }
     }
 
-    fn enqueue(&self, to: ServerId, payload: Vec<u8>) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.push_back((to, payload));
-        if queue.len() > QUEUE_LENGTH {
-            queue.pop_front();
+    fn enqueue(&self, sender: PublicKey, to: ServerId, payload: Vec<u8>) {
+        if self.queue().push(sender, to, payload) {
             dropped(1);
         }
-        drop(queue);
         self.work.notify_one();
     }
 
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Vec<(ServerId, Vec<u8>)> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let length = queue.len().min(BATCH);
-        queue.drain(..length).collect()
+        let mut queue = self.queue();
+        std::iter::from_fn(|| queue.pop()).take(BATCH).collect()
     }
 }
 
@@ -91,7 +124,7 @@ fn encode(receiver: NodeId, signal: Signal) -> Vec<u8> {
     [&receiver.0.to_be_bytes()[..], &message.encode_to_vec()].concat()
 }
 
-fn decode(payload: &[u8]) -> Option<(NodeId, Signal)> {
+pub(crate) fn decode(payload: &[u8]) -> Option<(NodeId, Signal)> {
     let (receiver, message) = payload.split_first_chunk::<8>()?;
     let message = wire::AgentMessage::decode(message).ok()?;
     match message.kind {
@@ -150,13 +183,24 @@ fn deliver(server: &Server, payload: &[u8]) {
     metrics::counter!("holdfast_signals_received_total").increment(1);
     let Some((receiver, signal)) = decode(payload) else { return };
     if let Some(slot) = server.hub.serving(receiver) {
-        slot.tell(ServerMessage::Signal(signal));
+        slot.tell_signal(signal);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_sender_fills_the_queue_for_all() {
+        let (flooder, other, to) = (PublicKey([1; 32]), PublicKey([2; 32]), ServerId([3; 16]));
+        let mut queue = Queue::default();
+        let kept = (0..10_000).filter(|_| !queue.push(flooder, to, vec![1])).count();
+        assert_eq!(kept, SENDER_SHARE);
+        assert!(!queue.push(other, to, vec![2]));
+        assert_eq!(std::iter::from_fn(|| queue.pop()).last(), Some((to, vec![2])));
+        assert!(queue.by_sender.is_empty());
+    }
 
     #[test]
     fn a_signal_survives_the_mailbox_and_foreign_bytes_are_no_signal() {

@@ -1,12 +1,16 @@
 //! What others may reach of a session: a place for messages to it, its role, the state of a fetch. The session itself is polled by its
 //! connection alone and looks in here whenever it is woken.
 
-use crate::{connection::ConnectionState, map::Atlas};
+use crate::{
+    connection::ConnectionState,
+    limit::{Bucket, Rate},
+    map::Atlas,
+};
 use futures_util::task::AtomicWaker;
 use proto::{
     key::PublicKey,
     map::MapVersion,
-    session::{Refused, ServerMessage, SessionNumber},
+    session::{Refused, ServerMessage, SessionNumber, Signal},
     statement::NodeId,
 };
 use std::{
@@ -18,9 +22,16 @@ use std::{
     task::Waker,
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// Messages that wait for one session; the oldest goes first. A peer that asks again is worth more than a queue.
 const INBOX_LENGTH: usize = 64;
+/// Signals of one sender among them: what it said last counts.
+const SENDER_SHARE: usize = 4;
+/// An agent that takes longer over its map does not read it.
+pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(120);
+/// Maps fetched: one whenever a change is too large for the session.
+const FETCHES: Rate = Rate { burst: 10, per_second: 0.5 };
 
 /// The shared half of a session.
 pub(crate) struct Slot {
@@ -42,6 +53,7 @@ struct Inner {
     inbox: VecDeque<ServerMessage>,
     refused: Option<Refused>,
     fetch: Fetch,
+    fetches: Option<Bucket>,
 }
 
 /// What FetchMap on the session's connection does.
@@ -49,7 +61,7 @@ struct Inner {
 enum Fetch {
     #[default]
     None,
-    Running,
+    Running(Instant),
     /// The agent has this one now.
     Done(Arc<Atlas>),
 }
@@ -104,6 +116,19 @@ impl Slot {
         inner.floor = inner.floor.max(version);
     }
 
+    /// Hands a signal on. No sender pushes out what others said.
+    pub(crate) fn tell_signal(&self, signal: Signal) {
+        let mut inner = self.inner();
+        let is_same = |m: &ServerMessage| matches!(m, ServerMessage::Signal(s) if s.peer == signal.peer);
+        if inner.inbox.iter().filter(|message| is_same(message)).count() >= SENDER_SHARE
+            && let Some(oldest) = inner.inbox.iter().position(is_same)
+        {
+            inner.inbox.remove(oldest);
+        }
+        drop(inner);
+        self.tell(ServerMessage::Signal(signal));
+    }
+
     /// Says something to the agent. Returns whether all that waited is still there.
     pub(crate) fn tell(&self, message: ServerMessage) -> bool {
         let mut inner = self.inner();
@@ -138,20 +163,29 @@ impl Slot {
         }
     }
 
-    /// Marks a fetch as under way: the session sends no map meanwhile. `None`: one is already.
-    pub(crate) fn begin_fetch(self: &Arc<Self>) -> Option<FetchGuard> {
+    /// Marks a fetch as under way: the session sends no map meanwhile.
+    ///
+    /// # Errors
+    /// [`NoFetch`]
+    pub(crate) fn begin_fetch(self: &Arc<Self>) -> Result<FetchGuard, NoFetch> {
+        let now = Instant::now();
         let mut inner = self.inner();
-        match inner.fetch {
-            Fetch::Running => None,
-            Fetch::None | Fetch::Done(_) => {
-                inner.fetch = Fetch::Running;
-                Some(FetchGuard { slot: self.clone(), fetched: None })
-            }
+        if matches!(inner.fetch, Fetch::Running(_)) {
+            return Err(NoFetch::Running);
         }
+        let fetches = inner.fetches.get_or_insert_with(|| Bucket::full(FETCHES, now));
+        fetches.take(FETCHES, now).map_err(NoFetch::TooOften)?;
+        inner.fetch = Fetch::Running(now);
+        Ok(FetchGuard { slot: self.clone(), fetched: None })
     }
 
     pub(crate) fn fetch_is_running(&self) -> bool {
-        matches!(self.inner().fetch, Fetch::Running)
+        matches!(self.inner().fetch, Fetch::Running(_))
+    }
+
+    /// The agent does not take what it fetches.
+    pub(crate) fn fetch_is_stuck(&self) -> bool {
+        matches!(self.inner().fetch, Fetch::Running(since) if since.elapsed() > FETCH_TIMEOUT)
     }
 
     /// What was fetched since this was last asked.
@@ -159,12 +193,21 @@ impl Slot {
         let mut inner = self.inner();
         match std::mem::take(&mut inner.fetch) {
             Fetch::Done(atlas) => Some(atlas),
-            fetch @ (Fetch::None | Fetch::Running) => {
+            fetch @ (Fetch::None | Fetch::Running(_)) => {
                 inner.fetch = fetch;
                 None
             }
         }
     }
+}
+
+/// Why no fetch begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoFetch {
+    /// One is under way on this connection.
+    Running,
+    /// Another may begin after this time.
+    TooOften(Duration),
 }
 
 /// A running fetch; ends it when dropped.

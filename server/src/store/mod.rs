@@ -21,6 +21,7 @@ pub use live::{
     SessionRow,
 };
 pub use log::{Lost, Tail};
+pub(crate) use postgres::read_hint;
 pub use postgres::{PostgresStore, Target};
 pub use sqlite::SqliteStore;
 pub use url::{DatabaseUrl, InvalidDatabaseUrl};

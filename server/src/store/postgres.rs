@@ -16,6 +16,7 @@ mod sql;
 mod target;
 mod tls;
 
+pub(crate) use listen::hint as read_hint;
 pub use target::Target;
 
 use crate::{

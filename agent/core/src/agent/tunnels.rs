@@ -271,7 +271,7 @@ impl Agent {
     }
 
     fn candidates(&self, key: &PublicKey) -> Vec<SocketAddr> {
-        let usable = |endpoint| !self.is_overlay(endpoint);
+        let usable = |endpoint| !self.is_overlay(endpoint) && is_a_hosts(endpoint);
         self.peers.get(key).map_or_else(Vec::new, |peer| peer.paths.candidates(self.now, usable))
     }
 
@@ -298,4 +298,11 @@ impl Agent {
             self.outputs.push_back(Output::Send { conn, message });
         }
     }
+}
+
+/// An address of one other machine. What a peer says must not make us send to ourselves or to many.
+fn is_a_hosts(endpoint: SocketAddr) -> bool {
+    let ip = endpoint.ip().to_canonical();
+    let is_broadcast = matches!(ip, std::net::IpAddr::V4(ip) if ip.is_broadcast());
+    endpoint.port() != 0 && !(ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || is_broadcast)
 }

@@ -56,8 +56,6 @@ const MAX_SERVERS: usize = 64;
 /// A number that was refused as old leaps by two to this power, and each time in a row by one power more: a clock that is off by a year is overtaken in six.
 const FIRST_LEAP: u32 = 20;
 const LAST_LEAP: u32 = 60;
-/// Room is left in a signed column, and for the starts to come.
-const LAST_BOOT: u64 = i64::MAX as u64 / 2;
 
 /// A failover is never spread over more than this, whatever a server says.
 const MAX_SPREAD: Duration = Duration::from_secs(1);
@@ -363,7 +361,7 @@ impl Control {
         }
         let leap = 1u64 << (FIRST_LEAP + self.stale_leaps).min(LAST_LEAP);
         self.stale_leaps += 1;
-        self.boot = self.boot.saturating_add(leap).min(LAST_BOOT);
+        self.boot = self.boot.saturating_add(leap).min(SessionNumber::LAST_LEAP);
         self.counter = 0;
     }
 

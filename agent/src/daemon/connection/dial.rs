@@ -26,7 +26,7 @@ pub(super) async fn connect(dial: &Dial, config: Arc<ClientConfig>) -> Result<Co
         Err(_elapsed) => return Err(Closed::TimedOut),
     };
     let stream = TlsConnector::from(config)
-        .connect(tls::server_name(), tcp)
+        .connect(tls::host_name(dial.url.host()), tcp)
         .await
         .map_err(|e| handshake_failed(&e))?;
     let (_, connection) = stream.get_ref();
@@ -47,6 +47,10 @@ fn handshake_failed(error: &io::Error) -> Closed {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner.map(|inner| (inner, tls::not_ours(inner))) {
         Some((_, Some(not_ours))) => Closed::NotOurs(not_ours.to_string()),
+        // A proxy's certificate of another kind ends the handshake before it is looked at.
+        Some((inner @ rustls::Error::AlertReceived(_), None)) => Closed::NotOurs(format!(
+            "it refuses a Holdfast server's kind of TLS: something else answers, or a proxy terminates TLS (let it pass TCP through) ({inner})"
+        )),
         Some((inner, None)) => {
             Closed::NotOurs(format!("something else than a Holdfast server answers there ({inner})"))
         }

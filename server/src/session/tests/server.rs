@@ -4,6 +4,7 @@ use crate::{
     accept,
     cluster::{Actor, Op, SetupKey, SetupKeyTerms, State},
     follow::Cluster,
+    gate::{Gate, Limits},
     serve::{Running, Server, start},
     settings::Settings,
     store::{self, DatabaseUrl, Incarnation, Missing, ServerRow},
@@ -29,6 +30,16 @@ impl TestServer {
     }
 
     pub(super) async fn try_start(dir: &Path, id: u8, settings: Settings) -> anyhow::Result<Self> {
+        Self::start_limited(dir, id, settings, Limits::default()).await
+    }
+
+    pub(super) async fn start_limited(
+        dir: &Path,
+        id: u8,
+        settings: Settings,
+        limits: Limits,
+    ) -> anyhow::Result<Self> {
+        let gate = Gate::new(limits, None);
         let url: DatabaseUrl = format!("sqlite:{}/holdfast.db", dir.display()).parse().unwrap();
         let cluster = Cluster::open(store::open(&url, Missing::Create).await.unwrap()).await.unwrap();
         let listener = accept::Bound::new("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -42,7 +53,7 @@ impl TestServer {
             version: "test".to_owned(),
             clock_ahead_ms: 0,
         };
-        let server = Arc::new(Server::new(row, cluster, settings).unwrap());
+        let server = Arc::new(Server::new(row, cluster, settings, gate).unwrap());
         let running = start(server, listener, None).await?;
         let mut server = Self { running, addr, setup_key: String::new() };
         server.setup_key = server.make_setup_key(true).await;

@@ -4,6 +4,7 @@ use super::{enter, live, setup_key};
 use crate::{
     cluster::{EntityId, Op, SetupKeyTerms},
     follow::Cluster,
+    gate::{Gate, Limits},
     jobs::{self, JobError},
     serve::Server,
     settings::Settings,
@@ -153,7 +154,8 @@ async fn a_job_is_run_by_one_server_at_a_time_and_when_it_is_due(database: Datab
 /// A server that is not started: its parts, on the database.
 async fn unstarted(database: &Database, id: u8) -> Server {
     let settings = Settings { ephemeral_timeout: Duration::from_secs(2), lease: LONG, ..Settings::default() };
-    let server = Server::new(server(id), database.cluster().await, settings).unwrap();
+    let gate = Gate::new(Limits::default(), None);
+    let server = Server::new(server(id), database.cluster().await, settings, gate).unwrap();
     server.cluster.store().renew_lease(&server.servers.me, LONG).await.unwrap();
     server
 }

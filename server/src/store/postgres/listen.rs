@@ -42,7 +42,7 @@ pub(crate) fn payload(hint: Hint) -> String {
     }
 }
 
-fn hint(payload: &str) -> Option<Hint> {
+pub(crate) fn hint(payload: &str) -> Option<Hint> {
     match payload.split_once(':') {
         Some(("signals", server)) => Some(server.parse().map_or(Hint::Anything, Hint::Signals)),
         None if payload == "log" => Some(Hint::Log),
