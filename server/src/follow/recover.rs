@@ -183,10 +183,8 @@ impl Inner {
     pub(super) async fn settle(self: &Arc<Self>) -> Result<(), StoreError> {
         let known = self.state.load().head();
         if self.lacks_what_was_proved() {
-            tracing::warn!(
-                found = known.version.revision,
-                "the database went back in time, as an agent proves"
-            );
+            // Mostly it has not: the change that the agent knows was not read here yet. The log's lock decides.
+            tracing::debug!(found = known.version.revision, "an agent proves more than the log had");
             self.begin_epoch(known).await?;
         }
         self.settle_pasts().await?;
