@@ -1,5 +1,5 @@
-//! A server's data directory: its id, random and kept, by which agents and other servers know it again; and which run of its process was the last.
-//! A run whose directory is the last one's own, on the same start of the machine, knows that the last one is over, since it holds the
+//! A server's data directory: its id, random and kept, by which agents and other servers know it again; and which runs of its process were the last.
+//! A run whose directory is theirs, on the same start of the machine, knows that they are over, since it holds the
 //! directory's lock. One that finds itself copied, or the machine restarted, knows nothing of the kind. The directory is 0700, its files 0600.
 
 use crate::store::Incarnation;
@@ -13,14 +13,16 @@ use std::{
 
 const ID_FILE: &str = "server-id";
 const RUN_FILE: &str = "last-run";
+/// A run that ended before it had a lease left the one of a run before it: so the last few are kept.
+const RUNS_KEPT: usize = 16;
 
 /// What a server keeps in its data directory.
 #[derive(Debug)]
 pub(crate) struct ServerFiles {
     pub(crate) id: ServerId,
     pub(crate) incarnation: Incarnation,
-    /// The run before this one, where it is certain that it is over.
-    pub(crate) predecessor: Option<Incarnation>,
+    /// The runs before this one of which it is certain that they are over.
+    pub(crate) predecessors: Vec<Incarnation>,
     /// Locked while the server runs: two servers with one id would take each other's agents for their own.
     _lock: fs::File,
 }
@@ -51,21 +53,24 @@ impl ServerFiles {
         };
         let lock = lock(data_dir, &path)?;
         let incarnation = Incarnation::generate().context("no random source")?;
-        let predecessor = begin_run(data_dir, incarnation, &place(&lock))
+        let predecessors = begin_run(data_dir, incarnation, &place(&lock))
             .with_context(|| format!("cannot write {}", data_dir.join(RUN_FILE).display()))?;
-        Ok(Self { id, incarnation, predecessor, _lock: lock })
+        Ok(Self { id, incarnation, predecessors, _lock: lock })
     }
 }
 
 /// Writes down that `incarnation` runs at `place`, and returns who ran there before.
-fn begin_run(data_dir: &Path, incarnation: Incarnation, place: &str) -> io::Result<Option<Incarnation>> {
+fn begin_run(data_dir: &Path, incarnation: Incarnation, place: &str) -> io::Result<Vec<Incarnation>> {
     let path = data_dir.join(RUN_FILE);
     // What cannot be read tells nothing; it is replaced.
-    let last = fs::read_to_string(&path).unwrap_or_default();
-    let last = last.trim().split_once(' ').filter(|(_, at)| !place.is_empty() && *at == place);
-    let predecessor = last.and_then(|(incarnation, _)| incarnation.parse().ok());
-    write_new(data_dir, &path, &format!("{incarnation} {place}\n"))?;
-    Ok(predecessor)
+    let runs = fs::read_to_string(&path).unwrap_or_default();
+    let here = |line: &&str| line.split_once(' ').is_some_and(|(_, at)| !place.is_empty() && at == place);
+    let runs: Vec<&str> = runs.lines().rev().filter(here).take(RUNS_KEPT).collect();
+    let run_of = |line: &&str| line.split_once(' ')?.0.parse().ok();
+    let predecessors = runs.iter().filter_map(run_of).collect();
+    let kept: String = runs.iter().rev().map(|line| format!("{line}\n")).collect();
+    write_new(data_dir, &path, &format!("{kept}{incarnation} {place}\n"))?;
+    Ok(predecessors)
 }
 
 /// The start of the machine, and the file itself: a copy of it is another. Empty where that cannot be told.
@@ -149,21 +154,25 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_run_knows_its_predecessor_unless_the_directory_was_copied() {
+    fn a_run_knows_its_predecessors_unless_the_directory_was_copied() {
         let dir = tempfile::tempdir().unwrap();
         let first = ServerFiles::open(dir.path()).unwrap();
-        assert_eq!(first.predecessor, None);
+        assert_eq!(first.predecessors, []);
         let copy = tempfile::tempdir().unwrap();
         for file in [ID_FILE, RUN_FILE] {
             fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
         }
         let copied = ServerFiles::open(copy.path()).unwrap();
-        assert_eq!((copied.id, copied.predecessor), (first.id, None), "the first one may still run");
-        let incarnation = first.incarnation;
+        assert_eq!((copied.id, copied.predecessors), (first.id, vec![]), "the first one may still run");
+        let mut runs = vec![first.incarnation];
         drop(first);
-        let second = ServerFiles::open(dir.path()).unwrap();
-        assert_eq!(second.predecessor, Some(incarnation));
-        assert_ne!(second.incarnation, incarnation);
+        for _ in 0..2 * RUNS_KEPT {
+            let next = ServerFiles::open(dir.path()).unwrap();
+            let last: Vec<Incarnation> = runs.iter().rev().take(RUNS_KEPT).copied().collect();
+            assert_eq!(next.predecessors, last);
+            assert!(!runs.contains(&next.incarnation));
+            runs.push(next.incarnation);
+        }
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(crate) struct LiveServers {
 pub(crate) struct Servers {
     pub(crate) me: ServerRow,
     live: ArcSwap<LiveServers>,
+    /// The runs of this server before this one of which it is certain that they are over.
+    predecessors: OnceLock<Vec<Incarnation>>,
     /// Another server has this one's id: what is to be told of that.
     conflict: OnceLock<String>,
     /// Before the call that renewed the lease.
@@ -54,6 +56,7 @@ impl Servers {
         Self {
             me,
             live: ArcSwap::from_pointee(live),
+            predecessors: OnceLock::new(),
             conflict: OnceLock::new(),
             renewed_at: Mutex::default(),
         }
@@ -65,6 +68,10 @@ impl Servers {
 
     pub(crate) fn conflict(&self) -> Option<&str> {
         self.conflict.get().map(String::as_str)
+    }
+
+    fn is_over(&self, run: Incarnation) -> bool {
+        self.predecessors.get().is_some_and(|runs| runs.contains(&run))
     }
 
     fn handle_renewed(&self, asked_at: Instant) {
@@ -148,12 +155,9 @@ pub(crate) async fn keep(server: Arc<Server>) {
 ///
 /// # Errors
 /// Another server with this one's id lives.
-pub(crate) async fn begin(server: &Server, predecessor: Option<Incarnation>) -> anyhow::Result<()> {
-    if let Some(predecessor) = predecessor
-        && let Err(error) = server.cluster.store().inherit_lease(&server.servers.me, predecessor).await
-    {
-        tracing::debug!(%error, "the lease of the run before is not taken over");
-    }
+pub(crate) async fn begin(server: &Server, predecessors: Vec<Incarnation>) -> anyhow::Result<()> {
+    // Told once.
+    server.servers.predecessors.set(predecessors).ok();
     let mut contest = Contest::default();
     loop {
         match renew(server).await {
@@ -182,16 +186,25 @@ pub(crate) async fn begin(server: &Server, predecessor: Option<Incarnation>) -> 
     Ok(())
 }
 
-/// Renews once, and hears the database's clock.
+/// Renews once, where need be after taking over what a run before had, and hears the database's clock.
 async fn renew(server: &Server) -> Result<LeaseAnswer, StoreError> {
     let clock = server.cluster.clock();
     let me = ServerRow { clock_ahead_ms: clock.machine_ahead_ms(), ..server.servers.me.clone() };
     let store = server.cluster.store();
     let asked_at = Instant::now();
     // A renewal that comes too late is none; the next one must not wait for it.
-    let renewed = timeout(server.settings.lease / 2, store.renew_lease(&me, server.settings.lease)).await;
+    let renewal = async {
+        let answer = store.renew_lease(&me, server.settings.lease).await?;
+        match &answer {
+            LeaseAnswer::Taken(other) if server.servers.is_over(other.server.incarnation) => {
+                store.inherit_lease(&me, other.server.incarnation).await?;
+                store.renew_lease(&me, server.settings.lease).await
+            }
+            LeaseAnswer::Taken(_) | LeaseAnswer::Held { .. } => Ok(answer),
+        }
+    };
     let late = |_| Err(StoreError::unavailable(store.location(), "it did not answer in time"));
-    let answer = renewed.unwrap_or_else(late)?;
+    let answer = timeout(server.settings.lease / 2, renewal).await.unwrap_or_else(late)?;
     if matches!(answer, LeaseAnswer::Held { .. }) {
         server.servers.handle_renewed(asked_at);
     }

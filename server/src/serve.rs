@@ -107,14 +107,14 @@ impl Server {
 
 /// Starts to serve agents that connect to `listener`.
 ///
-/// `predecessor`: the run of this server before this one, where it is certain that it is over.
+/// `predecessors`: the runs of this server before this one of which it is certain that they are over.
 ///
 /// # Errors
 /// The database holds what cannot be read, another server has this one's id, or somebody else listens at the address meanwhile.
 pub(crate) async fn start(
     server: Arc<Server>,
     bound: Bound,
-    predecessor: Option<Incarnation>,
+    predecessors: Vec<Incarnation>,
 ) -> anyhow::Result<Running> {
     let seats = loop {
         match presence::load(&server).await {
@@ -125,7 +125,7 @@ pub(crate) async fn start(
             loaded => break loaded?,
         }
     };
-    lease::begin(&server, predecessor).await?;
+    lease::begin(&server, predecessors).await?;
     let listener = bound.listen()?;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);

@@ -98,7 +98,7 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, JoinSet<()>)> {
     let urls = list(&row.urls);
     let gate = Gate::new(options.limits, descriptor_limit());
     let server = Arc::new(Server::new(row, cluster.clone(), options.settings, gate)?);
-    let running = serve::start(server.clone(), bound, files.predecessor).await;
+    let running = serve::start(server.clone(), bound, files.predecessors.clone()).await;
     let running = running.context("cannot start to serve")?;
     stage.handle_serving(server.clone());
     tracing::info!(

@@ -54,7 +54,7 @@ impl TestServer {
             clock_ahead_ms: 0,
         };
         let server = Arc::new(Server::new(row, cluster, settings, gate).unwrap());
-        let running = start(server, listener, None).await?;
+        let running = start(server, listener, Vec::new()).await?;
         let mut server = Self { running, addr, setup_key: String::new() };
         server.setup_key = server.make_setup_key(true).await;
         Ok(server)
