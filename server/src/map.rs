@@ -249,9 +249,9 @@ mod tests {
             for (what, which) in steps {
                 let others: Vec<_> = state.nodes().filter(|node| node.id != own.id).cloned().collect();
                 let ops = match (what, others.get(usize::from(which))) {
-                    (0, Some(node)) => rename(&state, node, &format!("n{which}-{}", state.version().revision)).unwrap(),
+                    (0, Some(node)) => rename(&state, node, &format!("n{which}-{}", state.version().revision), testing::NOW).unwrap(),
                     (1, Some(node)) => remove(&state, node, testing::NOW),
-                    (2, _) => rename(&state, state.node(own.id).unwrap(), &format!("own{}", state.version().revision)).unwrap(),
+                    (2, _) => rename(&state, state.node(own.id).unwrap(), &format!("own{}", state.version().revision), testing::NOW).unwrap(),
                     (_, _) => {
                         testing::enrol(&mut state, "other");
                         Vec::new()

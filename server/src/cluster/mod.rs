@@ -27,7 +27,7 @@ pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
 pub use ending::{absence, forget_ended};
 pub(crate) use name::is_valid as is_valid_name;
 pub use node::{Node, NodeError, allow_claim, claimable, expire, observe, remove, remove_all, rename, renew};
-pub(crate) use put_back::{put_back, take_over, unknown_removal};
+pub(crate) use put_back::{put_back, settings_back, take_over, unknown_removal};
 pub(crate) use readoption::{Returning, readopt};
 pub use recent::Touched;
 pub(crate) use recovery::{Loss, next_version};

@@ -31,7 +31,7 @@ pub struct Node {
     /// When its login ends; `None`: never.
     pub expires_at: Option<UnixTime>,
     pub created_at: UnixTime,
-    /// When it last said something new of itself.
+    /// When something of it last changed.
     pub updated_at: UnixTime,
     /// The key it last logged in with.
     pub setup_key: SetupKeyId,
@@ -141,14 +141,14 @@ pub fn renew(state: &State, node: &Node, now: UnixTime) -> Option<Op> {
 
 /// # Errors
 /// The name is not valid, or another node's.
-pub fn rename(state: &State, node: &Node, name: &str) -> Result<Vec<Op>, NodeError> {
+pub fn rename(state: &State, node: &Node, name: &str, now: UnixTime) -> Result<Vec<Op>, NodeError> {
     if !name::is_valid(name) {
         return Err(NodeError::InvalidName(name.to_owned()));
     }
     match state.node_by_name(name) {
         Some(owner) if owner.id == node.id => Ok(Vec::new()),
         Some(owner) => Err(NodeError::NameTaken { name: name.to_owned(), owner: owner.id }),
-        None => Ok(vec![Op::put_node(Node { name: name.to_owned(), ..node.clone() })]),
+        None => Ok(vec![Op::put_node(Node { name: name.to_owned(), updated_at: now, ..node.clone() })]),
     }
 }
 
@@ -156,7 +156,7 @@ pub fn rename(state: &State, node: &Node, name: &str) -> Result<Vec<Op>, NodeErr
 pub fn expire(node: &Node, now: UnixTime) -> Vec<Op> {
     match node.is_expired(now) {
         true => Vec::new(),
-        false => vec![Op::put_node(Node { expires_at: Some(now), ..node.clone() })],
+        false => vec![Op::put_node(Node { expires_at: Some(now), updated_at: now, ..node.clone() })],
     }
 }
 
@@ -256,12 +256,12 @@ mod tests {
         let (mut state, first) = testing::with_node("a");
         let second = testing::enrol(&mut state, "b");
         assert_eq!(
-            rename(&state, &second, "a"),
+            rename(&state, &second, "a", testing::NOW),
             Err(NodeError::NameTaken { name: "a".into(), owner: first.id })
         );
-        assert!(matches!(rename(&state, &second, "-x"), Err(NodeError::InvalidName(_))));
-        assert_eq!(rename(&state, &second, "b"), Ok(vec![]));
-        let ops = rename(&state, &second, "c").unwrap();
+        assert!(matches!(rename(&state, &second, "-x", testing::NOW), Err(NodeError::InvalidName(_))));
+        assert_eq!(rename(&state, &second, "b", testing::NOW), Ok(vec![]));
+        let ops = rename(&state, &second, "c", testing::NOW).unwrap();
         testing::apply(&mut state, ops);
         assert_eq!(state.node_by_name("c").unwrap().id, second.id);
         assert!(state.node_by_name("b").is_none());

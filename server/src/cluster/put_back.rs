@@ -28,6 +28,12 @@ pub(crate) fn put_back(state: &State, memory: &State, limit: usize, now: UnixTim
     batch.ops
 }
 
+/// The cluster's settings as `memory` has them: for whoever begins the epoch. Later it could be older than what people set since.
+pub(crate) fn settings_back(state: &State, memory: &State) -> Option<Op> {
+    let settings = *memory.settings();
+    (settings != *state.settings()).then(|| Op::Put(Entity::Settings(Box::new(settings))))
+}
+
 /// A change in the making, and the state as it will be.
 struct Batch {
     state: State,
@@ -102,12 +108,15 @@ impl Batch {
         let Some(found) = self.state.node_by_key(&node.key).filter(|found| found.id == node.id) else {
             return;
         };
-        if self.is_full() || (node.issued_at, node.updated_at) < (found.issued_at, found.updated_at) {
+        let (told, has) = ((node.issued_at, node.updated_at), (found.issued_at, found.updated_at));
+        if self.is_full() || told < has {
             return;
         }
         let owner = self.state.node_by_name(&node.name).map(|owner| owner.id);
         let name = if owner.is_none_or(|owner| owner == node.id) { &node.name } else { &found.name };
-        let expires_at = earliest(found.expires_at, node.expires_at);
+        // Who logged in again after the copy was made is not expired.
+        let expires_at =
+            if told > has { node.expires_at } else { earliest(found.expires_at, node.expires_at) };
         let node = Node { name: name.clone(), expires_at, ..node.clone() };
         let same_addresses = node.addresses() == found.addresses();
         if same_addresses && node != **found {
@@ -190,7 +199,7 @@ pub(crate) fn unknown_removal(state: &State, signed: &[u8]) -> Option<Removal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{expire, remove, rename, testing};
+    use crate::cluster::{expire, remove, rename, set_membership_lifetime, testing};
 
     const ALL: usize = usize::MAX;
 
@@ -251,13 +260,38 @@ mod tests {
     fn what_changed_of_a_node_is_put_back_and_an_ended_login_stays_ended() {
         let (mut copy, node) = testing::with_node("old-name");
         let mut memory = copy.clone();
-        let ops = rename(&memory, &node, "new-name").unwrap();
+        let ops = rename(&memory, &node, "new-name", testing::NOW).unwrap();
         testing::apply(&mut memory, ops);
         let ops = expire(&node, testing::NOW);
         testing::apply(&mut copy, ops);
         let state = brought_up(&copy, &memory);
         assert_eq!(state.node(node.id).unwrap().name, "new-name");
         assert!(state.node(node.id).unwrap().is_expired(testing::NOW));
+    }
+
+    #[test]
+    fn who_logged_in_again_after_the_copy_is_not_expired_by_it() {
+        let (mut copy, node) = testing::with_node("a");
+        let ops = expire(&node, testing::NOW);
+        testing::apply(&mut copy, ops);
+        let mut memory = copy.clone();
+        let later = UnixTime(testing::NOW.0 + 60);
+        let back = Node { expires_at: None, updated_at: later, ..node.clone() };
+        testing::apply(&mut memory, vec![Op::put_node(back)]);
+        assert!(!brought_up(&copy, &memory).node(node.id).unwrap().is_expired(later));
+        assert!(brought_up(&memory, &copy).node(node.id).unwrap().expires_at.is_none(), "an older memory");
+    }
+
+    #[test]
+    fn settings_that_were_lost_are_put_back() {
+        let copy = testing::state();
+        let mut memory = copy.clone();
+        let ops = set_membership_lifetime(&memory, None, testing::NOW).unwrap();
+        testing::apply(&mut memory, ops);
+        let mut state = copy.clone();
+        assert_eq!(settings_back(&copy, &copy), None);
+        testing::apply(&mut state, settings_back(&copy, &memory).into_iter().collect());
+        assert_eq!(state.settings(), memory.settings());
     }
 
     #[test]

@@ -101,7 +101,7 @@ async fn tell_servers(source: &dyn Store, name: &str) {
     let servers = source.live_servers().await.map_or(0, |live| live.len());
     if servers > 0 {
         eprintln!(
-            "{servers} servers still run on {}: they serve from memory, and changes wait; start them again, one after another, with --database {name}",
+            "{servers} servers still run on {}: they serve from memory, and changes wait; start them again, one after another, within the ephemeral timeout, with --database {name}",
             source.location()
         );
     }

@@ -78,7 +78,7 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::List(common) => list(common).await,
         Command::Show { node, common } => show(&node, common).await,
         Command::Rename { node, name, common } => {
-            let change = |state: &State, node: &Node, _| rename(state, node, &name);
+            let change = |state: &State, node: &Node, now| rename(state, node, &name, now);
             let cluster = common.database.load().await?;
             change_node(&node, cluster, common.json, change, |node| format!("{} is now {name}", node.name))
                 .await

@@ -6,7 +6,8 @@
 use super::{Cluster, Inner, WriteError};
 use crate::{
     cluster::{
-        Actor, Change, Head, Loss, Op, Recovery, State, next_version, put_back, take_over, unknown_removal,
+        Actor, Change, Head, Loss, Op, Recovery, State, next_version, put_back, settings_back, take_over,
+        unknown_removal,
     },
     store::{Lost, StoreError, Tail},
 };
@@ -174,6 +175,7 @@ impl Inner {
         let head = Head { version, id: self.change_id()? };
         with_gap.apply(&Change { head, at: now, actor: Actor::Recovery, ops: ops.clone() });
         if let Some(past) = past {
+            ops.extend(settings_back(&with_gap, &past));
             ops.extend(put_back(&with_gap, &past, BATCH, now));
         }
         Ok(Change { head, at: now, actor: Actor::Recovery, ops })

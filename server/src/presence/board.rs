@@ -15,6 +15,8 @@ use std::{
 
 /// How long a node that vanished stays online.
 pub(crate) const VANISHED_GRACE: Duration = Duration::from_secs(2);
+/// Who said goodbye may have moved to another server, of which this one has yet to hear.
+pub(crate) const GOODBYE_GRACE: Duration = Duration::from_millis(500);
 
 /// The serving session of a node, wherever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

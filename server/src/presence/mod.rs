@@ -4,7 +4,7 @@
 
 mod board;
 
-pub(crate) use board::VANISHED_GRACE;
+pub(crate) use board::{GOODBYE_GRACE, VANISHED_GRACE};
 
 use crate::{
     cluster::State,

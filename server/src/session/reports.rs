@@ -19,7 +19,7 @@ use std::{
 };
 use tokio::{
     sync::Notify,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 /// Reports gather for so long before they are written.
@@ -155,26 +155,23 @@ pub(crate) async fn write_reports(server: Arc<Server>) {
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let settings = *server.cluster.state().settings();
     let mut renewed = Renewed { due_at: Instant::now() + renewal_interval(&settings), settings };
+    // When there is more to write, whatever is told meanwhile.
+    let mut more_at: Option<Instant> = None;
     loop {
+        let more = sleep_until(more_at.unwrap_or_else(Instant::now));
         tokio::select! {
             () = server.reports.work.notified() => {}
+            () = more, if more_at.is_some() => {}
             _ = renewals.tick() => {
                 renew_served(&server, &mut renewed).await;
                 continue;
             }
         }
         sleep(GATHERING).await;
-        loop {
-            let (batch, next) = server.reports.take(Instant::now());
-            if !batch.is_empty() && !write(&server, batch).await {
-                sleep(RETRY_DELAY).await;
-                continue;
-            }
-            match next {
-                None => break,
-                Some(wait) => sleep(wait.max(GATHERING)).await,
-            }
-        }
+        let (batch, next) = server.reports.take(Instant::now());
+        let is_written = batch.is_empty() || write(&server, batch).await;
+        let wait = if is_written { next } else { Some(RETRY_DELAY) };
+        more_at = wait.map(|wait| Instant::now() + wait);
     }
 }
 

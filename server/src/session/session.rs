@@ -13,7 +13,7 @@ use crate::{
     connection::{ConnectionState, LAST_WORDS_TIMEOUT},
     follow::WriteError,
     metrics::database_error,
-    presence::VANISHED_GRACE,
+    presence::{GOODBYE_GRACE, VANISHED_GRACE},
     serve::Server,
     session::{
         Slot,
@@ -96,7 +96,7 @@ struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         if self.server.hub.leave(&self.slot) {
-            let grace = if self.leaves { Duration::ZERO } else { VANISHED_GRACE };
+            let grace = if self.leaves { GOODBYE_GRACE } else { VANISHED_GRACE };
             self.server.presence.left(self.slot.node, self.slot.number(), grace);
         }
         self.slot.ends_within(LAST_WORDS_TIMEOUT);
@@ -244,6 +244,8 @@ impl Session {
 
     fn begin_serving(&mut self, number: SessionNumber, map: MapState) {
         let Phase::Welcomed(session) = &mut self.phase else { return };
+        // An older number has nothing to wait for any more.
+        session.seating = None;
         // What an earlier fetch on this connection ended with is older than what the agent says now.
         session.seat.slot.take_fetched();
         session.serving = Some(Serving::resuming(map));

@@ -84,9 +84,9 @@ async fn enter(cluster: &Cluster, secret: &SetupSecret, hostname: &str) -> Resul
 }
 
 async fn rename_to(cluster: &Cluster, node: NodeId, name: &str) {
-    let renamed = cluster.write(Actor::CommandLine, |state, _| {
+    let renamed = cluster.write(Actor::CommandLine, |state, now| {
         let node = state.node(node).expect("the test made it");
-        rename(state, node, name).map(|ops| (ops, ()))
+        rename(state, node, name, now).map(|ops| (ops, ()))
     });
     renamed.await.unwrap();
 }

@@ -11,7 +11,9 @@ use proto::{
 };
 
 async fn rename_to(server: &TestServer, agent: &Agent, name: &str) {
-    server.write(|state, _| rename(state, state.node_by_key(&agent.key()).unwrap(), name).unwrap()).await;
+    server
+        .write(|state, now| rename(state, state.node_by_key(&agent.key()).unwrap(), name, now).unwrap())
+        .await;
 }
 
 fn name_in(map: &proto::map::Map, agent: &Agent) -> String {
