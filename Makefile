@@ -44,6 +44,7 @@ bench: deps
 # Every decoder of foreign bytes, for SECONDS each. Needs cargo-fuzz (`cargo install cargo-fuzz`) and, for its instruments, a nightly's flags.
 SECONDS ?= 60
 fuzz:
+	@$(CARGO) fuzz --version >/dev/null || { echo "cargo install cargo-fuzz" >&2; exit 1; }
 	@set -e; for crate in proto server; do \
 		cp Cargo.lock $$crate/fuzz/Cargo.lock; \
 		for target in $$(ls $$crate/fuzz/corpus); do \

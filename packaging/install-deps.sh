@@ -21,6 +21,8 @@ needs=(
 missing=()
 # Of a module there is no program.
 [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream)
+# Nor of the C library's headers, which gcc only recommends.
+[ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
 PATH=$PATH:/usr/sbin:/sbin
 for need in "${needs[@]}"; do
     read -r program package <<<"$need"

@@ -30,6 +30,16 @@ pub struct Removals {
     window: Vec<PublicKey>,
 }
 
+/// Whether every certificate of the key that this removes has ended.
+fn has_ended(removal: &Removal, time: UnixTime) -> bool {
+    removal.until.is_some_and(|until| until.saturating_add(KEPT_LONGER) <= time)
+}
+
+/// The same of an encoded `Signed`, which was not verified.
+pub(crate) fn is_over(signed: &[u8], time: UnixTime) -> bool {
+    matches!(Statement::trust(signed), Ok((_, Statement::Removal(removal))) if has_ended(&removal, time))
+}
+
 impl Removals {
     /// Takes a removal whose signature was checked; `false` if it is no news.
     pub fn add(&mut self, removal: Removal, signed: &[u8]) -> bool {
@@ -68,9 +78,7 @@ impl Removals {
     /// Forgets those whose keys have no certificate any more at this time; whether there were any.
     pub fn forget_ended(&mut self, time: UnixTime) -> bool {
         let before = self.known.len();
-        self.known.retain(|_, known| {
-            known.removal.until.is_none_or(|until| until.saturating_add(KEPT_LONGER) > time)
-        });
+        self.known.retain(|_, known| !has_ended(&known.removal, time));
         let forgot = self.known.len() < before;
         if forgot {
             self.sort();

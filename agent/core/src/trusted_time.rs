@@ -34,6 +34,12 @@ impl TrustedTime {
         Some(carried(self.wall?) - carried(self.told?))
     }
 
+    /// The time that a server told since the start, carried on.
+    pub fn told_at(&self, now: BootTime) -> Option<UnixTime> {
+        let (time, since) = self.told?;
+        Some(time.saturating_add(now.since(since)))
+    }
+
     /// `None` while there is nothing to go by: then no certificate is judged.
     pub fn at(&self, now: BootTime) -> Option<UnixTime> {
         let (time, since) = self.told.or(self.wall)?;

@@ -6,6 +6,7 @@
 use super::Agent;
 use crate::{
     io::{ConnId, Output},
+    removals,
     time::BootTime,
 };
 use proto::{
@@ -26,6 +27,8 @@ const DATAGRAM: usize = 1000;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// After so many in vain the peer is told nothing until its tunnel comes up again. An older agent never answers.
 const ATTEMPTS: u32 = 5;
+/// A peer's summary is answered once within this: two that have nothing to tell, but differ, would answer each other for ever.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// What one peer tells is verified at this rate, with as much in store: a signature costs a tenth of a millisecond.
 const VERIFIED_PER_SECOND: u32 = 20;
 const VERIFIED_AT_ONCE: u32 = 100;
@@ -58,6 +61,8 @@ struct Budget {
 pub(super) struct Gossip {
     telling: BTreeMap<PublicKey, Telling>,
     budgets: BTreeMap<PublicKey, Budget>,
+    /// When a peer's summary was last answered.
+    summaries: BTreeMap<PublicKey, BootTime>,
     last_id: u64,
     /// What the server at the other end of this connection was told.
     server_told: Option<(ConnId, BTreeSet<PublicKey>)>,
@@ -70,6 +75,7 @@ impl Gossip {
     pub(super) fn forget(&mut self, peer: &PublicKey) {
         self.telling.remove(peer);
         self.budgets.remove(peer);
+        self.summaries.remove(peer);
     }
 
     pub(super) fn look_at_map(&mut self) {
@@ -140,9 +146,12 @@ impl Agent {
     pub(super) fn on_removal_summary(&mut self, peer: PublicKey, digest: [u8; 32]) {
         let own = self.netmap.removals().digest();
         let is_told = self.gossip.telling.contains_key(&peer);
-        if digest == own || is_told || !self.gossip.may_verify(peer, self.now) {
+        let answered_at = self.gossip.summaries.get(&peer);
+        let is_answered = answered_at.is_some_and(|at| self.now < *at + SUMMARY_INTERVAL);
+        if digest == own || is_told || is_answered || !self.peers.contains_key(&peer) {
             return;
         }
+        self.gossip.summaries.insert(peer, self.now);
         self.send_to_peer(peer, Body::RemovalSummary(own), None);
         let newest: Vec<PublicKey> = self.netmap.removals().newest().map(|(key, _)| *key).collect();
         self.gossip.telling.entry(peer).or_default().pending.extend(newest);
@@ -166,6 +175,10 @@ impl Agent {
     }
 
     fn on_removal(&mut self, from: PublicKey, signed: &[u8]) {
+        // Others may forget later than we did.
+        if self.time.told_at(self.now).is_some_and(|time| removals::is_over(signed, time)) {
+            return;
+        }
         let changes = self.netmap.on_removal(signed);
         let is_own = changes.learned.contains(&self.identity.key);
         self.tell_removals(&changes.learned, Some(from));

@@ -127,7 +127,8 @@ impl Agent {
     /// Looks at every certificate and login: some may have ended, or be good again.
     pub(super) fn judge_members(&mut self) {
         let time = self.time.at(self.now);
-        if time.is_some_and(|time| self.netmap.forget_ended_removals(time)) {
+        // What a wrong clock had us forget would not come back.
+        if self.time.told_at(self.now).is_some_and(|time| self.netmap.forget_ended_removals(time)) {
             self.save_map_soon();
         }
         let usable = |member: &Member| member.is_usable(time);

@@ -109,6 +109,19 @@ fn a_tunnel_that_comes_up_shows_who_knows_more() {
 }
 
 #[test]
+fn two_that_differ_and_have_nothing_to_tell_do_not_answer_each_other_for_ever() {
+    let mut bench = Bench::connected_to(&[2, 3]);
+    bench.hear(2, Body::Removed { removals: vec![removal(9, NOW_S)], id: 0 });
+    bench.hear(3, Body::RemovedSeen(1));
+    let summary = || Body::RemovalSummary([1; 32]);
+    assert_eq!(told(&bench.hear(3, summary())).len(), 2);
+    bench.hear(3, Body::RemovedSeen(2));
+    assert_eq!(told(&bench.hear(3, summary())), [], "that was answered");
+    bench.at(Duration::from_secs(11));
+    assert_eq!(told(&bench.hear(3, summary())).len(), 2, "later it may be another run of the peer");
+}
+
+#[test]
 fn neither_an_older_map_nor_a_restart_brings_a_removed_peer_back_but_a_newer_certificate_does() {
     let mut bench = Bench::connected_to(&[2, 3]);
     let before = cache::decode(&bench.agent.map_cache()).unwrap();
