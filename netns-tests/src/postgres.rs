@@ -2,7 +2,7 @@
 //!
 //! Postgres refuses to run as root. It gets a user namespace in which its user is `daemon`, while outside nothing
 //! changes hands: the same with real root and with the root of a user namespace. What can happen to one is in
-//! [`faults`], a second one that follows it in [`replica`].
+//! `faults`, a second one that follows it in `replica`.
 
 mod faults;
 mod replica;

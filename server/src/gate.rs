@@ -1,5 +1,5 @@
 //! How many connections there may be: in all, without a session, and from one source. Whoever is turned away costs nothing; whoever is let in
-//! holds a [`Pass`]. A source is generous, since whole companies sit behind one address; behind a load balancer all do, so that what
+//! holds a `Pass`. A source is generous, since whole companies sit behind one address; behind a load balancer all do, so that what
 //! comes from one of its addresses is not counted per source.
 
 use crate::limit::{Buckets, Rate, Source};
