@@ -2,23 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use agent_core::{
-    Agent, BootTime, Config, ConnId, Identity, Saved,
-    config::{ControlConfig, PeerConfig},
-};
+mod enrolled;
+
 use proto::{
-    key::{NodeSecret, PublicKey},
-    map::{Content, Delta, Map, MapVersion, Network, Object, Peer},
+    key::PublicKey,
+    map::{Content, Object, Peer},
     root::RootSecret,
-    session::{Facts, ServerMessage},
-    statement::{Membership, NetworkId, NodeId, Statement},
-    time::UnixTime,
-    wire,
+    statement::NodeId,
 };
 use serde_json::Value;
 use std::{
-    fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -26,31 +20,22 @@ use std::{
 
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const PEERS: u32 = 10_000;
-const NETWORK: NetworkId = NetworkId([3; 16]);
 const ROUNDS: usize = 20;
 /// Unoptimised code is several times slower; what counts is the release build.
 const BOUND: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1500 } else { 200 });
 
-fn membership(root: &RootSecret, key: PublicKey, number: u32) -> Vec<u8> {
-    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 0)) + number + 1);
-    let membership = Membership {
-        node_id: NodeId(number.into()),
-        node_key: key,
-        addresses: vec![address.into()],
-        claims: Vec::new(),
-        issued_at: UnixTime(1_760_000_000),
-        not_after: None,
-    };
-    Statement::Membership(membership).sign(NETWORK, root)
+fn address(number: u32) -> IpAddr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 0)) + number + 1).into()
 }
 
 fn peer(root: &RootSecret, number: u32) -> Object {
     let mut key = [7; 32];
     key[..4].copy_from_slice(&number.to_le_bytes());
+    let node_id = NodeId(number.into());
     let peer = Peer {
-        node_id: NodeId(number.into()),
+        node_id,
         name: format!("node-{number}"),
-        membership: membership(root, PublicKey(key), number),
+        membership: enrolled::membership(root, PublicKey(key), node_id, vec![address(number)]),
         endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
         os: "linux".into(),
         agent_version: "0.1.0".into(),
@@ -58,48 +43,6 @@ fn peer(root: &RootSecret, number: u32) -> Object {
         ephemeral: false,
     };
     Object::new(&Content::Peer(peer), key.to_vec()).unwrap()
-}
-
-fn whole_map(root: &RootSecret) -> Delta {
-    let network = Network {
-        name: "test".into(),
-        overlay_v4: "100.64.0.0/10".parse().unwrap(),
-        overlay_v6: "fd00:1:2::/48".parse().unwrap(),
-    };
-    let mut put = vec![Object::new(&Content::Network(network), Vec::new()).unwrap()];
-    put.extend((1..=PEERS).map(|number| peer(root, number)));
-    let mut map = Map::default();
-    put.iter().for_each(|object| {
-        map.put(object.clone());
-    });
-    let version = MapVersion { epoch: 1, revision: 1 };
-    Delta { version, digest: map.digest(), put, last: true, ..Delta::default() }
-}
-
-/// What an agent of a large network leaves on disk.
-fn prepare(state: &Path) {
-    let (root, secret) = (RootSecret::generate().unwrap(), NodeSecret::generate().unwrap());
-    let config = Config {
-        servers: Vec::new(),
-        facts: Facts::default(),
-        control: ControlConfig::default(),
-        peer: PeerConfig::default(),
-    };
-    let identity = Identity { key: secret.public(), boot: 1, can_enrol: true };
-    let now = BootTime::default();
-    let mut agent = Agent::new(config, identity, Saved::default(), None, 1, now);
-    let enrolled = wire::Enrolled {
-        root: root.public().to_bytes().to_vec(),
-        membership: membership(&root, secret.public(), 0),
-        node_id: 0,
-        servers: Vec::new(),
-    };
-    agent.handle_enrolled(ConnId(1), &enrolled, now);
-    agent.handle_message(ConnId(1), ServerMessage::Map(whole_map(&root)), now);
-    fs::write(state.join("node.key"), secret.to_text().as_bytes()).unwrap();
-    fs::write(state.join("map.cache"), agent.map_cache()).unwrap();
-    let kept = serde_json::json!({ "format": 1, "boot": 1, "core": agent.saved() });
-    fs::write(state.join("state.json"), kept.to_string()).unwrap();
 }
 
 struct Daemon(Child);
@@ -121,7 +64,8 @@ fn status(state: &Path) -> Option<(Duration, Vec<u8>)> {
 #[test]
 fn the_status_of_ten_thousand_peers_is_quick_and_they_come_up_from_the_cache() {
     let state = tempfile::tempdir().unwrap();
-    prepare(state.path());
+    let peers = |root: &RootSecret| (1..=PEERS).map(|number| peer(root, number)).collect();
+    enrolled::write_state(state.path(), vec![address(0)], peers);
     let mut command = Command::new("unshare");
     command.args(["-Urn", AGENT, "--state-dir"]).arg(state.path()).arg("daemon");
     let begun = Instant::now();

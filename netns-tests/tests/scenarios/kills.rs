@@ -29,8 +29,8 @@ const ROUNDS: usize = 100;
 const NEWCOMER_EVERY: usize = 5;
 /// Every so many rounds all agents' maps are compared with the database.
 const COMPARED_EVERY: usize = 20;
-/// As long as what happens in a round takes.
-const LATEST_KILL: Duration = Duration::from_millis(50);
+/// How many changes are timed, undisturbed, to know how long one takes on this machine at this time.
+const TIMED_CHANGES: usize = 3;
 const TIMEOUT: Duration = Duration::from_secs(20);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 const LASTING: u8 = 2;
@@ -78,6 +78,8 @@ struct Lab {
     rng: Pcg32,
     /// The nodes that must be there, and their names.
     nodes: BTreeMap<u64, String>,
+    /// As long as what happens in a round takes, measured now and then.
+    latest_kill: Duration,
     tally: Tally,
 }
 
@@ -104,7 +106,7 @@ struct Tally {
 impl Tally {
     fn is_telling(&self) -> bool {
         let all = self.acknowledged + self.done + self.undone;
-        [self.acknowledged, self.undone].iter().all(|part| *part > all / 20)
+        all > 0 && [self.acknowledged, self.undone].iter().all(|part| *part >= all.div_ceil(50))
     }
 }
 
@@ -122,14 +124,32 @@ impl Lab {
         let crowd = mesh.bystander("crowd", 0)?;
         let key: SetupKey = mesh.setup_key.parse()?;
         let rng = Pcg32::seed_from_u64(seed);
-        let mut lab = Self { mesh, crowd, key, rng, nodes: BTreeMap::new(), tally: Tally::default() };
+        let (nodes, latest_kill, tally) = (BTreeMap::new(), Duration::ZERO, Tally::default());
+        let mut lab = Self { mesh, crowd, key, rng, nodes, latest_kill, tally };
         lab.mesh.add_agent(LASTING)?;
         for number in 0..4 {
             let member = Member::new(format!("first-{number}"))?;
             lab.join(&member, 0)?;
         }
         lab.nodes = lab.listed()?.into_iter().map(|(id, node)| (id, node.name)).collect();
+        lab.time_changes()?;
         Ok(lab)
+    }
+
+    /// Renames the newest node, which is no agent, a few times with nobody killed, so that kills come while changes are made, on any machine.
+    fn time_changes(&mut self) -> Result<()> {
+        let id = *self.nodes.keys().next_back().context("nobody to rename")?;
+        let mut took = Vec::new();
+        for number in 0..TIMED_CHANGES {
+            let (begun, name) = (Instant::now(), format!("timed-{id}-{number}"));
+            let renamed = self.mesh.servers[0].command(&["node", "rename", &id.to_string(), &name])?;
+            ensure!(renamed.status.success(), "{}", String::from_utf8_lossy(&renamed.stderr));
+            took.push(begun.elapsed());
+            self.nodes.insert(id, name);
+        }
+        took.sort_unstable();
+        self.latest_kill = took[TIMED_CHANGES / 2];
+        Ok(())
     }
 
     fn round(&mut self, number: usize) -> Result<()> {
@@ -141,7 +161,7 @@ impl Lab {
         }
         let member = Member::new(format!("joins-{number}"))?;
         let (server, moment) =
-            (self.rng.random_range(0..2), self.rng.random_range(Duration::ZERO..LATEST_KILL));
+            (self.rng.random_range(0..2), self.rng.random_range(Duration::ZERO..self.latest_kill));
         let mut changes = self.begin_changes(number)?;
         let (crowd, key, address) = (self.crowd.clone(), self.key.clone(), self.address(server)?);
         let heard = std::thread::scope(|scope| {
@@ -160,6 +180,7 @@ impl Lab {
         }
         if number.is_multiple_of(COMPARED_EVERY) {
             self.agents_know_what_the_database_does()?;
+            self.time_changes()?;
         }
         Ok(())
     }

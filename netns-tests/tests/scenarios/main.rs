@@ -50,7 +50,7 @@ use netns_tests::scenario::{Scenario, Verdict, log_tails};
 enum Pace {
     /// Waits for minutes and takes no processor time: beside all others.
     Background,
-    /// Long, with traffic, and bounds that a busy machine keeps: together, and first.
+    /// Long, with traffic, and bounds that a busy machine keeps: [`AT_ONCE`] together, and first.
     Together,
     /// Measures milliseconds: one at a time, when those together are done.
     Alone,
@@ -74,7 +74,10 @@ const fn background(name: &'static str, run: fn(&mut Scenario) -> Result<()>) ->
     Case { name, pace: Pace::Background, run }
 }
 
-/// All there are; [`alone`] ones run in this order.
+/// So many of [`Pace::Together`] keep two cores busy and leave none of them waiting for long.
+const AT_ONCE: usize = 8;
+
+/// All there are; those of one pace begin in this order.
 const CASES: &[Case] = &[
     alone("lab_gap_meter_counts_what_a_cut_loses", lab::gap_meter_counts_what_a_cut_loses),
     alone("lab_one_way_faults_and_loss_do_what_they_say", lab::one_way_faults_and_loss_do_what_they_say),
@@ -148,6 +151,19 @@ const CASES: &[Case] = &[
     alone("bad_input_database_urls", bad_server_input::database_urls),
     alone("bad_input_a_newer_schema", bad_server_input::a_newer_schema),
     alone("bad_input_a_taken_server_port", bad_server_input::a_taken_port),
+    together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
+    together("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
+    together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
+    together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
+    together("database_connections_killed_at_random", database_away::connections_killed),
+    together(
+        "no_server_open_tunnels_lose_nothing_in_60_s",
+        outage::open_tunnels_lose_nothing_in_60_s_without_servers,
+    ),
+    together("database_cut_from_one_server", database_apart::cut),
+    together("job_a_frozen_holder_acts_on_nothing", jobs::a_frozen_holder_acts_on_nothing),
+    together("database_slow", database_away::slow),
+    together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
     together(
         "admission_one_setup_key_on_both_servers_at_once",
         admission::one_setup_key_on_both_servers_at_once,
@@ -163,25 +179,12 @@ const CASES: &[Case] = &[
     ),
     together("removal_reaches_all_by_servers_or_tunnels", removal::reaches_all_by_servers_or_tunnels),
     together("identity_a_copied_server_is_refused", identity::a_copied_server_is_refused),
-    together("kill_9_of_everything_on_sqlite", kills::everything_on_sqlite),
-    together("kill_9_of_everything_on_postgres", kills::everything_on_postgres),
-    together("all_faults_over_200_s_lose_nothing", restarts::all_faults_over_200_s_lose_nothing),
     together(
         "hostile_garbage_floods_and_half_open_connections_harm_nobody",
         hostile::garbage_floods_and_half_open_connections_harm_nobody,
     ),
-    together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
-    together("lone_server_back_after_60_s", outage::lone_server_back_after_60_s),
-    together(
-        "no_server_open_tunnels_lose_nothing_in_60_s",
-        outage::open_tunnels_lose_nothing_in_60_s_without_servers,
-    ),
-    together("database_slow", database_away::slow),
-    together("database_connections_killed_at_random", database_away::connections_killed),
-    together("database_cut_from_one_server", database_apart::cut),
     together("database_restored_under_running_servers", database_back::restored_under_running_servers),
     together("database_restored_and_nobody_remembers", database_back::restored_and_nobody_remembers),
-    together("job_a_frozen_holder_acts_on_nothing", jobs::a_frozen_holder_acts_on_nothing),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background("membership_that_never_ends_needs_no_server", membership::never_ends),
@@ -238,7 +241,8 @@ struct Run {
     root: PathBuf,
     binaries: Binaries,
     passed: AtomicUsize,
-    failed: Mutex<Vec<&'static str>>,
+    /// Names, and what was wrong.
+    failed: Mutex<Vec<(&'static str, Verdict)>>,
     output: Mutex<()>,
 }
 
@@ -260,11 +264,13 @@ impl Run {
         let at = |pace| cases.iter().copied().filter(move |case| case.pace == pace);
         std::thread::scope(|scope| {
             at(Pace::Background).for_each(|case| drop(scope.spawn(|| self.one(case))));
-            let together: Vec<_> = at(Pace::Together).map(|case| scope.spawn(|| self.one(case))).collect();
-            for case in together {
-                // What happened is in the verdict, even of a scenario that panicked.
-                case.join().ok();
-            }
+            let waiting = Mutex::new(at(Pace::Together));
+            let next = || waiting.lock().ok().and_then(|mut waiting| waiting.next());
+            std::thread::scope(|together| {
+                for _ in 0..AT_ONCE {
+                    together.spawn(|| std::iter::from_fn(next).for_each(|case| self.one(case)));
+                }
+            });
             at(Pace::Alone).for_each(|case| self.one(case));
         });
     }
@@ -277,14 +283,12 @@ impl Run {
             }
             Err(error) => Verdict::not_started(&self.root, &error),
         };
-        if verdict.is_ok() {
-            self.passed.fetch_add(1, Ordering::Relaxed);
-        } else if let Ok(mut failed) = self.failed.lock() {
-            failed.push(case.name);
-        }
         self.print(case, &verdict);
         if verdict.is_ok() {
+            self.passed.fetch_add(1, Ordering::Relaxed);
             remove(&verdict.directory);
+        } else if let Ok(mut failed) = self.failed.lock() {
+            failed.push((case.name, verdict));
         }
     }
 
@@ -299,11 +303,15 @@ impl Run {
         }
     }
 
-    /// The summary; returns the exit code.
+    /// The summary, which repeats what was wrong, for readers of the end alone; returns the exit code.
     fn conclude(self) -> i32 {
         let passed = self.passed.into_inner();
         let failed = self.failed.into_inner().unwrap_or_default();
-        failed.iter().for_each(|name| println!("FAILED: {name}"));
+        for (name, verdict) in &failed {
+            println!("FAILED: {name}");
+            verdict.notes.iter().for_each(|note| println!("    {note}"));
+            verdict.failures.iter().for_each(|failure| println!("  ! {failure}"));
+        }
         println!("{passed} passed, {} failed", failed.len());
         if failed.is_empty() {
             remove(&self.root);
