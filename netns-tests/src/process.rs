@@ -4,7 +4,7 @@
 //! that lives as long as this process starts them all.
 
 use std::fs::File;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -72,6 +72,12 @@ impl Process {
         let at = self.signal(Signal::SIGKILL)?;
         self.child.wait()?;
         Ok(at)
+    }
+
+    /// `kill -9` of what may be ending by itself; whether it was killed.
+    pub fn kill_unless_ended(&mut self) -> Result<bool> {
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        Ok(self.child.wait()?.signal() == Some(libc::SIGKILL))
     }
 
     /// SIGTERM; returns the moment just before. Does not wait.

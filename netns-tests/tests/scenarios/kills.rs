@@ -238,11 +238,7 @@ impl Lab {
             self.mesh.agents[*victim].kill()?;
         }
         for victim in killed(servers + agents..all) {
-            // It may have ended by itself by now.
-            if changes[victim].command.ended()?.is_none() {
-                changes[victim].command.kill()?;
-                self.tally.commands += 1;
-            }
+            self.tally.commands += usize::from(changes[victim].command.kill_unless_ended()?);
         }
         self.tally.servers += killed_servers.len();
         self.tally.agents += killed_agents.len();
