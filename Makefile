@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DATABASE ?= sqlite
 
-.PHONY: all build demo test lint docs unit scenarios bench fuzz deps clean
+.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel fuzz deps clean
 
 all: build
 
@@ -31,7 +31,7 @@ docs:
 # Unit tests, simulation, and the store suite on SQLite and Postgres.
 unit:
 	$(CARGO) test --workspace --exclude netns-tests --release --quiet
-	$(CARGO) test -p netns-tests --lib --release --quiet
+	$(CARGO) test -p netns-tests --lib --bins --release --quiet
 
 # Real processes in network namespaces. FILTER=name runs those whose name contains it.
 scenarios:
@@ -40,6 +40,14 @@ scenarios:
 bench: deps
 	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
 	$(CARGO) run --release --quiet -p netns-tests --bin bench
+
+# The tunnel beside wireguard-go's newest and boringtun-cli, interleaved. About 15 minutes; ROUNDS and LOAD (seconds) change that.
+ROUNDS ?= 5
+LOAD ?= 3
+bench-tunnel: deps
+	packaging/build-peers.sh target/peers
+	$(CARGO) build --release --quiet -p agent -p netns-tests
+	$(CARGO) run --release --quiet -p netns-tests --bin bench_tunnel -- --peers target/peers --rounds $(ROUNDS) --seconds $(LOAD)
 
 # Every decoder of foreign bytes, for SECONDS each. Needs cargo-fuzz (`cargo install cargo-fuzz`) and, for its instruments, a nightly's flags.
 SECONDS ?= 60

@@ -26,3 +26,4 @@ pub mod status;
 pub mod topology;
 pub mod wait;
 pub mod watch;
+pub mod wireguard;

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Set inside the room.
@@ -44,6 +45,13 @@ fn room() -> Vec<&'static str> {
         arguments.extend(["--user", "--map-root-user"]);
     }
     arguments
+}
+
+/// Puts an empty directory over /run, so that sockets of well-known names meet nobody else's.
+pub fn own_run_directory() -> Result<()> {
+    let (none, tmpfs) = (None::<&str>, Some("tmpfs"));
+    mount(tmpfs, "/run", tmpfs, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, none)
+        .context("cannot mount a directory of our own over /run")
 }
 
 fn settle_in() -> Result<()> {

@@ -1,0 +1,112 @@
+//! Programs that make a WireGuard interface and are configured with `wg`, ours and others', as devices inside hosts.
+//!
+//! All of them take the interface's name, serve the cross-platform configuration protocol at `/run/wireguard/NAME.sock`
+//! and stay in the foreground if asked. The names must differ within a run: the directory is one for all hosts.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::Process;
+use crate::topology::Host;
+use crate::wait::wait_until;
+
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a program is asked for an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Holdfast,
+    WireguardGo,
+    Boringtun,
+}
+
+/// A program, and what it is called in tables.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub name: String,
+    file: PathBuf,
+    kind: Kind,
+}
+
+impl Program {
+    /// `agent wg`.
+    pub fn ours(agent: &Path) -> Self {
+        Self { name: "holdfast".into(), file: agent.to_owned(), kind: Kind::Holdfast }
+    }
+
+    /// Those that `packaging/build-peers.sh` put into `directory`.
+    pub fn others(directory: &Path) -> Result<Vec<Self>> {
+        let all = [("wireguard-go", Kind::WireguardGo), ("boringtun-cli", Kind::Boringtun)];
+        let programs: Vec<Self> =
+            all.map(|(name, kind)| Self { name: name.into(), file: directory.join(name), kind }).into();
+        for program in &programs {
+            ensure!(
+                program.file.exists(),
+                "{} is missing: packaging/build-peers.sh makes it",
+                program.file.display()
+            );
+        }
+        Ok(programs)
+    }
+
+    /// Makes the interface `name` on `host`, not yet configured.
+    pub fn start(&self, host: &Host, name: &str, directory: &Path) -> Result<Device> {
+        let mut command = host.namespace.command(&self.file);
+        match self.kind {
+            Kind::Holdfast => command.args(["wg", name, "--foreground"]),
+            Kind::WireguardGo => command.args(["--foreground", name]).env("LOG_LEVEL", "error"),
+            Kind::Boringtun => command.args(["--foreground", "--disable-drop-privileges", name]),
+        };
+        let log = directory.join(format!("{name}-{}.txt", self.name));
+        let process = Process::start(format!("{} {name}", self.name), command, &log)?;
+        let mut device = Device { host: host.clone(), name: name.to_owned(), process };
+        let shown = || Ok(device.host.namespace.output("wg", &["show", name]).ok().map(drop));
+        wait_until("the interface can be configured", START_TIMEOUT, shown)
+            .with_context(|| device.process.log_tail(5))?;
+        ensure!(device.process.ended()?.is_none(), "{} ended: {}", self.name, device.process.log_tail(5));
+        Ok(device)
+    }
+}
+
+/// A running interface. Dropping it ends its program.
+pub struct Device {
+    pub host: Host,
+    pub name: String,
+    pub process: Process,
+}
+
+impl Device {
+    /// `wg set`; the arguments are split at blanks.
+    pub fn set(&self, arguments: &str) -> Result<()> {
+        let arguments: Vec<&str> =
+            ["set", &self.name].into_iter().chain(arguments.split_whitespace()).collect();
+        self.host.namespace.tool("wg", &arguments)
+    }
+
+    /// The most memory it ever had resident, in bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.context("no VmHWM")?.trim().trim_end_matches(" kB");
+        Ok(kilobytes.parse::<u64>().context("VmHWM: no number")? * 1024)
+    }
+}
+
+/// A key pair made by `wg`: the file of the private key, and the public one.
+#[derive(Clone, Debug)]
+pub struct KeyPair {
+    pub private: PathBuf,
+    pub public: String,
+}
+
+impl KeyPair {
+    pub fn generate(host: &Host, file: PathBuf) -> Result<Self> {
+        let private = host.namespace.output("wg", &["genkey"])?;
+        std::fs::write(&file, &private)?;
+        let script = format!("wg pubkey <'{}'", file.display());
+        let public = host.namespace.output("sh", &["-c", &script])?.trim().to_owned();
+        Ok(Self { private: file, public })
+    }
+}
