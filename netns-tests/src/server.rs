@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::topology::{Host, Port};
-use crate::wait::wait_until;
+use crate::wait::{retry, wait_until};
 
 /// Where agents reach a server.
 pub const CONTROL_PORT: u16 = 7443;
@@ -198,13 +198,7 @@ impl Server {
 
     /// The same, as soon as a server that has just begun to listen has made its cluster.
     pub fn first_setup_key(&self) -> Result<String> {
-        let deadline = Instant::now() + LISTEN_TIMEOUT;
-        loop {
-            match self.setup_key(&["--reusable"]) {
-                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-                done => return done,
-            }
-        }
+        retry("a cluster that has a setup key", LISTEN_TIMEOUT, || self.setup_key(&["--reusable"]))
     }
 
     /// What the server answers on its admin address: the status code and the text.

@@ -25,6 +25,16 @@ pub fn wait_until<T>(
     }
 }
 
+/// Tries until it works; else the last failure is told.
+pub fn retry<T>(what: &str, timeout: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut last = None;
+    let done = wait_until(what, timeout, || Ok(attempt().map_err(|error| last = Some(error)).ok()));
+    done.map_err(|waited| match last {
+        Some(error) => error.context(waited),
+        None => waited,
+    })
+}
+
 /// Lets time pass while `check` holds: for "nothing happens for this long".
 pub fn hold_for(span: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
     let end = Instant::now() + span;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::start_child;
 use crate::status::Status;
+use crate::wait::retry;
 
 /// Older states are forgotten, so that a watch of many minutes stays small.
 const KEPT: usize = 2000;
@@ -30,25 +31,14 @@ pub struct Watch {
 impl Watch {
     /// `command` is the whole command line; its first line is waited for.
     pub fn start(mut command: impl FnMut() -> Command, timeout: Duration) -> Result<Self> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            let mut watch = Self::attach(command())?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            // A daemon that has just been started does not listen yet: the command ends, and is tried again.
-            match watch.wait(
-                Instant::now(),
-                left.min(Duration::from_secs(3)),
-                "a daemon that runs",
-                |status| status.state != "stopped",
-            ) {
-                Ok(_) => return Ok(watch),
-                Err(error) if left.is_zero() => return Err(error.context("no state of the agent to watch")),
-                Err(_) => {
-                    watch.child.kill().ok();
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-        }
+        // A daemon that has just been started does not listen yet: the command ends, and is tried again.
+        let attempt = || {
+            let watch = Self::attach(command())?;
+            let patience = timeout.min(Duration::from_secs(3));
+            watch.wait(Instant::now(), patience, "a daemon that runs", |status| status.state != "stopped")?;
+            Ok(watch)
+        };
+        retry("a state of the agent to watch", timeout, attempt)
     }
 
     fn attach(mut command: Command) -> Result<Self> {

@@ -52,15 +52,16 @@ fn signals_go_to_one(s: &mut Scenario, mesh: &Mesh, crowd: &Host) -> Result<()> 
         let mut receiver = members[1].serving(servers[1], key.fingerprint, 2).await?;
         let mut third = members[2].serving(servers[1], key.fingerprint, 1).await?;
         where_everybody_is_known(s, mesh, &mut receiver).await?;
+        let mut stray = 0;
         for id in 1..=ROUNDS {
             let at = Instant::now();
             sender.say(signal(members[1].key(), id))?;
-            heard(&mut receiver, id).await?;
+            stray += heard(&mut receiver, id).await?;
             crossed.push(at.elapsed());
         }
-        // A second delivery would have had the time of all later rounds; the last one's has this.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let mut stray = 0;
+        // What goes to one server comes in order: a second delivery would have come before this one.
+        sender.say(signal(members[2].key(), ROUNDS + 1))?;
+        stray += heard(&mut third, ROUNDS + 1).await?;
         for talk in [&mut receiver, &mut standby, &mut third] {
             stray += talk
                 .said_so_far()
@@ -263,10 +264,16 @@ fn signal(peer: PublicKey, id: u64) -> AgentMessage {
     AgentMessage::Signal(Signal { peer, id, endpoints: Vec::new() })
 }
 
-async fn heard(receiver: &mut Talk, id: u64) -> Result<()> {
-    let is_it =
-        |said: &ServerMessage| matches!(said, ServerMessage::Signal(signal) if signal.id == id).then_some(());
-    receiver.find("hears a signal", is_it).await
+/// Waits for a signal; how many others came before it.
+async fn heard(receiver: &mut Talk, id: u64) -> Result<usize> {
+    let mut others = 0;
+    let is_it = |said: &ServerMessage| {
+        let ServerMessage::Signal(signal) = said else { return None };
+        others += usize::from(signal.id != id);
+        (signal.id == id).then_some(())
+    };
+    receiver.find("hears a signal", is_it).await?;
+    Ok(others)
 }
 
 fn addresses(mesh: &Mesh) -> Result<Vec<SocketAddr>> {

@@ -108,7 +108,7 @@ impl Database {
 }
 
 fn for_each_table(statements: &str) -> String {
-    let tables = ["cluster", "nodes", "setup_keys", "removals", "changes", "recovery"];
+    let tables = ["cluster", "nodes", "setup_keys", "removals", "changes", "recovery", "settings"];
     tables.map(|table| statements.replace("{}", table)).join(" ")
 }
 

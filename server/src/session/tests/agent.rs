@@ -45,6 +45,13 @@ pub(super) struct Talk {
     hear: Streaming<wire::ServerMessage>,
 }
 
+/// A server, and a member that it has let in.
+pub(super) async fn one_agent() -> (TestServer, Agent) {
+    let server = TestServer::alone().await;
+    let agent = Agent::enrolled("a", &server).await;
+    (server, agent)
+}
+
 impl Agent {
     pub(super) fn new(name: &str) -> Self {
         Self { secret: NodeSecret::generate().unwrap(), name: name.to_owned() }

@@ -1,7 +1,7 @@
 //! What is not spoken here is survived.
 
 use super::{
-    agent::{Agent, PATIENCE, number, raw},
+    agent::{Agent, PATIENCE, number, one_agent, raw},
     server::TestServer,
 };
 use crate::{gate::Limits, settings::Settings};
@@ -18,9 +18,7 @@ use tokio::{
 
 #[tokio::test]
 async fn a_message_of_an_unknown_kind_is_passed_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.standby(&server, 1).await;
     // A kind from the future decodes as none.
     talk.say_raw(wire::AgentMessage { kind: None });
@@ -29,9 +27,7 @@ async fn a_message_of_an_unknown_kind_is_passed_over() {
 
 #[tokio::test]
 async fn an_invalid_message_ends_its_session_with_the_field() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.serving(&server, 1, MapState::default()).await;
     talk.say_raw(wire::AgentMessage {
         kind: Some(Kind::Signal(wire::Signal { peer: vec![1], ..Default::default() })),
@@ -43,9 +39,7 @@ async fn an_invalid_message_ends_its_session_with_the_field() {
 
 #[tokio::test]
 async fn whoever_speaks_before_hello_or_twice_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let first = AgentMessage::Heartbeat { sequence: 1, standby: false, interval: std::time::Duration::ZERO }
         .into_wire(None, "t");
     assert_eq!(agent.dial(&server).await.open_with(first).await.refused().await.reason, Reason::Invalid);
@@ -56,9 +50,7 @@ async fn whoever_speaks_before_hello_or_twice_is_refused() {
 
 #[tokio::test]
 async fn an_agent_of_no_version_is_told_which_is_spoken() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let line = agent.dial(&server).await;
     let mut hello = AgentMessage::Hello(agent.hello(1)).into_wire(Some(line.proof()), "t");
     if let Some(Kind::Hello(hello)) = &mut hello.kind {
@@ -69,8 +61,7 @@ async fn an_agent_of_no_version_is_told_which_is_spoken() {
 
 #[tokio::test]
 async fn garbage_on_the_port_is_closed_and_others_are_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], &[0xff; 64], b"\x16\x03\x01\x00\x00"] {
         let mut stream = raw(server.addr).await;
         stream.write_all(garbage).await.unwrap();
@@ -85,9 +76,7 @@ async fn garbage_on_the_port_is_closed_and_others_are_served() {
 
 #[tokio::test]
 async fn a_large_message_is_a_members_alone_and_only_the_list_of_a_fetch() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let object = wire::ObjectRef { kind: 1, id: vec![1; 64], hash: vec![2; 32] };
     let large = wire::FetchMapRequest { have: vec![object.clone(); 2000] };
     let beyond_need = wire::FetchMapRequest { have: vec![object; 10_000] };
@@ -106,8 +95,7 @@ async fn a_large_message_is_a_members_alone_and_only_the_list_of_a_fetch() {
 
 #[tokio::test]
 async fn a_proof_taken_from_another_connection_or_another_node_is_worth_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (agent, other) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     let (first, second) = (agent.dial(&server).await, agent.dial(&server).await);
     let replayed = AgentMessage::Hello(agent.hello(1)).into_wire(Some(first.proof()), "t");
@@ -123,9 +111,7 @@ async fn a_proof_taken_from_another_connection_or_another_node_is_worth_nothing(
 
 #[tokio::test]
 async fn a_session_number_that_no_agent_counts_to_locks_nobody_out() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let most = SessionNumber { boot: u64::MAX, counter: u64::MAX };
     let hello = Hello { number: most, activate: true, ..agent.hello(1) };
     assert_eq!(agent.dial(&server).await.open(hello).await.refused().await.reason, Reason::Invalid);
@@ -137,8 +123,7 @@ async fn a_session_number_that_no_agent_counts_to_locks_nobody_out() {
 
 #[tokio::test]
 async fn a_map_from_the_future_is_waited_for_and_harms_nobody() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (agent, other) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     let version = MapVersion { epoch: u64::MAX, revision: u64::MAX };
     let mut talk = agent.serving(&server, 1, MapState { version, ..MapState::default() }).await;
@@ -149,9 +134,7 @@ async fn a_map_from_the_future_is_waited_for_and_harms_nobody() {
 
 #[tokio::test]
 async fn old_and_repeated_activations_change_nothing_for_the_session_that_serves() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut serving = agent.serving(&server, 5, MapState::default()).await;
     let mut stale = agent.standby(&server, 4).await;
     stale.say(AgentMessage::Activate { number: number(4), map: MapState::default() });
@@ -164,9 +147,7 @@ async fn old_and_repeated_activations_change_nothing_for_the_session_that_serves
 
 #[tokio::test]
 async fn facts_that_cannot_be_printed_or_are_too_long_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     for hostname in ["a\u{1b}[2J".to_owned(), "x".repeat(5000), "a\0b".to_owned()] {
         let mut talk = agent.standby(&server, 1).await;
         let facts = wire::Facts { hostname, ..wire::Facts::default() };
@@ -178,9 +159,7 @@ async fn facts_that_cannot_be_printed_or_are_too_long_are_refused() {
 
 #[tokio::test]
 async fn signals_to_oneself_and_to_strangers_go_nowhere() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.serving(&server, 1, MapState::default()).await;
     talk.fetched_map().await;
     talk.said_so_far().await;
@@ -192,8 +171,7 @@ async fn signals_to_oneself_and_to_strangers_go_nowhere() {
 
 #[tokio::test]
 async fn a_flood_in_a_session_is_read_slowly_and_others_are_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (flooder, other) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     let mut flood = flooder.standby(&server, 1).await;
     let mut honest = other.serving(&server, 1, MapState::default()).await;
@@ -214,8 +192,7 @@ async fn a_flood_in_a_session_is_read_slowly_and_others_are_served() {
 
 #[tokio::test]
 async fn setup_keys_are_guessed_a_few_times_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::new("a");
     let mut reasons = Vec::new();
     for _ in 0..120 {
@@ -248,19 +225,19 @@ async fn above_the_bound_of_connections_new_ones_are_closed_and_old_ones_served(
     let (mut first, mut second) = (raw(server.addr).await, raw(server.addr).await);
     // One source may have half: one of the two is closed at once.
     let (mut one, mut other) = ([0], [0]);
-    tokio::select! {
-        closed = first.read(&mut one) => assert!(matches!(closed, Ok(0) | Err(_))),
-        closed = second.read(&mut other) => assert!(matches!(closed, Ok(0) | Err(_))),
-        () = tokio::time::sleep(PATIENCE) => panic!("neither is closed"),
-    }
+    let closed = async {
+        tokio::select! {
+            closed = first.read(&mut one) => closed,
+            closed = second.read(&mut other) => closed,
+        }
+    };
+    assert!(matches!(timeout(PATIENCE, closed).await.expect("one is closed"), Ok(0) | Err(_)));
     talk.heartbeat(1).await;
 }
 
 #[tokio::test]
 async fn a_list_of_objects_is_read_for_one_fetch_at_a_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.standby(&server, 1).await;
     let slot = server.running.server.hub.all().pop().unwrap();
     let turn = slot.begin_fetch().unwrap();

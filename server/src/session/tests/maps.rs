@@ -25,8 +25,7 @@ fn name_in(map: &proto::map::Map, agent: &Agent) -> String {
 
 #[tokio::test]
 async fn a_fetched_map_has_everybody_but_the_node_itself_and_its_digest() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (a, b) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     let (map, _) = a.serving(&server, 1, MapState::default()).await.fetched_map().await;
     assert_eq!(map.len(), 2);
@@ -36,8 +35,7 @@ async fn a_fetched_map_has_everybody_but_the_node_itself_and_its_digest() {
 
 #[tokio::test]
 async fn a_rename_reaches_a_served_agent_as_a_small_change() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (a, b) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     let mut talk = a.serving(&server, 1, MapState::default()).await;
     let (mut map, _) = talk.fetched_map().await;
@@ -51,8 +49,7 @@ async fn a_rename_reaches_a_served_agent_as_a_small_change() {
 
 #[tokio::test]
 async fn a_change_through_one_server_reaches_an_agent_on_another() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let a = Agent::enrolled("a", &one).await;
     let mut talk = a.serving(&two, 1, MapState::default()).await;
     let (mut map, _) = talk.fetched_map().await;
@@ -66,8 +63,7 @@ async fn a_change_through_one_server_reaches_an_agent_on_another() {
 
 #[tokio::test]
 async fn who_holds_the_map_already_is_sent_nothing_by_any_server() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let (a, b) = (Agent::enrolled("a", &one).await, Agent::enrolled("b", &one).await);
     let (mut map, held) = a.serving(&one, 1, MapState::default()).await.fetched_map().await;
     let mut talk = a.serving(&two, 2, held).await;
@@ -81,8 +77,7 @@ async fn who_holds_the_map_already_is_sent_nothing_by_any_server() {
 
 #[tokio::test]
 async fn who_holds_an_older_map_fetches_the_difference_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (a, b) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     Agent::enrolled("c", &server).await;
     let (mut map, held) = a.serving(&server, 1, MapState::default()).await.fetched_map().await;
@@ -100,8 +95,7 @@ async fn who_holds_an_older_map_fetches_the_difference_alone() {
 
 #[tokio::test]
 async fn a_map_is_for_those_with_a_session() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let a = Agent::enrolled("a", &server).await;
     let refused = a.dial(&server).await.fetch(&mut Default::default()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unauthenticated);
@@ -109,8 +103,7 @@ async fn a_map_is_for_those_with_a_session() {
 
 #[tokio::test]
 async fn what_an_agent_says_of_itself_reaches_its_peers() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (a, b) = (Agent::enrolled("a", &server).await, Agent::enrolled("b", &server).await);
     let mut talk = a.serving(&server, 1, MapState::default()).await;
     let (mut map, _) = talk.fetched_map().await;

@@ -22,8 +22,7 @@ fn refused(outcome: Outcome) -> Refused {
 
 #[tokio::test]
 async fn an_enrolled_node_holds_a_certificate_under_the_root() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::new("web");
     let outcome = agent.dial(&server).await.enrol(&server.setup_key, agent.facts()).await;
     let Outcome::Enrolled(enrolled) = outcome else { panic!("{outcome:?}") };
@@ -37,8 +36,7 @@ async fn an_enrolled_node_holds_a_certificate_under_the_root() {
 
 #[tokio::test]
 async fn a_setup_key_that_is_used_up_unknown_or_malformed_is_refused_with_its_reason() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let one_off = server.make_setup_key(false).await;
     let (first, second) = (Agent::new("first"), Agent::new("second"));
     for _again in 0..2 {
@@ -57,8 +55,7 @@ async fn a_setup_key_that_is_used_up_unknown_or_malformed_is_refused_with_its_re
 
 #[tokio::test]
 async fn a_useless_key_is_refused_while_somebody_else_holds_the_log() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let cluster = &server.running.server.cluster;
     let locked = cluster.store().lock(cluster.state().head()).await.unwrap();
     let agent = Agent::new("stranger");
@@ -69,8 +66,7 @@ async fn a_useless_key_is_refused_while_somebody_else_holds_the_log() {
 
 #[tokio::test]
 async fn a_server_behind_what_an_agent_saw_does_not_call_it_removed() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::enrolled("back", &server).await;
     server.write(|state, now| remove(state, state.node_by_key(&agent.key()).unwrap(), now)).await;
     let MapVersion { epoch, revision } = server.running.server.cluster.state().version();
@@ -105,8 +101,7 @@ async fn two_servers_that_enrol_at_once_give_each_node_its_own_address() {
 
 #[tokio::test]
 async fn a_stranger_is_unknown_and_not_removed() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let stranger = Agent::new("stranger");
     let refused = stranger.dial(&server).await.open(stranger.hello(1)).await.refused().await;
     assert_eq!(refused.reason, Reason::UnknownNode);
@@ -115,8 +110,7 @@ async fn a_stranger_is_unknown_and_not_removed() {
 
 #[tokio::test]
 async fn a_removed_node_is_told_with_proof_at_once_and_when_it_comes_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::enrolled("gone", &server).await;
     let mut talk = agent.standby(&server, 1).await;
     server.write(|state, now| remove(state, state.node_by_key(&agent.key()).unwrap(), now)).await;
@@ -132,8 +126,7 @@ async fn a_removed_node_is_told_with_proof_at_once_and_when_it_comes_back() {
 
 #[tokio::test]
 async fn a_node_that_logs_out_is_a_member_no_more() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::enrolled("leaver", &server).await;
     let mut talk = agent.standby(&server, 1).await;
     talk.say(AgentMessage::Leave { logout: true });
@@ -143,8 +136,7 @@ async fn a_node_that_logs_out_is_a_member_no_more() {
 
 #[tokio::test]
 async fn an_expired_login_ends_the_session_with_that_reason() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::enrolled("old", &server).await;
     let mut talk = agent.standby(&server, 1).await;
     server.write(|state, now| expire(state.node_by_key(&agent.key()).unwrap(), now)).await;
@@ -153,8 +145,7 @@ async fn an_expired_login_ends_the_session_with_that_reason() {
 
 #[tokio::test]
 async fn a_proof_for_another_connection_or_of_another_key_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let (agent, thief) = (Agent::enrolled("victim", &server).await, Agent::new("thief"));
     let stolen = agent.dial(&server).await.proof();
     let hello = |proof| {
@@ -173,8 +164,7 @@ async fn a_proof_for_another_connection_or_of_another_key_is_refused() {
 
 #[tokio::test]
 async fn a_new_certificate_is_pushed_to_its_node() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let agent = Agent::enrolled("router", &server).await;
     let mut talk = agent.standby(&server, 1).await;
     let claim = "10.1.0.0/16".parse().unwrap();

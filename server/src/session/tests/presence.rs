@@ -1,6 +1,9 @@
 //! Presence: beside the map, across servers.
 
-use super::{agent::Agent, server::TestServer};
+use super::{
+    agent::{Agent, one_agent},
+    server::TestServer,
+};
 use crate::{
     cluster::{Op, SetupKey, SetupKeyTerms},
     connection::LAST_WORDS_TIMEOUT,
@@ -19,8 +22,7 @@ fn id(server: &TestServer, agent: &Agent) -> NodeId {
 
 #[tokio::test]
 async fn an_agent_is_told_who_is_online_and_every_change_of_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let (a, b) = (Agent::enrolled("a", &one).await, Agent::enrolled("b", &one).await);
     let mut talk = a.serving(&one, 1, MapState::default()).await;
     let whole = talk.presence().await;
@@ -35,8 +37,7 @@ async fn an_agent_is_told_who_is_online_and_every_change_of_it() {
 
 #[tokio::test]
 async fn an_agent_that_moves_to_another_server_does_not_flicker() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let [a, b, c] = [
         Agent::enrolled("a", &one).await,
         Agent::enrolled("b", &one).await,
@@ -56,8 +57,7 @@ async fn an_agent_that_moves_to_another_server_does_not_flicker() {
 
 #[tokio::test]
 async fn a_session_that_ends_after_its_agent_went_elsewhere_ends_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let agent = Agent::enrolled("a", &one).await;
     let node = id(&one, &agent);
     let before = agent.serving(&one, 1, MapState::default()).await;
@@ -76,9 +76,7 @@ async fn a_session_that_ends_after_its_agent_went_elsewhere_ends_nothing_else() 
 
 #[tokio::test]
 async fn the_stream_ends_right_after_leave() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.serving(&server, 1, MapState::default()).await;
     let left_at = Instant::now();
     talk.say(AgentMessage::Leave { logout: false });
@@ -88,8 +86,7 @@ async fn the_stream_ends_right_after_leave() {
 
 #[tokio::test]
 async fn an_ephemeral_node_is_served_once_the_database_knows_where() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     let secret = SetupSecret::generate().unwrap();
     let terms = SetupKeyTerms { ephemeral: true, ..SetupKeyTerms::default() };
     server.write(|state, now| vec![Op::put_setup_key(SetupKey::new(state, now, &secret, &terms).0)]).await;

@@ -11,15 +11,32 @@ use crate::{
 };
 use proto::{root::Fingerprint, session::ServerId, setup_key::SetupSecret, time::UnixTime};
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc};
+use tempfile::TempDir;
 
 pub(super) struct TestServer {
     pub(super) running: Running,
     pub(super) addr: SocketAddr,
     /// The secret of a reusable setup key.
     pub(super) setup_key: String,
+    /// Of those that share a database of their own; the last one removes it.
+    directory: Option<Arc<TempDir>>,
 }
 
 impl TestServer {
+    /// The only server of a cluster.
+    pub(super) async fn alone() -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let server = Self::start(directory.path(), 1).await;
+        Self { directory: Some(directory), ..server }
+    }
+
+    pub(super) async fn two() -> (Self, Self) {
+        let one = Self::alone().await;
+        let two = Self::start(one.directory.as_ref().unwrap().path(), 2).await;
+        let directory = one.directory.clone();
+        (one, Self { directory, ..two })
+    }
+
     /// A server with number `id` on the database in `dir`.
     pub(super) async fn start(dir: &Path, id: u8) -> Self {
         Self::start_with(dir, id, Settings::default()).await
@@ -55,7 +72,7 @@ impl TestServer {
         };
         let server = Arc::new(Server::new(row, cluster, settings, gate).unwrap());
         let running = start(server, listener, Vec::new()).await?;
-        let mut server = Self { running, addr, setup_key: String::new() };
+        let mut server = Self { running, addr, setup_key: String::new(), directory: None };
         server.setup_key = server.make_setup_key(true).await;
         Ok(server)
     }

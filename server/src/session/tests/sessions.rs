@@ -1,12 +1,12 @@
 //! Sessions: standby and serving, numbers, heartbeats, drain.
 
 use super::{
-    agent::{Agent, PATIENCE, number},
+    agent::{Agent, PATIENCE, number, one_agent},
     server::TestServer,
 };
 use crate::{
     settings::Settings,
-    store::{Incarnation, ServerRow},
+    store::{Incarnation, ServerRow, testing::eventually},
 };
 use proto::{
     map::MapVersion,
@@ -17,9 +17,7 @@ use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_standby_is_told_nothing_of_the_map_until_it_is_activated() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.standby(&server, 1).await;
     assert_eq!(talk.said_so_far().await, []);
     talk.say(AgentMessage::Activate { number: number(2), map: MapState::default() });
@@ -32,9 +30,7 @@ async fn a_standby_is_told_nothing_of_the_map_until_it_is_activated() {
 
 #[tokio::test]
 async fn a_heartbeat_is_answered_with_the_health_of_the_server() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.standby(&server, 1).await;
     let ack = talk.heartbeat(7).await;
     assert_eq!(ack.server, server.running.server.id);
@@ -45,9 +41,7 @@ async fn a_heartbeat_is_answered_with_the_health_of_the_server() {
 
 #[tokio::test]
 async fn an_older_session_number_is_stale_and_leaves_the_newer_session_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut newer = agent.serving(&server, 5, MapState::default()).await;
     let mut older = agent.standby(&server, 4).await;
     older.say(AgentMessage::Activate { number: number(4), map: MapState::default() });
@@ -58,9 +52,7 @@ async fn an_older_session_number_is_stale_and_leaves_the_newer_session_alone() {
 
 #[tokio::test]
 async fn a_newer_session_takes_over_and_the_older_becomes_a_standby() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut older = agent.serving(&server, 1, MapState::default()).await;
     older.fetched_map().await;
     let _newer = agent.serving(&server, 2, MapState::default()).await;
@@ -72,17 +64,11 @@ async fn a_newer_session_takes_over_and_the_older_becomes_a_standby() {
 
 #[tokio::test]
 async fn a_session_replaced_on_another_server_stops_serving() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let agent = Agent::enrolled("a", &one).await;
     let mut old = agent.serving(&one, 1, MapState::default()).await;
     let _new = agent.serving(&two, 2, MapState::default()).await;
-    let demoted = async {
-        while one.running.server.hub.counts() != (0, 1) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, demoted).await.unwrap();
+    eventually("it stands by", async || one.running.server.hub.counts() == (0, 1)).await;
     old.say(AgentMessage::Activate { number: number(1), map: MapState::default() });
     assert_eq!(old.refused().await.reason, Reason::StaleSession);
 }
@@ -103,8 +89,7 @@ async fn servers_learn_of_each_other_and_tell_their_agents() {
 
 #[tokio::test]
 async fn a_server_that_drains_asks_everyone_to_leave_and_ends_when_they_have() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     let (a, b) = (Agent::enrolled("a", &one).await, Agent::enrolled("b", &one).await);
     let mut serving = a.serving(&one, 1, MapState::default()).await;
     let mut standby = b.standby(&one, 1).await;
@@ -113,12 +98,7 @@ async fn a_server_that_drains_asks_everyone_to_leave_and_ends_when_they_have() {
     for talk in [&mut serving, &mut standby] {
         talk.find(|m| matches!(m, ServerMessage::Drain { .. }).then_some(())).await.unwrap();
     }
-    let refused_port = async {
-        while tokio::net::TcpStream::connect(addr).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, refused_port).await.expect("it still accepts");
+    eventually("it accepts nobody", async || tokio::net::TcpStream::connect(addr).await.is_err()).await;
     standby.say(AgentMessage::Activate { number: number(2), map: MapState::default() });
     assert_eq!(standby.refused().await.reason, Reason::Draining);
     assert!(!drained.is_finished(), "an agent is still here");
@@ -132,9 +112,7 @@ async fn a_server_that_drains_asks_everyone_to_leave_and_ends_when_they_have() {
 
 #[tokio::test]
 async fn a_session_whose_connection_ends_is_forgotten() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     drop(agent.serving(&server, 1, MapState::default()).await);
     let mut connected = server.running.server.hub.connected();
     timeout(PATIENCE, connected.wait_for(|count| *count == 0)).await.unwrap().unwrap();
@@ -151,9 +129,7 @@ async fn a_task_that_ends_is_the_end_of_its_server() {
 
 #[tokio::test]
 async fn an_agent_that_falls_silent_is_forgotten() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let mut talk = agent.serving(&server, 1, MapState::default()).await;
     // What silence does after ten seconds, now.
     let slot = server.running.server.hub.all().remove(0);
@@ -165,9 +141,7 @@ async fn an_agent_that_falls_silent_is_forgotten() {
 
 #[tokio::test]
 async fn a_server_behind_the_agent_says_nothing_of_the_map() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
-    let agent = Agent::enrolled("a", &server).await;
+    let (server, agent) = one_agent().await;
     let at = server.running.server.cluster.state().version();
     let ahead = MapVersion { revision: at.revision + 2, ..at };
     let held = MapState { version: ahead, ..MapState::default() };

@@ -19,14 +19,12 @@ async fn signal_from_a_to_b(on_a: &TestServer, on_b: &TestServer) {
 
 #[tokio::test]
 async fn a_signal_reaches_an_agent_on_the_same_server_under_the_senders_key() {
-    let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start(dir.path(), 1).await;
+    let server = TestServer::alone().await;
     signal_from_a_to_b(&server, &server).await;
 }
 
 #[tokio::test]
 async fn a_signal_reaches_an_agent_on_another_server() {
-    let dir = tempfile::tempdir().unwrap();
-    let (one, two) = (TestServer::start(dir.path(), 1).await, TestServer::start(dir.path(), 2).await);
+    let (one, two) = TestServer::two().await;
     signal_from_a_to_b(&one, &two).await;
 }

@@ -19,24 +19,22 @@ pub(crate) fn connector(tls: &Tls, location: &str) -> Result<MakeRustlsConnect, 
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| failed(format!("cannot set up TLS: {error}")))?;
-    let config = match tls {
-        Tls::Unverified => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_no_client_auth(),
+    let lenient = match tls {
         Tls::Verified(path) => {
-            builder.with_root_certificates(read_roots(path).map_err(failed)?).with_no_client_auth()
+            let roots = read_roots(path).map_err(failed)?;
+            let config = builder.with_root_certificates(roots).with_no_client_auth();
+            return Ok(MakeRustlsConnect::new(config));
         }
         Tls::Issued(path) => {
-            let roots = read_roots(path).map_err(failed)?;
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            let verifier = verifier.map_err(|error| failed(format!("cannot set up TLS: {error}")))?;
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(AnyName(verifier)))
-                .with_no_client_auth()
+            let roots = Arc::new(read_roots(path).map_err(failed)?);
+            let issued = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build();
+            let issued = issued.map_err(|error| failed(format!("cannot set up TLS: {error}")))?;
+            Lenient { issued: Some(issued), provider }
         }
+        Tls::Unverified => Lenient { issued: None, provider },
     };
+    let config =
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(lenient)).with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
 }
 
@@ -55,11 +53,15 @@ fn read_certificates(path: &Path) -> Result<RootCertStore, String> {
     }
 }
 
-/// Believes whoever has a certificate under the roots, whatever name is in it.
+/// Verifies less than the library does: the certificate but not its name, or nothing.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Lenient {
+    /// Under whose roots a certificate has to be; `None`: whoever answers is believed.
+    issued: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -68,7 +70,8 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+        let Some(issued) = &self.issued else { return Ok(ServerCertVerified::assertion()) };
+        match issued.verify_server_cert(certificate, intermediates, name, ocsp, now) {
             // The name is looked at last: everything else is right.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -83,7 +86,7 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -92,49 +95,10 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Encrypts, and believes whoever answers.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -198,10 +198,7 @@ pub(crate) fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), 
                     json(node)?
                 ],
             )?;
-            transaction.execute(
-                "UPDATE cluster SET next_node_id = max(next_node_id, ?1)",
-                [column(node.id.0.saturating_add(1))],
-            )?;
+            raise_next_node_id(transaction, node.id.0.saturating_add(1))?;
         }
         Entity::SetupKey(key) => {
             transaction.execute(
@@ -218,24 +215,30 @@ pub(crate) fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), 
             )?;
         }
         Entity::Recovery(recovery) => {
-            transaction.execute(
-                "INSERT INTO recovery (only_row, content) VALUES (1, ?1)
-                 ON CONFLICT (only_row) DO UPDATE SET content = excluded.content",
-                [json(recovery)?],
-            )?;
-            transaction.execute(
-                "UPDATE cluster SET next_node_id = max(next_node_id, ?1)",
-                [column(recovery.next_node_id.0)],
-            )?;
+            put_only_row(transaction, "recovery", recovery)?;
+            raise_next_node_id(transaction, recovery.next_node_id.0)?;
         }
-        Entity::Settings(settings) => {
-            transaction.execute(
-                "INSERT INTO settings (only_row, content) VALUES (1, ?1)
-                 ON CONFLICT (only_row) DO UPDATE SET content = excluded.content",
-                [json(settings)?],
-            )?;
-        }
+        Entity::Settings(settings) => put_only_row(transaction, "settings", settings)?,
     }
+    Ok(())
+}
+
+fn raise_next_node_id(transaction: &Transaction<'_>, next: u64) -> Result<(), SqliteError> {
+    let raise = "UPDATE cluster SET next_node_id = max(next_node_id, ?1)";
+    transaction.execute(raise, [column(next)])?;
+    Ok(())
+}
+
+fn put_only_row(
+    transaction: &Transaction<'_>,
+    table: &str,
+    entity: &impl serde::Serialize,
+) -> Result<(), SqliteError> {
+    let put = format!(
+        "INSERT INTO {table} (only_row, content) VALUES (1, ?1)
+         ON CONFLICT (only_row) DO UPDATE SET content = excluded.content"
+    );
+    transaction.execute(&put, [json(entity)?])?;
     Ok(())
 }
 
