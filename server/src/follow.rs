@@ -22,10 +22,13 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{
-    Notify,
-    broadcast::{self, error::RecvError},
-    watch,
+use tokio::{
+    sync::{
+        Notify,
+        broadcast::{self, error::RecvError},
+        watch,
+    },
+    time::timeout,
 };
 
 /// The log is looked at so often, whatever hints come.
@@ -153,11 +156,10 @@ impl Cluster {
     /// # Errors
     /// There is no cluster, or the database does not answer, or holds what cannot be read.
     pub(crate) async fn load(store: Arc<dyn Store>, access: RootAccess) -> Result<Self, StoreError> {
-        let snapshot = store.snapshot().await?;
-        let asked_at = Instant::now();
-        let now_ms = store.now_ms().await?;
+        let (snapshot, now_ms) = store.snapshot_and_time().await?;
+        let read_at = Instant::now();
         let cluster = Self::at(store, access, snapshot, watch::channel(()).1)?;
-        cluster.clock().handle_reading(now_ms, asked_at, machine_ms());
+        cluster.clock().handle_reading(now_ms, read_at, machine_ms());
         Ok(cluster)
     }
 
@@ -237,7 +239,7 @@ impl Cluster {
         &self.0.store
     }
 
-    /// Makes a change. `decide` sees the state that the change will follow upon, and the database's clock; it may be asked more than once. No ops: nothing
+    /// Makes a change, within [`CALL_TIMEOUT`] in all. `decide` sees the state that the change will follow upon, and the database's clock; it may be asked more than once. No ops: nothing
     /// is written. When this returns, `state()` has the change.
     ///
     /// # Errors
@@ -273,16 +275,40 @@ impl Cluster {
         &self,
         actor: Actor,
         work: Option<JobWork<'_>>,
+        decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
+    ) -> Result<T, WriteError<E>>
+    where
+        T: Send,
+        E: Send,
+    {
+        let mut phase = WritePhase::Waiting;
+        let written = timeout(CALL_TIMEOUT, self.write_in_phases(&mut phase, actor, work, decide)).await;
+        written.unwrap_or_else(|_elapsed| match phase {
+            WritePhase::Waiting => {
+                Err(WriteError::Database(self.0.unavailable("earlier changes still wait for it")))
+            }
+            WritePhase::Deciding => {
+                Err(WriteError::Database(self.0.unavailable("it did not answer in time")))
+            }
+            WritePhase::Committing => {
+                Err(WriteError::Unknown(self.0.unavailable("it did not answer in time")))
+            }
+        })
+    }
+
+    async fn write_in_phases<T, E>(
+        &self,
+        phase: &mut WritePhase,
+        actor: Actor,
+        work: Option<JobWork<'_>>,
         mut decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
     ) -> Result<T, WriteError<E>>
     where
         T: Send,
         E: Send,
     {
-        let turn = tokio::time::timeout(CALL_TIMEOUT, self.0.turn.lock()).await;
-        let Ok(_turn) = turn else {
-            return Err(WriteError::Database(self.0.unavailable("earlier changes still wait for it")));
-        };
+        let _turn = self.0.turn.lock().await;
+        *phase = WritePhase::Deciding;
         for _ in 0..WRITE_ATTEMPTS {
             let locked = self.0.store.lock(self.state().head()).await;
             let mut locked = locked.map_err(WriteError::Database)?;
@@ -309,12 +335,22 @@ impl Cluster {
                 return Err(WriteError::Database(self.0.locked(UnlockError::NeedsKey)));
             }
             let change = self.0.next_change(now, actor, ops).map_err(WriteError::Database)?;
+            *phase = WritePhase::Committing;
             locked.commit(&change).await.map_err(WriteError::of_commit)?;
             self.0.advance(&[change]);
             return Ok(answer);
         }
         Err(WriteError::Database(self.0.unavailable("its log is being replaced; try again")))
     }
+}
+
+/// How far a write has come: what it means that its time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WritePhase {
+    /// For the writes of this process before it.
+    Waiting,
+    Deciding,
+    Committing,
 }
 
 /// What a job's write depends on.

@@ -38,15 +38,22 @@ pub(crate) fn who_it_should_be(s: &mut Scenario) -> Result<()> {
     mesh.postgres()?.sql(&format!("alter role holdfast password '{PASSWORD}'"))?;
 
     shown(&mut mesh, &right)?;
-    mesh.cluster.database = url(PASSWORD, &their_root);
+    mesh.cluster.database = url("verify-full", PASSWORD, &their_root);
     refused(s, &mut mesh, 5, "a root that did not sign", &["certificate"])?;
-    mesh.cluster.database = url("wrong-horse", &our_root);
+    mesh.cluster.database = url("verify-full", "wrong-horse", &our_root);
     refused(s, &mut mesh, 6, "a wrong password", &["password authentication failed"])?;
-    mesh.cluster.database = url(PASSWORD, &our_root);
+    mesh.cluster.database = url("verify-full", PASSWORD, &our_root);
     shown(&mut mesh, &elsewhere)?;
     refused(s, &mut mesh, 7, "another host's certificate", &["certificate"])?;
+    mesh.cluster.database = url("verify-ca", PASSWORD, &their_root);
+    refused(s, &mut mesh, 8, "verify-ca and a root that did not sign", &["certificate"])?;
+    mesh.cluster.database = url("verify-ca", PASSWORD, &our_root);
+    mesh.add_server(9)?.start()?;
+    s.note("verify-ca takes another host's certificate under the right root");
+    mesh.servers.clear();
 
     shown(&mut mesh, &right)?;
+    mesh.cluster.database = url("verify-full", PASSWORD, &our_root);
     mesh.start_servers(1)?;
     for number in 0..2 {
         mesh.add_agent(number)?;
@@ -81,11 +88,9 @@ fn replaced(s: &mut Scenario, mesh: &mut Mesh, [stranger, right]: [&Identity; 2]
     told_nowhere(s, mesh)
 }
 
-fn url(password: &str, root: &Path) -> String {
-    format!(
-        "postgres://holdfast:{password}@{AUTHORITY}/holdfast?sslmode=verify-full&sslrootcert={}",
-        root.display()
-    )
+fn url(mode: &str, password: &str, root: &Path) -> String {
+    let root = root.display();
+    format!("postgres://holdfast:{password}@{AUTHORITY}/holdfast?sslmode={mode}&sslrootcert={root}")
 }
 
 /// Starts Postgres with this certificate; returns when it takes connections.

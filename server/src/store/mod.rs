@@ -45,8 +45,8 @@ use tokio::sync::broadcast;
 
 /// No call takes longer: what has not answered by then counts as away.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// But an import of a large cluster.
-pub(crate) const IMPORT_TIMEOUT: Duration = Duration::from_secs(300);
+/// But a large cluster as a whole, in or out. Where a part of it may be told from silence, silence is given up after [`CALL_TIMEOUT`].
+pub(crate) const WHOLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Changes of the log that are kept for followers that fell behind.
 pub(crate) const CHANGES_KEPT: u64 = 10_000;
 /// Signals that wait for one server at most; what comes on top is dropped.
@@ -59,7 +59,7 @@ pub(crate) const SIGNAL_LIFETIME: Duration = Duration::from_secs(10);
 pub enum Missing {
     /// Make it: what `server run` does.
     Create,
-    /// Refuse: a command on a mistyped URL must not make a second cluster.
+    /// Refuse: a command on a mistyped URL must not make a second cluster. A command does one thing at a time and hears no hints.
     Refuse,
 }
 
@@ -103,7 +103,12 @@ pub trait Store: Send + Sync + 'static {
     async fn found(&self, founding: &Founding, first: ChangeId) -> Result<bool, StoreError>;
 
     /// The whole state, as of one moment.
-    async fn snapshot(&self) -> Result<Snapshot, StoreError>;
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        Ok(self.snapshot_and_time().await?.0)
+    }
+
+    /// As [`Store::snapshot`], with the database's clock, milliseconds since 1970.
+    async fn snapshot_and_time(&self) -> Result<(Snapshot, u64), StoreError>;
 
     /// What the log has after `known`.
     async fn tail(&self, known: Head) -> Result<Tail, StoreError>;

@@ -14,6 +14,8 @@ mod root;
 mod schema;
 mod sql;
 mod target;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub(crate) use listen::hint as read_hint;
@@ -22,9 +24,9 @@ pub use target::Target;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, CALL_TIMEOUT, Hint, IMPORT_TIMEOUT, Imported, Incarnation, Job, JobLock, JobRow,
-        LeaseAnswer, LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store,
-        StoreError, StoreStatus, Tail, observed,
+        Attendance, CALL_TIMEOUT, Hint, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer,
+        LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus,
+        Tail, WHOLE_TIMEOUT, observed,
     },
 };
 use async_trait::async_trait;
@@ -52,7 +54,7 @@ pub struct PostgresStore {
     hints: broadcast::Sender<Hint>,
     /// Set by the listener.
     hearing: Arc<AtomicBool>,
-    tasks: [AbortHandle; 2],
+    tasks: Vec<AbortHandle>,
 }
 
 impl PostgresStore {
@@ -60,14 +62,22 @@ impl PostgresStore {
     /// [`StoreError`]: see [`crate::store::open`].
     pub async fn open(target: &Target, missing: Missing) -> Result<Self, StoreError> {
         let hosts = Arc::new(Hosts::new(target)?);
-        schema::prepare(&hosts, missing).await?;
-        let pools = Arc::new(Pools::new(hosts.clone(), target.pool_size)?);
+        let first = schema::prepare(&hosts, missing).await?;
         let (hints, _) = broadcast::channel(HINTS_KEPT);
         let hearing = Arc::new(AtomicBool::new(false));
-        let listener = tokio::spawn(listen::run(hosts, hints.clone(), hearing.clone()));
+        let mut tasks = Vec::new();
+        let pools = match missing {
+            Missing::Create => {
+                let listener = tokio::spawn(listen::run(hosts.clone(), hints.clone(), hearing.clone()));
+                tasks.push(listener.abort_handle());
+                Pools::new(hosts, target.pool_size, first)?
+            }
+            Missing::Refuse => Pools::with_one_lane(hosts, target.pool_size, first)?,
+        };
+        let pools = Arc::new(pools);
         let scouted = pools.clone();
-        let scout = tokio::spawn(async move { scouted.scout().await });
-        Ok(Self { pools, hints, hearing, tasks: [listener.abort_handle(), scout.abort_handle()] })
+        tasks.push(tokio::spawn(async move { scouted.scout().await }).abort_handle());
+        Ok(Self { pools, hints, hearing, tasks })
     }
 
     /// Runs `call` on a connection; everything about it is within the deadline.
@@ -100,9 +110,10 @@ impl Store for PostgresStore {
         self.call(Lane::Shared, async |client| log::found(client, founding, first).await).await
     }
 
-    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let snapshot = self.call(Lane::Reserved, async |client| log::snapshot(client).await).await?;
-        snapshot.ok_or_else(|| self.no_cluster())
+    async fn snapshot_and_time(&self) -> Result<(Snapshot, u64), StoreError> {
+        let read = async |client: &mut Connected| log::snapshot(client).await;
+        let read = observed(self.pools.run(Lane::Reserved, Instant::now() + WHOLE_TIMEOUT, read)).await?;
+        read.ok_or_else(|| self.no_cluster())
     }
 
     async fn tail(&self, known: Head) -> Result<Tail, StoreError> {
@@ -116,8 +127,7 @@ impl Store for PostgresStore {
 
     async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError> {
         let import = async |client: &mut Connected| import::import(client, snapshot, occupied).await;
-        let deadline = Instant::now() + IMPORT_TIMEOUT;
-        observed(self.pools.run(Lane::Shared, deadline, import)).await
+        observed(self.pools.run(Lane::Shared, Instant::now() + WHOLE_TIMEOUT, import)).await
     }
 
     async fn moved_to(&self) -> Result<Option<String>, StoreError> {

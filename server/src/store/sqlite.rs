@@ -13,9 +13,9 @@ mod worker;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, Hint, IMPORT_TIMEOUT, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer,
-        LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError,
-        StoreStatus, Tail,
+        Attendance, Hint, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer, LockedLog,
+        Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus, Tail,
+        WHOLE_TIMEOUT,
     },
 };
 use async_trait::async_trait;
@@ -130,8 +130,10 @@ impl Store for SqliteStore {
         self.log.call(move |connection| log::found(connection, &founding, first)).await
     }
 
-    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.reads.call(log::snapshot).await?.ok_or_else(|| self.no_cluster())
+    async fn snapshot_and_time(&self) -> Result<(Snapshot, u64), StoreError> {
+        let read = |connection: &mut Connection| Ok((log::snapshot(connection)?, live::now_ms(connection)?));
+        let (snapshot, now_ms) = self.reads.call_within(WHOLE_TIMEOUT, read).await?;
+        Ok((snapshot.ok_or_else(|| self.no_cluster())?, now_ms))
     }
 
     async fn tail(&self, known: Head) -> Result<Tail, StoreError> {
@@ -147,7 +149,7 @@ impl Store for SqliteStore {
     async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError> {
         let snapshot = snapshot.clone();
         let import = move |connection: &mut Connection| import::import(connection, &snapshot, occupied);
-        self.log.call_within(IMPORT_TIMEOUT, import).await
+        self.log.call_within(WHOLE_TIMEOUT, import).await
     }
 
     async fn moved_to(&self) -> Result<Option<String>, StoreError> {

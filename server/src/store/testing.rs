@@ -88,14 +88,31 @@ impl Database {
 
     /// Of a Postgres database: ends every connection to it, and lets none in until told otherwise.
     pub(crate) async fn cut_off(&self, is_cut: bool) {
-        let DatabaseUrl::Postgres(target) = &self.url else { panic!("a file cannot be cut off") };
-        let name = target.config.get_dbname().unwrap();
+        self.reset(&format!("ALLOW_CONNECTIONS {}", !is_cut)).await;
+    }
+
+    /// Of a Postgres database: ends every connection to it; later ones may read alone, until told otherwise.
+    pub(crate) async fn demote(&self, is_demoted: bool) {
+        self.reset(&format!("SET default_transaction_read_only = {is_demoted}")).await;
+    }
+
+    async fn reset(&self, alteration: &str) {
+        let name = self.name();
         let statements = format!(
-            "ALTER DATABASE {name} ALLOW_CONNECTIONS {};
-             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND {is_cut}",
-            !is_cut
+            "ALTER DATABASE {name} {alteration};
+             SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         );
         PrivatePostgres::shared().database("postgres").sql(&statements).await;
+    }
+
+    fn name(&self) -> &str {
+        let DatabaseUrl::Postgres(target) = &self.url else { panic!("a file is no Postgres") };
+        target.config.get_dbname().unwrap()
+    }
+
+    /// The same database, behind another host in the list.
+    pub(crate) fn url_behind(&self, host: &str) -> DatabaseUrl {
+        PrivatePostgres::shared().url(&format!("{host},"), self.name())
     }
 
     /// Within which a change has to be seen by another server.
@@ -168,9 +185,13 @@ impl PrivatePostgres {
     }
 
     fn database(&self, name: &str) -> Database {
+        Database { url: self.url("", name), _directory: None }
+    }
+
+    /// `before`: hosts that come first, with a comma.
+    fn url(&self, before: &str, name: &str) -> DatabaseUrl {
         let host = self.directory.to_str().unwrap().replace('/', "%2F");
-        let url = format!("postgres://test@{host}/{name}").parse().unwrap();
-        Database { url, _directory: None }
+        format!("postgres://test@{before}{host}:5432/{name}").parse().unwrap()
     }
 }
 

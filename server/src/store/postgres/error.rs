@@ -70,6 +70,10 @@ impl PgError {
         }
     }
 
+    pub(crate) fn is_of_missing_table(&self) -> bool {
+        matches!(self, Self::Sql(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE))
+    }
+
     pub(crate) fn is_read_only(&self) -> bool {
         matches!(self, Self::ReadOnly)
     }

@@ -6,17 +6,19 @@ use crate::{
         SetupKeyId, Snapshot,
     },
     store::{
-        CHANGES_KEPT, Hint, Lost, Tail, column,
+        CALL_TIMEOUT, CHANGES_KEPT, Hint, Lost, Tail, column,
         log::judge,
         number,
         postgres::{
             error::PgError,
+            live,
             root::Seed,
             sql::{BEGIN_SNAPSHOT, SqlType, execute, in_one_flight, notify, query},
         },
         read_root, root_columns,
     },
 };
+use futures_util::TryStreamExt;
 use proto::{
     key::PublicKey,
     map::{MapVersion, Network},
@@ -25,10 +27,11 @@ use proto::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, pin::pin};
+use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
     Client, GenericClient, Row,
-    types::{Json, ToSql},
+    types::{Json, ToSql, Type},
 };
 
 /// One statement: of two servers that found at once, one makes both rows.
@@ -52,8 +55,20 @@ pub(crate) async fn found(client: &Client, founding: &Founding, first: ChangeId)
     Ok(founded.await? > 0)
 }
 
-/// `None`: there is no cluster.
-pub(crate) async fn snapshot(client: &Client) -> Result<Option<Snapshot>, PgError> {
+/// The whole state, and the database's clock in milliseconds. However large it is: what is awaited is that something comes. `None`: there is no cluster.
+pub(crate) async fn snapshot(client: &Client) -> Result<Option<(Snapshot, u64)>, PgError> {
+    let (came, mut coming) = watch::channel(());
+    let silence = async { while timeout(CALL_TIMEOUT, coming.changed()).await.is_ok() {} };
+    tokio::select! {
+        read = read_snapshot(client, &came) => read,
+        () = silence => Err(PgError::Silent),
+    }
+}
+
+async fn read_snapshot(
+    client: &Client,
+    came: &watch::Sender<()>,
+) -> Result<Option<(Snapshot, u64)>, PgError> {
     let cluster = query(
         client,
         "SELECT epoch, revision, last_change, network_id, root_seed, network_name, overlay_v4, overlay_v6, next_node_id,
@@ -64,14 +79,15 @@ pub(crate) async fn snapshot(client: &Client) -> Result<Option<Snapshot>, PgErro
     let tables = async {
         tokio::try_join!(
             cluster,
-            contents(client, "SELECT content FROM nodes ORDER BY id"),
-            contents(client, "SELECT content FROM setup_keys ORDER BY id"),
-            contents(client, "SELECT content FROM removals ORDER BY node_key"),
-            contents(client, "SELECT content FROM recovery"),
-            contents(client, "SELECT content FROM settings"),
+            contents(client, came, "SELECT content FROM nodes ORDER BY id"),
+            contents(client, came, "SELECT content FROM setup_keys ORDER BY id"),
+            contents(client, came, "SELECT content FROM removals ORDER BY node_key"),
+            contents(client, came, "SELECT content FROM recovery"),
+            contents(client, came, "SELECT content FROM settings"),
+            live::now_ms(client),
         )
     };
-    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings) =
+    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings, now_ms) =
         in_one_flight(client, BEGIN_SNAPSHOT, tables).await?;
     let Some(row) = cluster.first() else { return Ok(None) };
     let snapshot = Snapshot {
@@ -84,7 +100,7 @@ pub(crate) async fn snapshot(client: &Client) -> Result<Option<Snapshot>, PgErro
         recovery: recovery.pop(),
         settings: settings.pop(),
     };
-    snapshot.check().map(Some).map_err(PgError::unreadable)
+    snapshot.check().map(|snapshot| Some((snapshot, now_ms))).map_err(PgError::unreadable)
 }
 
 /// Columns 3 to 7, 9 and 10.
@@ -114,11 +130,17 @@ pub(crate) fn fixed<const N: usize>(row: &Row, index: usize) -> Result<[u8; N], 
 }
 
 async fn contents<T: DeserializeOwned>(
-    client: &(impl GenericClient + Sync),
+    client: &Client,
+    came: &watch::Sender<()>,
     sql: &str,
 ) -> Result<Vec<T>, PgError> {
-    let rows = query(client, sql, &[]).await?;
-    rows.iter().map(|row| serde_json::from_value(row.try_get(0)?).map_err(PgError::unreadable)).collect()
+    let rows = client.query_typed_raw(sql, std::iter::empty::<(bool, Type)>()).await?;
+    let (mut rows, mut contents) = (pin!(rows), Vec::new());
+    while let Some(row) = rows.try_next().await? {
+        came.send_replace(());
+        contents.push(serde_json::from_value(row.try_get(0)?).map_err(PgError::unreadable)?);
+    }
+    Ok(contents)
 }
 
 pub(crate) async fn head(client: &(impl GenericClient + Sync)) -> Result<Option<Head>, PgError> {

@@ -2,7 +2,7 @@
 //! everything: waiting for a connection, making it, and the answer. A connection that did not bring a call to its end is closed, never reused.
 
 use crate::store::{
-    StoreError,
+    CALL_TIMEOUT, StoreError,
     postgres::{
         connect::{Connected, Hosts},
         error::PgError,
@@ -12,7 +12,11 @@ use deadpool::{
     Runtime,
     managed::{self, Manager, Metrics, PoolError, RecycleError, RecycleResult},
 };
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout_at},
@@ -44,18 +48,26 @@ pub(crate) struct Pools {
 /// A connection in use; closed when dropped, unless it was given back.
 pub(crate) struct Held(Option<managed::Object<Maker>>);
 
-pub(crate) struct Maker(Arc<Hosts>);
+pub(crate) struct Maker {
+    hosts: Arc<Hosts>,
+    /// Made before there was a pool.
+    first: Mutex<Option<Connected>>,
+}
 
 impl Manager for Maker {
     type Type = Connected;
     type Error = StoreError;
 
     async fn create(&self) -> Result<Connected, StoreError> {
-        self.0.connect_driven().await
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match first.filter(|first| self.hosts.is_current(first)) {
+            Some(first) => Ok(first),
+            None => self.hosts.connect_driven().await,
+        }
     }
 
     async fn recycle(&self, connected: &mut Connected, _: &Metrics) -> RecycleResult<StoreError> {
-        match self.0.is_current(connected) {
+        match self.hosts.is_current(connected) {
             true => Ok(()),
             false => Err(RecycleError::message("of another time")),
         }
@@ -63,9 +75,20 @@ impl Manager for Maker {
 }
 
 impl Pools {
-    pub(crate) fn new(hosts: Arc<Hosts>, size: usize) -> Result<Self, StoreError> {
-        let (shared, reserved) = (pool(&hosts, size)?, pool(&hosts, RESERVED)?);
+    /// `first`: a connection that is made already.
+    pub(crate) fn new(hosts: Arc<Hosts>, size: usize, first: Option<Connected>) -> Result<Self, StoreError> {
+        let (shared, reserved) = (pool(&hosts, size, None)?, pool(&hosts, RESERVED, first)?);
         Ok(Self { hosts, shared, reserved, late: Notify::new() })
+    }
+
+    /// For who makes one call at a time: one connection does for all.
+    pub(crate) fn with_one_lane(
+        hosts: Arc<Hosts>,
+        size: usize,
+        first: Option<Connected>,
+    ) -> Result<Self, StoreError> {
+        let shared = pool(&hosts, size, first)?;
+        Ok(Self { hosts, reserved: shared.clone(), shared, late: Notify::new() })
     }
 
     fn pool(&self, lane: Lane) -> &Pool {
@@ -88,7 +111,7 @@ impl Pools {
         deadline: Instant,
         call: impl AsyncFnOnce(&mut Connected) -> Result<T, PgError>,
     ) -> Result<T, StoreError> {
-        let (mut held, _) = self.take(lane, deadline).await?;
+        let (mut held, _) = self.take(lane, deadline.min(Instant::now() + CALL_TIMEOUT)).await?;
         let result = self.on(&mut held, deadline, call).await;
         if result.is_ok() {
             held.give_back();
@@ -180,7 +203,8 @@ impl Drop for Held {
     }
 }
 
-fn pool(hosts: &Arc<Hosts>, size: usize) -> Result<Pool, StoreError> {
-    let pool = Pool::builder(Maker(hosts.clone())).max_size(size).runtime(Runtime::Tokio1).build();
+fn pool(hosts: &Arc<Hosts>, size: usize, first: Option<Connected>) -> Result<Pool, StoreError> {
+    let maker = Maker { hosts: hosts.clone(), first: Mutex::new(first) };
+    let pool = Pool::builder(maker).max_size(size).runtime(Runtime::Tokio1).build();
     pool.map_err(|error| StoreError::failed(&hosts.location, error))
 }

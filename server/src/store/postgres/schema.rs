@@ -2,7 +2,11 @@
 
 use crate::store::{
     CALL_TIMEOUT, Missing, StoreError,
-    postgres::{connect::Hosts, error::PgError, sql::query},
+    postgres::{
+        connect::{Connected, Hosts},
+        error::PgError,
+        sql::query,
+    },
 };
 use std::{future::Future, time::Duration};
 use tokio::time::timeout;
@@ -24,12 +28,13 @@ pub(crate) fn known_version() -> u32 {
     migrations.get_migrations().iter().map(|m| u32::try_from(m.version()).unwrap_or(0)).max().unwrap_or(0)
 }
 
-pub(crate) async fn prepare(hosts: &Hosts, missing: Missing) -> Result<(), StoreError> {
+/// The connection that it took is given on, where nothing was changed on it.
+pub(crate) async fn prepare(hosts: &Hosts, missing: Missing) -> Result<Option<Connected>, StoreError> {
     let location = &hosts.location;
-    let mut client = hosts.connect_driven().await?.client;
-    let found = within(CALL_TIMEOUT, location, is_current(&client, location)).await?;
+    let mut connected = hosts.connect_driven().await?;
+    let found = within(CALL_TIMEOUT, location, is_current(&connected, location)).await?;
     match (found, missing) {
-        (Schema::Current, _) => return Ok(()),
+        (Schema::Current, _) => return Ok(Some(connected)),
         (Schema::None, Missing::Refuse) => {
             return Err(StoreError::NoCluster { location: location.to_owned() });
         }
@@ -39,7 +44,8 @@ pub(crate) async fn prepare(hosts: &Hosts, missing: Missing) -> Result<(), Store
         }
         (Schema::None | Schema::Older { .. }, Missing::Create) => {}
     }
-    within(MIGRATION_TIMEOUT, location, migrate(&mut client, location)).await
+    within(MIGRATION_TIMEOUT, location, migrate(&mut connected.client, location)).await?;
+    Ok(None)
 }
 
 async fn within<T>(
@@ -98,12 +104,10 @@ async fn is_current(client: &Client, location: &str) -> Result<Schema, StoreErro
 }
 
 pub(crate) async fn found_version(client: &Client) -> Result<Option<u32>, PgError> {
-    let table = "SELECT to_regclass('refinery_schema_history') IS NOT NULL";
-    let exists = query(client, table, &[]).await?.first().map(|row| row.try_get(0)).transpose()?;
-    if exists != Some(true) {
-        return Ok(None);
-    }
-    let newest = query(client, "SELECT max(version) FROM refinery_schema_history", &[]).await?;
+    let newest = match query(client, "SELECT max(version) FROM refinery_schema_history", &[]).await {
+        Err(error) if error.is_of_missing_table() => return Ok(None),
+        newest => newest?,
+    };
     let newest: Option<i32> = newest.first().map(|row| row.try_get(0)).transpose()?.flatten();
     Ok(newest.and_then(|version| u32::try_from(version).ok()))
 }

@@ -17,7 +17,9 @@ use tokio_postgres::{
 
 /// Commits do not wait for the disk: for what is told again within seconds.
 pub(crate) const BEGIN_RELAXED: &str = "BEGIN; SET LOCAL synchronous_commit = off";
-pub(crate) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// Who reads decides how long it may take.
+pub(crate) const BEGIN_SNAPSHOT: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0";
 
 /// A value whose type in SQL follows from its type in Rust.
 pub(crate) trait SqlType {

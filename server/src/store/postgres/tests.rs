@@ -1,0 +1,206 @@
+//! The connection itself: a pool that is full, hosts that are not there, a primary that becomes a replica, an answer that takes its time.
+
+use super::{Lane, PostgresStore, connect::Connected, sql::query};
+use crate::{
+    cluster::{Actor, Op, SetupKey, SetupKeyTerms, enrol, testing::applicant},
+    cluster_key::RootAccess,
+    follow::{Cluster, WriteError},
+    store::{CALL_TIMEOUT, DatabaseUrl, Missing, Store, StoreError, Target, testing::Database},
+};
+use proto::setup_key::SetupSecret;
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+const SOON: Duration = Duration::from_secs(2);
+
+fn target(url: &DatabaseUrl) -> Target {
+    let DatabaseUrl::Postgres(target) = url else { panic!("it is a Postgres") };
+    Target::clone(target)
+}
+
+/// A cluster in a database of its own, over a pool of that size.
+async fn pooled(database: &Database, size: usize) -> (Arc<PostgresStore>, Cluster) {
+    let mut target = target(&database.url);
+    target.handle_pool_size(size);
+    let store = Arc::new(PostgresStore::open(&target, Missing::Create).await.unwrap());
+    let cluster = Cluster::open(store.clone()).await.unwrap();
+    (store, cluster)
+}
+
+async fn change(cluster: &Cluster) -> Result<(), StoreError> {
+    let secret = SetupSecret::generate().unwrap();
+    let written = cluster.write::<_, Infallible>(Actor::CommandLine, |state, now| {
+        let (record, _) = SetupKey::new(state, now, &secret, &SetupKeyTerms::default());
+        Ok((vec![Op::put_setup_key(record)], ()))
+    });
+    written.await.map_err(|error| match error {
+        WriteError::Refused(never) => match never {},
+        WriteError::Database(error) | WriteError::Unknown(error) => error,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_a_lane_of_its_own_does_not_wait_for_a_pool_that_is_full() {
+    let database = Database::postgres().await;
+    let (store, cluster) = pooled(&database, 2).await;
+    let deadline = || tokio::time::Instant::now() + Duration::from_millis(200);
+    let held = [
+        store.pools.take(Lane::Shared, deadline()).await.unwrap(),
+        store.pools.take(Lane::Shared, deadline()).await.unwrap(),
+    ];
+    assert_eq!(store.connections(), Some((2, 2)));
+    let Err(error) = store.pools.take(Lane::Shared, deadline()).await else { panic!("there was a third") };
+    assert!(error.is_retriable() && error.to_string().contains("all 2 connections"), "{error}");
+    let begun_at = Instant::now();
+    store.tail(cluster.state().head()).await.unwrap();
+    store.live_servers().await.unwrap();
+    assert!(begun_at.elapsed() < SOON);
+    drop(held);
+    change(&cluster).await.unwrap();
+}
+
+/// A listener whose queue is full: the kernel drops every further connection, as a host that is gone does.
+async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(Ok(waiting)) =
+        tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(addr)).await
+    {
+        queue.push(waiting);
+        assert!(queue.len() < 100, "its queue does not fill");
+    }
+    (listener, queue)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_a_black_hole_is_named_in_time_and_passed_over_for_another() {
+    let (listener, _queue) = black_hole().await;
+    let hole = listener.local_addr().unwrap();
+    let begun_at = Instant::now();
+    let alone = format!("postgres://me:hunter2@{hole}/mesh").parse().unwrap();
+    let Err(error) = PostgresStore::open(&target(&alone), Missing::Create).await else { panic!("opened") };
+    assert!(error.is_retriable() && error.to_string().contains(&hole.to_string()), "{error}");
+    assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    assert!(begun_at.elapsed() < SOON, "{:?}", begun_at.elapsed());
+
+    let database = Database::postgres().await;
+    let beside = database.url_behind(&hole.to_string());
+    let begun_at = Instant::now();
+    let store = PostgresStore::open(&target(&beside), Missing::Create).await.unwrap();
+    let cluster = Cluster::open(Arc::new(store)).await.unwrap();
+    change(&cluster).await.unwrap();
+    assert!(begun_at.elapsed() < SOON, "{:?}", begun_at.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_may_only_read_any_more_is_replaced_by_one_that_writes() {
+    let database = Database::postgres().await;
+    let (store, cluster) = pooled(&database, 1).await;
+    let demote = async |client: &mut Connected| {
+        Ok(client.batch_execute("SET default_transaction_read_only = on").await?)
+    };
+    // As a primary that was demoted under its connections, of which another host took over.
+    store.call(Lane::Shared, demote).await.unwrap();
+    change(&cluster).await.unwrap();
+    store.call(Lane::Shared, demote).await.unwrap();
+    let error = store.set_moved(None).await.unwrap_err();
+    assert!(error.is_read_only() && error.is_retriable(), "{error}");
+    assert!(store.set_moved(None).await.unwrap(), "by another connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_host_writes_that_is_said_and_ends_with_a_promotion() {
+    let database = Database::postgres().await;
+    let (_store, cluster) = pooled(&database, 1).await;
+    database.demote(true).await;
+    let error = change(&cluster).await.unwrap_err();
+    assert!(error.is_read_only() && error.to_string().contains("changes wait"), "{error}");
+    database.demote(false).await;
+    change(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_makes_one_connection_for_all_that_it_asks() {
+    let database = Database::postgres().await;
+    let server = pooled(&database, 1).await;
+    let of_server = connections(&server.0).await;
+    let command = Arc::new(PostgresStore::open(&target(&database.url), Missing::Refuse).await.unwrap());
+    let cluster = Cluster::load(command.clone(), RootAccess::AsFound).await.unwrap();
+    change(&cluster).await.unwrap();
+    command.live_servers().await.unwrap();
+    assert_eq!(connections(&server.0).await - of_server, 1);
+}
+
+/// All that there are to its database.
+async fn connections(store: &PostgresStore) -> i64 {
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()";
+    let counted = store.call(Lane::Shared, async |client| {
+        let rows = query(&**client, count, &[]).await?;
+        Ok(rows[0].try_get(0)?)
+    });
+    counted.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_changes_wait_for_a_lock_each_ends_in_the_time_of_one_call() {
+    let database = Database::postgres().await;
+    let (store, cluster) = pooled(&database, 2).await;
+    let deadline = || tokio::time::Instant::now() + SOON;
+    let (mut holder, _) = store.pools.take(Lane::Reserved, deadline()).await.unwrap();
+    let hold = async |client: &mut Connected| {
+        let held = "SET idle_in_transaction_session_timeout = 0; BEGIN; SELECT FROM cluster FOR UPDATE";
+        Ok(client.batch_execute(held).await?)
+    };
+    store.pools.on(&mut holder, deadline(), hold).await.unwrap();
+    let begun_at = Instant::now();
+    let (one, other) = tokio::join!(change(&cluster), change(&cluster));
+    assert!(begun_at.elapsed() < CALL_TIMEOUT + SOON / 2, "{:?}", begun_at.elapsed());
+    for error in [one.unwrap_err(), other.unwrap_err()] {
+        assert!(error.is_retriable(), "{error}");
+    }
+    drop(holder);
+    change(&cluster).await.unwrap();
+}
+
+/// Nodes whose rows come one after another, each after a pause, and wide enough that Postgres sends each at once.
+async fn enrol_slow_ones(database: &Database, cluster: &Cluster, count: usize, pause_s: f64) {
+    let secret = SetupSecret::generate().unwrap();
+    let made = cluster.write::<_, Infallible>(Actor::CommandLine, |state, now| {
+        let terms = SetupKeyTerms { reusable: true, ..SetupKeyTerms::default() };
+        Ok((vec![Op::put_setup_key(SetupKey::new(state, now, &secret, &terms).0)], ()))
+    });
+    made.await.unwrap();
+    for _ in 0..count {
+        let applicant = applicant(&secret, "web");
+        cluster.write(Actor::CommandLine, |state, now| enrol(state, now, &applicant)).await.unwrap();
+    }
+    let slow = format!(
+        "ALTER TABLE nodes RENAME TO rows;
+         CREATE FUNCTION slow(content jsonb) RETURNS jsonb LANGUAGE plpgsql VOLATILE AS $$ BEGIN
+             PERFORM pg_sleep({pause_s}); RETURN content || jsonb_build_object('wide', repeat('x', 20000)); END $$;
+         CREATE VIEW nodes AS SELECT id, slow(content) AS content FROM rows ORDER BY id"
+    );
+    database.sql(&slow).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_state_may_take_longer_than_a_call_as_long_as_it_comes() {
+    let (coming, stuck) = (Database::postgres().await, Database::postgres().await);
+    let (comes, sticks) = (pooled(&coming, 1).await, pooled(&stuck, 1).await);
+    enrol_slow_ones(&coming, &comes.1, 4, 1.5).await;
+    enrol_slow_ones(&stuck, &sticks.1, 1, 60.0).await;
+    let begun_at = Instant::now();
+    let stuck = async { (sticks.0.snapshot().await, begun_at.elapsed()) };
+    let (read, (given_up, after)) = tokio::join!(comes.0.snapshot(), stuck);
+    assert_eq!(read.unwrap().nodes.len(), 4);
+    assert!(begun_at.elapsed() > CALL_TIMEOUT, "it was slow");
+    let given_up = given_up.unwrap_err();
+    assert!(given_up.is_retriable() && after < CALL_TIMEOUT + SOON, "{given_up} after {after:?}");
+}
