@@ -1,17 +1,18 @@
 //! What fuzzers call: one function per decoder of foreign bytes. Each checks, beside that nothing panics, that what was read can be
-//! written and read again as the same. The seeds in `fuzz/corpus/` run as an ordinary test, too.
+//! written and read again as the same. The seeds in `fuzz/corpus/` run as an ordinary test, too: [`replay`], which other crates use for theirs.
 
 use crate::{
     key::PublicKey,
     map::{Content, Delta, Map, ObjectId, parse_refs},
     peer_message::PeerMessage,
-    root::RootSecret,
+    root::{RootKey, RootSecret},
     server_url::ServerUrl,
     session::{AgentMessage, ServerMessage},
     setup_key::{SetupKey, SetupSecret},
     statement::{NetworkId, Statement},
     wire,
 };
+use std::{path::Path, sync::LazyLock};
 
 /// A decoder, and all that is checked of it.
 pub type Target = fn(&[u8]);
@@ -29,6 +30,36 @@ pub const TARGETS: &[(&str, Target)] = &[
     #[cfg(feature = "grpc")]
     ("certificates", certificates),
 ];
+
+/// Runs every target over its folder of seeds in `corpus`.
+///
+/// # Panics
+/// What a target finds; a target without seeds, and seeds without a target.
+pub fn replay(corpus: &Path, targets: &[(&str, Target)]) {
+    for (name, target) in targets {
+        let folder = corpus.join(name);
+        let seeds = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let mut seeds: Vec<_> = seeds.map(|seed| seed.path()).collect();
+        assert!(!seeds.is_empty(), "no seeds in {}", folder.display());
+        seeds.sort();
+        for seed in seeds {
+            let bytes = std::fs::read(&seed).unwrap_or_else(|error| panic!("{}: {error}", seed.display()));
+            // The test's output is only shown if it panics: then the last line names the seed.
+            eprintln!("{}", seed.display());
+            target(&bytes);
+        }
+    }
+}
+
+/// Cuts an input into steps of a longer conversation: a byte that says of which kind, the length in two bytes, and so many bytes, or what is left.
+pub fn steps(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let ([kind, low, high], rest) = bytes.split_first_chunk()?;
+        let (step, rest) = rest.split_at(usize::from(u16::from_le_bytes([*low, *high])).min(rest.len()));
+        bytes = rest;
+        Some((*kind, step))
+    })
+}
 
 /// What an agent says in a session, and with Enrol and FetchMap.
 pub fn agent_message(bytes: &[u8]) {
@@ -70,15 +101,25 @@ pub fn map_object(bytes: &[u8]) {
     let _either = Content::decode(&ObjectId { kind: u32::from(*kind), id: Vec::new() }, content);
 }
 
-/// A signed statement: as it comes in, and as if the root had signed the bytes.
+/// A signed statement as it comes in, and the same bytes as a statement that the root did sign.
 pub fn statement(bytes: &[u8]) {
-    let root = RootSecret::from_seed(&[7; 32]);
-    let network = NetworkId([1; 16]);
-    let _either = Statement::verify(bytes, network, &root.public());
-    if let Ok((network, statement)) = Statement::trust(bytes) {
-        let signed = statement.sign(network, &root);
-        assert_eq!(Statement::verify(&signed, network, &root.public()), Ok(statement));
-    }
+    static ROOT: LazyLock<(RootSecret, RootKey)> = LazyLock::new(|| {
+        let root = RootSecret::from_seed(&[7; 32]);
+        let public = root.public();
+        (root, public)
+    });
+    const NETWORK: NetworkId = NetworkId([1; 16]);
+    let (root, public) = &*ROOT;
+    let _either = Statement::verify(bytes, NETWORK, public);
+    let _either = Statement::trust(bytes);
+    // A signature costs a hundred times what decoding does: only what decodes gets one.
+    let Ok((network, statement)) = Statement::decode(bytes) else { return };
+    assert_eq!(
+        Statement::verify(&Statement::sign_bytes(bytes.to_vec(), root), network, public),
+        Ok(statement.clone())
+    );
+    let signed = statement.sign(network, root);
+    assert_eq!(Statement::trust(&signed), Ok((network, statement)));
 }
 
 /// A datagram between agents.
@@ -124,18 +165,16 @@ pub fn certificates(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn every_seed_is_survived() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        for (name, target) in TARGETS {
-            let seeds = std::fs::read_dir(corpus.join(name)).unwrap();
-            let seeds: Vec<_> = seeds.map(|seed| seed.unwrap().path()).collect();
-            assert!(!seeds.is_empty(), "{name} has no seeds");
-            for seed in seeds {
-                target(&std::fs::read(seed).unwrap());
-            }
-        }
+        replay(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus"), TARGETS);
+    }
+
+    #[test]
+    fn steps_end_with_the_bytes_however_long_they_say_they_are() {
+        let cut: Vec<_> = steps(&[1, 2, 0, 8, 9, 2, 0, 0, 3, 0xff, 0xff, 7]).collect();
+        assert_eq!(cut, [(1, &[8, 9][..]), (2, &[]), (3, &[7])]);
+        assert_eq!(steps(&[1, 2]).count(), 0);
     }
 }

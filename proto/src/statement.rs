@@ -84,8 +84,11 @@ pub enum StatementError {
 impl Statement {
     /// Signs the statement; returns an encoded `Signed`.
     pub fn sign(&self, network: NetworkId, root: &RootSecret) -> Vec<u8> {
-        let statement =
-            wire::Statement { network_id: network.0.to_vec(), kind: self.to_wire() }.encode_to_vec();
+        let statement = wire::Statement { network_id: network.0.to_vec(), kind: self.to_wire() };
+        Self::sign_bytes(statement.encode_to_vec(), root)
+    }
+
+    pub(crate) fn sign_bytes(statement: Vec<u8>, root: &RootSecret) -> Vec<u8> {
         let signature = root.sign(&[CONTEXT, &statement].concat()).to_vec();
         wire::Signed { statement, signature }.encode_to_vec()
     }
@@ -100,7 +103,7 @@ impl Statement {
         if !root.verifies(&[CONTEXT, &signed.statement].concat(), &signature) {
             return Err(StatementError::Signature);
         }
-        let (found, statement) = decode(&signed.statement)?;
+        let (found, statement) = Self::decode(&signed.statement)?;
         if found != network {
             return Err(StatementError::Network);
         }
@@ -112,7 +115,24 @@ impl Statement {
     /// # Errors
     /// [`StatementError`], never `Signature`.
     pub fn trust(signed: &[u8]) -> Result<(NetworkId, Self), StatementError> {
-        decode(&wire::Signed::decode(signed)?.statement)
+        Self::decode(&wire::Signed::decode(signed)?.statement)
+    }
+
+    pub(crate) fn decode(statement: &[u8]) -> Result<(NetworkId, Self), StatementError> {
+        use wire::statement::Kind;
+        let statement = wire::Statement::decode(statement)?;
+        let network = NetworkId(fixed("network id", &statement.network_id)?);
+        let statement = match statement.kind {
+            Some(Kind::Membership(membership)) => Statement::Membership(membership.try_into()?),
+            Some(Kind::Removal(removal)) => Statement::Removal(Removal {
+                node_key: PublicKey(fixed("node key", &removal.node_key)?),
+                removed_at: UnixTime(removal.removed_unix_s),
+                until: UnixTime::from_wire(removal.until_unix_s),
+            }),
+            Some(Kind::NextRoot(next)) => Statement::NextRoot(RootKey::from_bytes(&next.root)?),
+            None => Statement::Unknown,
+        };
+        Ok((network, statement))
     }
 
     fn to_wire(&self) -> Option<wire::statement::Kind> {
@@ -141,23 +161,6 @@ impl Membership {
             not_after_unix_s: UnixTime::to_wire(self.not_after),
         }
     }
-}
-
-fn decode(statement: &[u8]) -> Result<(NetworkId, Statement), StatementError> {
-    use wire::statement::Kind;
-    let statement = wire::Statement::decode(statement)?;
-    let network = NetworkId(fixed("network id", &statement.network_id)?);
-    let statement = match statement.kind {
-        Some(Kind::Membership(membership)) => Statement::Membership(membership.try_into()?),
-        Some(Kind::Removal(removal)) => Statement::Removal(Removal {
-            node_key: PublicKey(fixed("node key", &removal.node_key)?),
-            removed_at: UnixTime(removal.removed_unix_s),
-            until: UnixTime::from_wire(removal.until_unix_s),
-        }),
-        Some(Kind::NextRoot(next)) => Statement::NextRoot(RootKey::from_bytes(&next.root)?),
-        None => Statement::Unknown,
-    };
-    Ok((network, statement))
 }
 
 impl TryFrom<wire::MembershipCertificate> for Membership {

@@ -1,15 +1,14 @@
 //! What fuzzers call: one function per decoder of bytes that come from a database, a file or another server. The seeds in `fuzz/corpus/`
 //! run as an ordinary test, too.
 
+use proto::fuzzing::Target;
+
 use crate::{
     cluster::{Node, Op, SetupKey},
     config,
     session::decode_signal,
     store::{DatabaseUrl, read_hint},
 };
-
-/// A decoder, and all that is checked of it.
-pub type Target = fn(&[u8]);
 
 /// Every target by its name: that of its binary, and of its folder in the corpus.
 pub const TARGETS: &[(&str, Target)] = &[
@@ -59,19 +58,9 @@ pub fn mailbox(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use std::path::Path;
-
     #[test]
     fn every_seed_is_survived() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        for (name, target) in TARGETS {
-            let seeds = std::fs::read_dir(corpus.join(name)).unwrap();
-            let seeds: Vec<_> = seeds.map(|seed| seed.unwrap().path()).collect();
-            assert!(!seeds.is_empty(), "{name} has no seeds");
-            for seed in seeds {
-                target(&std::fs::read(seed).unwrap());
-            }
-        }
+        let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        proto::fuzzing::replay(&corpus, super::TARGETS);
     }
 }

@@ -25,6 +25,8 @@ use crate::{
 };
 use clap::{Parser, Subcommand, ValueEnum};
 use failure::Failure;
+#[cfg(any(test, fuzzing))]
+pub(crate) use status::shown;
 use std::{path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 

@@ -66,6 +66,12 @@ fn stopped(context: &Context) -> serde_json::Value {
     })
 }
 
+/// What people see of an answer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn shown(answer: &[u8]) -> Option<String> {
+    serde_json::from_slice(answer).ok().map(|view| text(&view))
+}
+
 fn text(view: &View) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.

@@ -41,7 +41,7 @@ impl File {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+    pub(crate) fn parse(text: &str) -> Result<Self, toml::de::Error> {
         let mut table: toml::Table = toml::from_str(text)?;
         let mut take =
             |key: &str| table.remove(key).map(|value| String::deserialize(value.into_deserializer()));

@@ -8,6 +8,8 @@ mod render;
 mod server;
 
 pub(crate) use client::{Client, ClientError, Watch};
+#[cfg(any(test, fuzzing))]
+pub(crate) use server::read_request;
 pub(crate) use server::{Asked, Call, serve};
 
 use crate::config::Options;

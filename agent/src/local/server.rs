@@ -125,7 +125,7 @@ async fn follow(
     }
 }
 
-async fn read_request(read: &mut (impl AsyncBufReadExt + Unpin)) -> Result<Request, Refusal> {
+pub(crate) async fn read_request(read: &mut (impl AsyncBufReadExt + Unpin)) -> Result<Request, Refusal> {
     let mut line = Vec::new();
     let bounded = read.take(MAX_REQUEST).read_until(b'\n', &mut line).await;
     bounded.map_err(|error| Refusal::failed(format!("the request cannot be read: {error}")))?;

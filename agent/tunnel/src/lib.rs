@@ -40,3 +40,8 @@ pub use event::Event;
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use stats::{Drops, PeerStats};
 pub use tunnel::{StartError, Tunnel, start};
+
+/// What fuzzers call.
+#[cfg(all(any(test, fuzzing), target_os = "linux"))]
+#[doc(hidden)]
+pub use worker::fuzzing;

@@ -47,7 +47,7 @@ impl Worker {
         Ok(())
     }
 
-    fn handle_command(&mut self, command: Command) -> Result<(), Stop> {
+    pub(super) fn handle_command(&mut self, command: Command) -> Result<(), Stop> {
         match command {
             Command::Upsert(peer) => self.upsert(peer),
             Command::Remove(key) => self.with(&key, Self::remove),

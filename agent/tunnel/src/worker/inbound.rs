@@ -39,13 +39,13 @@ impl Worker {
         received
     }
 
-    fn write(&mut self) {
+    pub(super) fn write(&mut self) {
         if !self.writer.flush(self.device.system()) {
             self.drops.write_failed += 1;
         }
     }
 
-    fn handle_datagram(&mut self, path: Path, datagram: &[u8]) {
+    pub(super) fn handle_datagram(&mut self, path: Path, datagram: &[u8]) {
         match Kind::of(datagram) {
             Some(Kind::Data(session)) => self.handle_data(path, session, datagram),
             Some(Kind::Initiation) => self.handle_initiation(path, datagram),

@@ -9,6 +9,8 @@
 //! - `timers`: sessions' time, keepalives, reports
 
 mod commands;
+#[cfg(all(any(test, fuzzing), target_os = "linux"))]
+pub mod fuzzing;
 mod inbound;
 mod outbound;
 mod timers;
