@@ -1,7 +1,10 @@
 //! What is wrong with a server, and since when. Every server says the same of the same state: the faults are facts about the database as this server
 //! sees it, and none of them stops what agents need from memory.
 
-use crate::serve::Server;
+use crate::{
+    serve::Server,
+    store::{Degraded, HealthReport, ServerReport},
+};
 use proto::time::UnixTime;
 use serde::Serialize;
 use std::{
@@ -19,7 +22,7 @@ const BEHIND_ABOVE: Duration = Duration::from_secs(10);
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(into = "&'static str")]
 pub(crate) enum Fault {
     DatabaseAway,
     DatabaseReadOnly,
@@ -29,6 +32,27 @@ pub(crate) enum Fault {
     /// Notifications do not arrive; the log is polled.
     NotHearing,
     LeaseLost,
+    /// Another server has this one's id.
+    IdTaken,
+    ClockWrong,
+    /// Servers were started with different options that should be the same.
+    SettingsDiffer,
+}
+
+impl From<Fault> for &'static str {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::DatabaseAway => "database-away",
+            Fault::DatabaseReadOnly => "database-read-only",
+            Fault::DatabaseSlow => "database-slow",
+            Fault::Behind => "behind",
+            Fault::NotHearing => "not-hearing",
+            Fault::LeaseLost => "lease-lost",
+            Fault::IdTaken => "id-taken",
+            Fault::ClockWrong => "clock-wrong",
+            Fault::SettingsDiffer => "settings-differ",
+        }
+    }
 }
 
 /// What the faults are judged by.
@@ -43,6 +67,11 @@ pub(crate) struct Facts {
     pub(crate) level_age: Duration,
     pub(crate) is_hearing: bool,
     pub(crate) is_leased: bool,
+    /// What is told of another server with this one's id.
+    pub(crate) conflict: Option<String>,
+    /// By how much the machine's clock is ahead of the database's, where that is too much.
+    pub(crate) clock_ahead_ms: Option<i64>,
+    pub(crate) differing: Vec<String>,
 }
 
 /// A fault as it is told.
@@ -108,13 +137,26 @@ fn judge(facts: &Facts, was_slow: bool) -> BTreeMap<Fault, String> {
     if !facts.is_leased {
         found.insert(Fault::LeaseLost, "the lease was not renewed in time".to_owned());
     }
+    if let Some(conflict) = &facts.conflict {
+        found.insert(Fault::IdTaken, conflict.clone());
+    }
+    if let Some(ahead_ms) = facts.clock_ahead_ms {
+        let off_s = ahead_ms.unsigned_abs() / 1000;
+        let side = if ahead_ms > 0 { "ahead of" } else { "behind" };
+        let reason =
+            format!("this machine's clock is {off_s} s {side} the database's, which is used; set it");
+        found.insert(Fault::ClockWrong, reason);
+    }
+    if !facts.differing.is_empty() {
+        found.insert(Fault::SettingsDiffer, facts.differing.join(" | "));
+    }
     found
 }
 
 impl Server {
     fn facts(&self) -> Facts {
         let health = self.cluster.health();
-        let error = self.cluster.database_error();
+        let (error, clock) = (self.cluster.database_error(), self.cluster.clock());
         Facts {
             is_read_only: error.as_ref().is_some_and(|error| error.is_read_only()),
             error: error.map(|error| error.to_string()),
@@ -123,7 +165,32 @@ impl Server {
             level_age: health.level_age,
             is_hearing: self.cluster.store().is_hearing(),
             is_leased: self.servers.lease_age().is_some_and(|age| age < self.settings.lease),
+            conflict: self.servers.conflict().map(str::to_owned),
+            clock_ahead_ms: clock.is_skewed().then(|| clock.machine_ahead_ms()),
+            differing: self.servers.differing(),
         }
+    }
+
+    /// What others are told of this server.
+    pub(crate) fn report(&self) -> ServerReport {
+        let (cluster, store) = (&self.cluster, self.cluster.store());
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let (connections_used, connections_limit) = store.connections().unzip();
+        let degraded = self.monitor.told().into_iter().map(|Told { what, since_unix_s, reason }| Degraded {
+            what: <&str>::from(what).to_owned(),
+            since_unix_s,
+            reason,
+        });
+        let health = HealthReport {
+            database_host: store.host(),
+            database_answer_ms: millis(cluster.answer_time()),
+            log_age_ms: millis(cluster.health().level_age),
+            is_hearing: store.is_hearing(),
+            connections_used,
+            connections_limit,
+            degraded: degraded.collect(),
+        };
+        ServerReport { settings: Some(self.settings.shared()), health: Some(health) }
     }
 }
 
@@ -149,6 +216,9 @@ mod tests {
         level_age: Duration::from_millis(800),
         is_hearing: true,
         is_leased: true,
+        conflict: None,
+        clock_ahead_ms: None,
+        differing: Vec::new(),
     };
 
     fn what(monitor: &Monitor) -> Vec<Fault> {
@@ -177,6 +247,23 @@ mod tests {
             monitor.handle(&Facts { answer_time: Duration::from_millis(millis), ..FINE }, UnixTime(1));
             assert_eq!(!what(&monitor).is_empty(), is_slow, "{millis} ms");
         }
+    }
+
+    #[test]
+    fn a_copied_id_a_wrong_clock_and_settings_that_differ_are_told_with_what_to_do() {
+        let monitor = Monitor::default();
+        let facts = Facts {
+            conflict: Some("two servers have the id".to_owned()),
+            clock_ahead_ms: Some(-3_600_000),
+            differing: vec!["--lease: 10s on a; 5s on b".to_owned()],
+            ..FINE
+        };
+        monitor.handle(&facts, UnixTime(1));
+        assert_eq!(what(&monitor), [Fault::IdTaken, Fault::ClockWrong, Fault::SettingsDiffer]);
+        let reasons: Vec<_> = monitor.told().into_iter().map(|told| told.reason).collect();
+        assert!(reasons[1].contains("3600 s behind") && reasons[2].contains("5s on b"), "{reasons:?}");
+        let json = serde_json::to_value(monitor.told()).unwrap();
+        assert_eq!(json[0]["what"], "id-taken");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     clock::machine_ms,
     metrics::database_error,
     serve::Server,
+    settings::{Shared, differences},
     store::{Hint, Incarnation, LeaseAnswer, LiveServer, ServerRow, StoreError},
 };
 use anyhow::bail;
@@ -48,6 +49,8 @@ pub(crate) struct Servers {
     conflict: OnceLock<String>,
     /// Before the call that renewed the lease.
     renewed_at: Mutex<Option<Instant>>,
+    /// What this server and others were told differently.
+    differing: Mutex<Vec<String>>,
 }
 
 impl Servers {
@@ -59,6 +62,7 @@ impl Servers {
             predecessors: OnceLock::new(),
             conflict: OnceLock::new(),
             renewed_at: Mutex::default(),
+            differing: Mutex::default(),
         }
     }
 
@@ -82,6 +86,30 @@ impl Servers {
     pub(crate) fn lease_age(&self) -> Option<Duration> {
         let renewed_at = self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner);
         renewed_at.map(|at| at.elapsed())
+    }
+
+    pub(crate) fn differing(&self) -> Vec<String> {
+        self.differing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Compares what the others were told with `mine`; says so where that is news.
+    fn handle_settings(&self, list: &[LiveServer], mine: Shared) {
+        let others = list.iter().filter(|live| live.server.id != self.me.id);
+        let others = others.filter_map(|live| Some((live.server.name.clone(), live.server.report.settings?)));
+        let all: Vec<_> = others.chain([(self.me.name.clone(), mine)]).collect();
+        let found = differences(&all);
+        let mut differing = self.differing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *differing == found {
+            return;
+        }
+        match found.is_empty() {
+            true => tracing::info!("all servers have the same settings again"),
+            false => tracing::warn!(
+                options = found.join(" | "),
+                "servers of this cluster have different settings; give all the same"
+            ),
+        }
+        *differing = found;
     }
 
     pub(crate) fn urls(&self) -> Vec<ServerUrl> {
@@ -189,7 +217,11 @@ pub(crate) async fn begin(server: &Server, predecessors: Vec<Incarnation>) -> an
 /// Renews once, where need be after taking over what a run before had, and hears the database's clock.
 async fn renew(server: &Server) -> Result<LeaseAnswer, StoreError> {
     let clock = server.cluster.clock();
-    let me = ServerRow { clock_ahead_ms: clock.machine_ahead_ms(), ..server.servers.me.clone() };
+    let me = ServerRow {
+        clock_ahead_ms: clock.machine_ahead_ms(),
+        report: server.report(),
+        ..server.servers.me.clone()
+    };
     let store = server.cluster.store();
     let asked_at = Instant::now();
     // A renewal that comes too late is none; the next one must not wait for it.
@@ -236,6 +268,7 @@ async fn give_way(server: &Server, other: &LiveServer) {
 async fn read_list(server: &Server, may_miss: bool) {
     match server.cluster.store().live_servers().await {
         Ok(list) => {
+            server.servers.handle_settings(&list, server.settings.shared());
             if server.servers.handle_list(&list, may_miss) {
                 server.presence.handle_live(server.servers.current().ids.clone());
                 server.hub.wake_all();
@@ -292,6 +325,7 @@ impl Continuity {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{settings::Settings, store::ServerReport};
 
     const LEASE: Duration = Duration::from_secs(10);
 
@@ -304,6 +338,7 @@ mod tests {
             urls: vec![url.parse().unwrap()],
             version: String::new(),
             clock_ahead_ms: 0,
+            report: ServerReport::default(),
         }
     }
 
@@ -324,6 +359,22 @@ mod tests {
             continuity.handle_renewal(true, back + Duration::from_secs(seconds));
         }
         assert!(continuity.is_settled(back + LEASE));
+    }
+
+    #[test]
+    fn a_setting_that_another_server_was_told_differently_is_known_while_it_lives() {
+        let (servers, mine) = (Servers::new(row(1, "a:1")), Settings::default());
+        let told = |settings: &Settings| {
+            let report = ServerReport { settings: Some(settings.shared()), health: None };
+            live(&[row(1, "a:1"), ServerRow { report, ..row(2, "b:2") }, row(3, "c:3")])
+        };
+        servers.handle_settings(&told(&mine), mine.shared());
+        assert!(servers.differing().is_empty());
+        let other = Settings { max_nodes: Some(9), ..mine };
+        servers.handle_settings(&told(&other), mine.shared());
+        assert_eq!(servers.differing(), ["--max-nodes: 9 on 2; not set on 1"]);
+        servers.handle_settings(&live(&[]), mine.shared());
+        assert!(servers.differing().is_empty());
     }
 
     #[test]

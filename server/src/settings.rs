@@ -1,6 +1,7 @@
 //! What a server may be told about how it works, with defaults and limits. What concerns the whole cluster should be told to all servers alike.
 
-use std::{ops::RangeInclusive, time::Duration};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 /// How a server works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,17 @@ impl Settings {
     pub const EPHEMERAL_TIMEOUT: RangeInclusive<Duration> =
         Duration::from_secs(30)..=Duration::from_secs(365 * 24 * 3600);
 
+    /// What the other servers are told of it.
+    pub(crate) fn shared(&self) -> Shared {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Shared {
+            lease_ms: millis(self.lease),
+            heartbeat_ms: millis(self.heartbeat),
+            ephemeral_timeout_ms: millis(self.ephemeral_timeout),
+            max_nodes: self.max_nodes,
+        }
+    }
+
     /// Between two renewals of the lease.
     pub(crate) fn renewal_interval(&self) -> Duration {
         self.lease / 5
@@ -38,5 +50,64 @@ impl Default for Settings {
             ephemeral_timeout: Duration::from_secs(600),
             max_nodes: None,
         }
+    }
+}
+
+/// What all servers of a cluster should be told alike, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    pub lease_ms: u64,
+    /// 0: as agents like.
+    pub heartbeat_ms: u64,
+    pub ephemeral_timeout_ms: u64,
+    pub max_nodes: Option<usize>,
+}
+
+impl Shared {
+    /// Each option with its value.
+    fn options(&self) -> [(&'static str, String); 4] {
+        let seconds = |ms: u64| format!("{}s", ms as f64 / 1000.0);
+        let heartbeat = match self.heartbeat_ms {
+            0 => "not set".to_owned(),
+            ms => seconds(ms),
+        };
+        [
+            ("--lease", seconds(self.lease_ms)),
+            ("--heartbeat", heartbeat),
+            ("--ephemeral-timeout", seconds(self.ephemeral_timeout_ms)),
+            ("--max-nodes", self.max_nodes.map_or("not set".to_owned(), |count| count.to_string())),
+        ]
+    }
+}
+
+/// The options that the servers named were told differently, each as a line with values and names.
+pub(crate) fn differences(servers: &[(String, Shared)]) -> Vec<String> {
+    let mut options: BTreeMap<&str, BTreeMap<String, Vec<&str>>> = BTreeMap::new();
+    for (name, shared) in servers {
+        for (option, value) in shared.options() {
+            options.entry(option).or_default().entry(value).or_default().push(name);
+        }
+    }
+    let differing = options.into_iter().filter(|(_, values)| values.len() > 1);
+    let line = |(option, values): (&str, BTreeMap<String, Vec<&str>>)| {
+        let values = values.iter().map(|(value, names)| format!("{value} on {}", names.join(", ")));
+        format!("{option}: {}", values.collect::<Vec<_>>().join("; "))
+    };
+    differing.map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_servers_were_told_differently_is_named_with_values_and_servers() {
+        let usual = Settings::default();
+        let named = |name: &str, settings: Settings| (name.to_owned(), settings.shared());
+        let (a, b) = (named("a", usual), named("b", usual));
+        assert!(differences(&[a.clone(), b.clone()]).is_empty());
+        let other = Settings { lease: Duration::from_millis(2500), max_nodes: Some(100), ..usual };
+        let told = differences(&[a, b, named("c", other)]);
+        assert_eq!(told, ["--lease: 10s on a, b; 2.5s on c", "--max-nodes: 100 on c; not set on a, b"]);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     metrics,
     serve::{self, Running, Server},
     settings::Settings,
-    store::{self, DatabaseUrl, Missing, ServerRow, StoreError},
+    store::{self, DatabaseUrl, Missing, ServerReport, ServerRow, StoreError},
 };
 use anyhow::Context;
 use proto::{server_url::ServerUrl, session::ServerId, setup_key::SetupSecret};
@@ -94,6 +94,7 @@ async fn begin(options: RunOptions) -> anyhow::Result<(Running, JoinSet<()>)> {
         urls: advertised(&options.advertise, addr, &cluster.state().network),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         clock_ahead_ms: 0,
+        report: ServerReport::default(),
     };
     let urls = list(&row.urls);
     let gate = Gate::new(options.limits, descriptor_limit());

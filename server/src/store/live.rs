@@ -1,12 +1,13 @@
 //! What is beside the log: servers with their leases, presence, and who runs which job. Times are the database's.
 
+use crate::settings::Shared;
 use proto::{
     server_url::ServerUrl,
     session::{ServerId, SessionNumber},
     statement::NodeId,
     time::UnixTime,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// One run of a server's process: random, so that two servers with one id are told apart.
@@ -70,6 +71,58 @@ pub struct ServerRow {
     pub version: String,
     /// By how much its wall clock is ahead of the database's.
     pub clock_ahead_ms: i64,
+    pub report: ServerReport,
+}
+
+/// What a server says of itself to people and other servers. A server of another version may leave out parts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerReport {
+    pub settings: Option<Shared>,
+    pub health: Option<HealthReport>,
+}
+
+/// How a server stood when it last renewed its lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HealthReport {
+    /// The database's host that it uses, where it has hosts.
+    pub database_host: Option<String>,
+    /// Of a look at the log.
+    pub database_answer_ms: u64,
+    /// Since the state was last level with the log.
+    pub log_age_ms: u64,
+    /// Whether other servers' notifications arrive.
+    pub is_hearing: bool,
+    /// Connections of the pool, where there is one.
+    pub connections_used: Option<usize>,
+    pub connections_limit: Option<usize>,
+    pub degraded: Vec<Degraded>,
+}
+
+/// One thing that is wrong with a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    pub what: String,
+    pub since_unix_s: u64,
+    pub reason: String,
+}
+
+/// A host of the database, as it is just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostState {
+    pub host: String,
+    pub state: HostRole,
+    /// Why it cannot be used, if it cannot.
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostRole {
+    TakesWrites,
+    ReadOnly,
+    Away,
 }
 
 /// A server that holds a lease.
@@ -89,7 +142,7 @@ pub enum LeaseAnswer {
         begins_period: bool,
     },
     /// Another incarnation holds the lease of this id.
-    Taken(LiveServer),
+    Taken(Box<LiveServer>),
 }
 
 /// Which server serves a node, by which of the agent's sessions.
@@ -170,6 +223,11 @@ pub struct JobRow {
     /// Of whoever holds it now; `None`: it rests.
     pub held_for: Option<Duration>,
     pub last_run: Option<UnixTime>,
+}
+
+/// What another version writes in another form says nothing, and hides no server.
+pub(crate) fn readable_report(stored: serde_json::Value) -> ServerReport {
+    serde_json::from_value(stored).unwrap_or_default()
 }
 
 /// The addresses in a row that can be read: another server's odd one must not hide the rest.

@@ -15,11 +15,11 @@ pub(crate) mod testing;
 mod url;
 
 pub use error::StoreError;
-pub(crate) use live::readable_urls;
 pub use live::{
-    Attendance, Incarnation, Job, JobLock, JobRow, LastSeen, LeaseAnswer, LiveServer, SeenSession, ServerRow,
-    SessionRow,
+    Attendance, Degraded, HealthReport, HostRole, HostState, Incarnation, Job, JobLock, JobRow, LastSeen,
+    LeaseAnswer, LiveServer, SeenSession, ServerReport, ServerRow, SessionRow,
 };
+pub(crate) use live::{readable_report, readable_urls};
 pub use log::{Lost, Tail};
 pub(crate) use postgres::read_hint;
 pub use postgres::{PostgresStore, Target};
@@ -188,6 +188,16 @@ pub trait Store: Send + Sync + 'static {
     /// Connections in use, and how many there may be; `None`: there is no pool.
     fn connections(&self) -> Option<(usize, usize)> {
         None
+    }
+
+    /// The host that is used just now, where the database has hosts.
+    fn host(&self) -> Option<String> {
+        None
+    }
+
+    /// Asks every host what it is.
+    async fn hosts(&self) -> Vec<HostState> {
+        Vec::new()
     }
 
     async fn status(&self) -> Result<StoreStatus, StoreError>;

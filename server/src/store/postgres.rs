@@ -24,9 +24,9 @@ pub use target::Target;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, CALL_TIMEOUT, Hint, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer,
-        LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus,
-        Tail, WHOLE_TIMEOUT, observed,
+        Attendance, CALL_TIMEOUT, Hint, HostState, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer,
+        LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError,
+        StoreStatus, Tail, WHOLE_TIMEOUT, observed,
     },
 };
 use async_trait::async_trait;
@@ -217,6 +217,14 @@ impl Store for PostgresStore {
 
     fn connections(&self) -> Option<(usize, usize)> {
         Some(self.pools.usage())
+    }
+
+    fn host(&self) -> Option<String> {
+        self.pools.hosts.current()
+    }
+
+    async fn hosts(&self) -> Vec<HostState> {
+        self.pools.hosts.probe().await
     }
 
     async fn status(&self) -> Result<StoreStatus, StoreError> {

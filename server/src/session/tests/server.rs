@@ -7,7 +7,7 @@ use crate::{
     gate::{Gate, Limits},
     serve::{Running, Server, start},
     settings::Settings,
-    store::{self, DatabaseUrl, Incarnation, Missing, ServerRow},
+    store::{self, DatabaseUrl, Incarnation, Missing, ServerReport, ServerRow},
 };
 use proto::{root::Fingerprint, session::ServerId, setup_key::SetupSecret, time::UnixTime};
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc};
@@ -69,6 +69,7 @@ impl TestServer {
             urls: vec![addr.into()],
             version: "test".to_owned(),
             clock_ahead_ms: 0,
+            report: ServerReport::default(),
         };
         let server = Arc::new(Server::new(row, cluster, settings, gate).unwrap());
         let running = start(server, listener, Vec::new()).await?;

@@ -3,8 +3,9 @@
 use super::{enter, reusable, setup_key};
 use crate::{
     cluster::{Actor, remove},
+    settings::Settings,
     store::{
-        self, Hint, Incarnation, ServerRow, SessionRow,
+        self, Degraded, HealthReport, Hint, Incarnation, ServerReport, ServerRow, SessionRow,
         testing::{Database, eventually},
     },
 };
@@ -28,6 +29,7 @@ on_both_databases!(
     signals_are_taken_once_in_order_and_not_when_old,
     another_server_is_woken,
     an_address_that_cannot_be_read_hides_no_server,
+    what_a_server_says_of_itself_is_renewed_with_its_lease,
 );
 
 /// Nodes with the numbers of sessions, without a cluster around them.
@@ -48,6 +50,7 @@ pub(super) fn server(id: u8) -> ServerRow {
         urls: vec![format!("192.0.2.{id}:7443").parse().unwrap()],
         version: "0.1.0".to_owned(),
         clock_ahead_ms: 0,
+        report: ServerReport::default(),
     }
 }
 
@@ -208,6 +211,28 @@ async fn another_server_is_woken(database: Database) {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), heard).await.expect("it is woken");
+}
+
+async fn what_a_server_says_of_itself_is_renewed_with_its_lease(database: Database) {
+    let store = database.open().await;
+    let long = Duration::from_secs(60);
+    let degraded =
+        Degraded { what: "from-the-future".to_owned(), since_unix_s: 7, reason: "it's so".to_owned() };
+    let health = HealthReport { log_age_ms: 9, degraded: vec![degraded], ..HealthReport::default() };
+    let settings = Some(Settings { max_nodes: Some(3), ..Settings::default() }.shared());
+    for report in [
+        ServerReport::default(),
+        ServerReport { settings, health: Some(health) },
+        ServerReport { settings, health: None },
+    ] {
+        let row = ServerRow { report, ..server(1) };
+        store.renew_lease(&row, long).await.unwrap();
+        assert_eq!(store.live_servers().await.unwrap()[0].server, row);
+    }
+    for (stored, readable) in [("[7]", None), (r#"{"settings": null, "mood": 1}"#, None)] {
+        database.sql(&format!("UPDATE servers SET report = '{stored}'")).await;
+        assert_eq!(store.live_servers().await.unwrap()[0].server.report.settings, readable);
+    }
 }
 
 async fn an_address_that_cannot_be_read_hides_no_server(database: Database) {

@@ -2,10 +2,13 @@
 //! a head start and no timeout. Every session has Postgres's own limits, so that a server that hangs holds no lock for long.
 
 use crate::store::{
-    CALL_TIMEOUT, InvalidDatabaseUrl, StoreError,
+    CALL_TIMEOUT, HostRole, HostState, InvalidDatabaseUrl, StoreError,
     postgres::{error::PgError, target::Target, tls},
 };
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{
+    future::join_all,
+    stream::{FuturesUnordered, StreamExt},
+};
 use std::{ops::Deref, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_postgres::{
@@ -78,6 +81,25 @@ impl Hosts {
 
     pub(crate) fn are_several(&self) -> bool {
         self.each.len() > 1
+    }
+
+    /// The host that connections go to.
+    pub(crate) fn current(&self) -> Option<String> {
+        self.primary.borrow().host.map(|host| self.each[host].name.clone())
+    }
+
+    /// What each host is just now.
+    pub(crate) async fn probe(&self) -> Vec<HostState> {
+        let attempts = join_all((0..self.each.len()).map(|host| self.attempt(host))).await;
+        let state = |(host, attempt): (usize, Result<_, PgError>)| {
+            let (state, reason) = match attempt {
+                Ok(_) => (HostRole::TakesWrites, None),
+                Err(error) if error.is_read_only() => (HostRole::ReadOnly, None),
+                Err(error) => (HostRole::Away, Some(error.to_string())),
+            };
+            HostState { host: self.each[host].name.clone(), state, reason }
+        };
+        attempts.into_iter().map(state).collect()
     }
 
     /// A connection that takes writes, with the driver that the caller polls.

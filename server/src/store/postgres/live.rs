@@ -10,7 +10,7 @@ use crate::store::{
         log::fixed,
         sql::{BEGIN_RELAXED, execute, in_one_flight, notify, query},
     },
-    readable_urls,
+    readable_report, readable_urls,
 };
 use proto::{
     session::{ServerId, SessionNumber},
@@ -33,7 +33,8 @@ pub(crate) async fn renew_lease(
     ttl: Duration,
 ) -> Result<LeaseAnswer, PgError> {
     let (id, incarnation) = (server.id.0.as_slice(), server.incarnation.0.as_slice());
-    let (urls, ttl_s, hint) = (Json(&server.urls), ttl.as_secs_f64(), payload(Hint::Leases));
+    let (urls, report) = (Json(&server.urls), Json(&server.report));
+    let (ttl_s, hint) = (ttl.as_secs_f64(), payload(Hint::Leases));
     let renewal = query(
         client,
         RENEWAL,
@@ -48,6 +49,7 @@ pub(crate) async fn renew_lease(
             &ttl_s,
             &CHANNEL,
             &hint,
+            &report,
         ],
     );
     let renewed = in_one_flight(client, BEGIN_RELAXED, renewal).await?;
@@ -58,7 +60,7 @@ pub(crate) async fn renew_lease(
     // Whoever it is, also if the lease has ended meanwhile.
     let other = query(client, &format!("{SERVERS} WHERE id = $1"), &[&id]).await?;
     let gone = || PgError::unreadable("a server's row went while it was read");
-    Ok(LeaseAnswer::Taken(read_server(other.first().ok_or_else(gone)?)?))
+    Ok(LeaseAnswer::Taken(Box::new(read_server(other.first().ok_or_else(gone)?)?)))
 }
 
 /// Each part sees the tables as they were before. Whoever finds no server alive begins a new time of service: nobody could be there before it. A
@@ -69,11 +71,11 @@ const RENEWAL: &str = "WITH
         WHERE id = $1 AND incarnation = $2 AND urls = $5 AND lease_until > clock_timestamp()),
     alive AS (SELECT FROM servers WHERE lease_until > clock_timestamp() LIMIT 1),
     renewed AS (
-        INSERT INTO servers (id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp() + $8 * interval '1 second')
+        INSERT INTO servers (id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until, report)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp() + $8 * interval '1 second', $11)
         ON CONFLICT (id) DO UPDATE SET incarnation = excluded.incarnation, name = excluded.name, host = excluded.host,
             urls = excluded.urls, version = excluded.version, clock_ahead_ms = excluded.clock_ahead_ms,
-            lease_until = excluded.lease_until
+            lease_until = excluded.lease_until, report = excluded.report
         WHERE servers.incarnation = excluded.incarnation OR servers.lease_until <= clock_timestamp()
         RETURNING 1),
     begun AS (
@@ -112,7 +114,7 @@ pub(crate) async fn release_lease(client: &Client, server: &ServerRow) -> Result
 }
 
 const SERVERS: &str = "SELECT id, incarnation, name, host, urls, version, clock_ahead_ms,
-        extract(epoch FROM lease_until - clock_timestamp())::float8
+        extract(epoch FROM lease_until - clock_timestamp())::float8, report
     FROM servers";
 
 pub(crate) async fn live_servers(client: &(impl GenericClient + Sync)) -> Result<Vec<LiveServer>, PgError> {
@@ -129,6 +131,7 @@ fn read_server(row: &Row) -> Result<LiveServer, PgError> {
         urls: readable_urls(row.try_get(4)?),
         version: row.try_get(5)?,
         clock_ahead_ms: row.try_get(6)?,
+        report: readable_report(row.try_get(8)?),
     };
     // The clock went on between the two times that it was asked.
     let lease_remaining = Duration::try_from_secs_f64(row.try_get(7)?).unwrap_or_default();

@@ -5,7 +5,7 @@ use crate::{
     cluster::{Actor, Op, SetupKey, SetupKeyTerms, enrol, testing::applicant},
     cluster_key::RootAccess,
     follow::{Cluster, WriteError},
-    store::{CALL_TIMEOUT, DatabaseUrl, Missing, Store, StoreError, Target, testing::Database},
+    store::{CALL_TIMEOUT, DatabaseUrl, HostRole, Missing, Store, StoreError, Target, testing::Database},
 };
 use proto::setup_key::SetupSecret;
 use std::{
@@ -97,6 +97,13 @@ async fn a_host_that_is_a_black_hole_is_named_in_time_and_passed_over_for_anothe
     let cluster = Cluster::open(Arc::new(store)).await.unwrap();
     change(&cluster).await.unwrap();
     assert!(begun_at.elapsed() < SOON, "{:?}", begun_at.elapsed());
+
+    let store = cluster.store();
+    assert_eq!(store.host(), Some(target(&beside).each().unwrap()[1].0.clone()));
+    let states = async || store.hosts().await.into_iter().map(|host| host.state).collect::<Vec<_>>();
+    assert_eq!(states().await, [HostRole::Away, HostRole::TakesWrites]);
+    database.demote(true).await;
+    assert_eq!(states().await, [HostRole::Away, HostRole::ReadOnly]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

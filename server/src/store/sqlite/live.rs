@@ -2,7 +2,7 @@
 
 use crate::store::{
     Incarnation, LeaseAnswer, LiveServer, SIGNAL_LIFETIME, SIGNALS_KEPT, SeenSession, ServerRow, SessionRow,
-    column, number, readable_urls, sqlite::SqliteError,
+    column, number, readable_report, readable_urls, sqlite::SqliteError,
 };
 use proto::{
     session::{ServerId, SessionNumber},
@@ -30,7 +30,7 @@ pub(crate) fn renew_lease(
         // Whoever it is, also if the lease ended between the two statements.
         let other = read_servers(&transaction, &format!("id = x'{}'", server.id))?.pop();
         let gone = || SqliteError::unreadable("a server's row went while it was read");
-        return other.map(LeaseAnswer::Taken).ok_or_else(gone);
+        return other.map(|other| LeaseAnswer::Taken(Box::new(other))).ok_or_else(gone);
     }
     // Not before those that it served are known to be elsewhere, or gone.
     transaction.execute(
@@ -60,13 +60,15 @@ fn begin_period(connection: &Connection) -> Result<bool, SqliteError> {
 /// `false`: another incarnation of the id holds it.
 fn write_lease(connection: &Connection, server: &ServerRow, ttl: Duration) -> Result<bool, SqliteError> {
     let urls = serde_json::to_string(&server.urls).map_err(SqliteError::unreadable)?;
+    let report = serde_json::to_string(&server.report).map_err(SqliteError::unreadable)?;
     let written = connection.execute(
         &format!(
-            "INSERT INTO servers (id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, {NOW_MS} + ?8)
+            "INSERT INTO servers (id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until_ms, report)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, {NOW_MS} + ?8, ?9)
              ON CONFLICT (id) DO UPDATE SET incarnation = excluded.incarnation, name = excluded.name,
                  host = excluded.host, urls = excluded.urls, version = excluded.version,
-                 clock_ahead_ms = excluded.clock_ahead_ms, lease_until_ms = excluded.lease_until_ms
+                 clock_ahead_ms = excluded.clock_ahead_ms, lease_until_ms = excluded.lease_until_ms,
+                 report = excluded.report
              WHERE servers.incarnation = excluded.incarnation OR servers.lease_until_ms <= {NOW_MS}"
         ),
         params![
@@ -77,7 +79,8 @@ fn write_lease(connection: &Connection, server: &ServerRow, ttl: Duration) -> Re
             urls,
             server.version,
             server.clock_ahead_ms,
-            millis(ttl)
+            millis(ttl),
+            report
         ],
     )?;
     Ok(written > 0)
@@ -110,7 +113,7 @@ pub(crate) fn live_servers(connection: &Connection) -> Result<Vec<LiveServer>, S
 
 fn read_servers(connection: &Connection, condition: &str) -> Result<Vec<LiveServer>, SqliteError> {
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until_ms - {NOW_MS} AS remaining
+        "SELECT id, incarnation, name, host, urls, version, clock_ahead_ms, lease_until_ms - {NOW_MS} AS remaining, report
          FROM servers WHERE {condition} ORDER BY name, id"
     ))?;
     let mut rows = statement.query([])?;
@@ -125,6 +128,7 @@ fn read_servers(connection: &Connection, condition: &str) -> Result<Vec<LiveServ
             urls: readable_urls(stored),
             version: row.get(5)?,
             clock_ahead_ms: row.get(6)?,
+            report: readable_report(serde_json::from_str(&row.get::<_, String>(8)?).unwrap_or_default()),
         };
         servers.push(LiveServer { server, lease_remaining: Duration::from_millis(number(row.get(7)?)) });
     }
