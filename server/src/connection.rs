@@ -2,9 +2,14 @@
 //!
 //! Every connection has a deadline, and only one place enforces it: here, where bytes go in and out. Until a session is
 //! welcomed it is that of a newcomer; a session moves it with every message it hears; an ended one leaves a moment for its
-//! last words. So a silent agent costs no timer beside this one, even if its session is never polled again.
+//! last words. So a silent agent costs no timer beside this one, even if its session is never polled again. And bytes are read at a rate: whatever HTTP/2
+//! lets a peer say without end (pings, settings, empty frames) costs this much at most.
 
-use crate::{gate::Pass, session::Slot};
+use crate::{
+    gate::Pass,
+    limit::{Bucket, Rate},
+    session::Slot,
+};
 use futures_util::task::AtomicWaker;
 use proto::auth::ChannelBinding;
 use std::{
@@ -15,13 +20,13 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -34,6 +39,10 @@ const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes: a peer that reads a byte a second makes no progress.
 const STALL_PROGRESS: usize = 4096;
+/// Bytes read of a connection without a session: an enrolment fits in many times.
+const NEWCOMER_BYTES: Rate = Rate { burst: 256 << 10, per_second: 32.0 * 1024.0 };
+/// .. and of a member: lists of all objects of a large cluster, some at once.
+const MEMBER_BYTES: Rate = Rate { burst: 16 << 20, per_second: 256.0 * 1024.0 };
 /// What an ended session has to send its last message and the agent to close.
 pub(crate) const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -127,6 +136,41 @@ pub(crate) struct Connection {
     state: Arc<ConnectionState>,
     timer: Pin<Box<Sleep>>,
     stall: Stall,
+    reading: Reading,
+}
+
+/// How fast is read what comes.
+struct Reading {
+    bucket: Bucket,
+    is_member: bool,
+    /// Nothing is read until then; boxed, as hardly any connection ever has one.
+    paused: Option<Pin<Box<Sleep>>>,
+}
+
+impl Reading {
+    fn new(now: Instant) -> Self {
+        Self { bucket: Bucket::full(NEWCOMER_BYTES, now), is_member: false, paused: None }
+    }
+
+    fn welcome(&mut self, now: Instant) {
+        *self = Self { bucket: Bucket::full(MEMBER_BYTES, now), is_member: true, paused: None };
+    }
+
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(paused) = &mut self.paused {
+            ready!(paused.as_mut().poll(cx));
+            self.paused = None;
+        }
+        Poll::Ready(())
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        let rate = if self.is_member { MEMBER_BYTES } else { NEWCOMER_BYTES };
+        if let Some(debt) = self.bucket.spend(rate, bytes, Instant::now()) {
+            metrics::counter!("holdfast_messages_delayed_total", "kind" => "bytes").increment(1);
+            self.paused = Some(Box::pin(sleep(debt)));
+        }
+    }
 }
 
 /// Whether the peer takes what is written.
@@ -163,7 +207,7 @@ impl Stall {
 impl Connection {
     pub(crate) fn new(stream: TlsStream<TcpStream>, state: Arc<ConnectionState>) -> Self {
         let timer = Box::pin(sleep_until(state.deadline()));
-        Self { stream, state, timer, stall: Stall::default() }
+        Self { stream, state, timer, stall: Stall::default(), reading: Reading::new(Instant::now()) }
     }
 
     fn deadline(&self) -> Instant {
@@ -214,7 +258,14 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check_deadline(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if !self.reading.is_member && self.state.session().is_some() {
+            self.reading.welcome(Instant::now());
+        }
+        ready!(self.reading.poll_pause(cx));
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.reading.spend(buf.filled().len() - before);
+        read
     }
 }
 

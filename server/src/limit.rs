@@ -46,6 +46,13 @@ impl Bucket {
         Err(self.wait(rate))
     }
 
+    /// Takes so many tokens, whether there are or not; in how long the debt is paid.
+    pub(crate) fn spend(&mut self, rate: Rate, tokens: usize, now: Instant) -> Option<Duration> {
+        self.refill(rate, now);
+        self.tokens -= tokens as f64;
+        (self.tokens < 0.0).then(|| Duration::from_secs_f64(-self.tokens / rate.per_second))
+    }
+
     /// Whether a token could be taken; if not, in how long.
     pub(crate) fn peek(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
         self.refill(rate, now);
@@ -146,6 +153,16 @@ mod tests {
         assert!(bucket.take(RATE, start + wait).is_err());
         let passed = (0..100).filter(|i| bucket.take(RATE, after(start, 1000 + i * 100)).is_ok()).count();
         assert!((19..=22).contains(&passed), "{passed} in 10 s at 2 a second");
+    }
+
+    #[test]
+    fn what_is_spent_beyond_the_burst_is_paid_by_waiting() {
+        let start = Instant::now();
+        let mut bucket = Bucket::full(RATE, start);
+        assert_eq!(bucket.spend(RATE, 3, start), None);
+        assert_eq!(bucket.spend(RATE, 4, start), Some(Duration::from_secs(2)));
+        assert_eq!(bucket.spend(RATE, 0, after(start, 1500)), Some(Duration::from_millis(500)));
+        assert_eq!(bucket.spend(RATE, 1, after(start, 3000)), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! holdfast_connections_refused_total{reason}    connections, newcomers, source, source-newcomers, descriptors
 //! holdfast_connections_timed_out_total{reason}  reads-too-slowly, silent, no-session
 //! holdfast_accept_errors_total, holdfast_handshakes_failed_total{reason}   tls, slow
-//! holdfast_messages_delayed_total{kind}   what agents said faster than they should
+//! holdfast_messages_delayed_total{kind}   what agents said faster than they should; bytes: of any kind
 //! holdfast_enrolments_total{outcome}      enrolled, or the reason of the refusal
 //! holdfast_map_deltas_total, holdfast_map_fetches_total, holdfast_map_fetches_refused_total
 //! holdfast_signals_total{route}           local, remote, undeliverable

@@ -1,6 +1,7 @@
 //! The control service against real clients: TLS and gRPC over loopback, SQLite in a temporary directory. One file per theme.
 
 mod agent;
+mod floods;
 mod hostile;
 mod maps;
 mod membership;
