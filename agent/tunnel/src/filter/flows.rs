@@ -1,0 +1,279 @@
+//! The connections that are under way: a bounded table, in which those of one kind push out only their own kind, the longest unused first.
+//!
+//! Kinds part what this system opened from what others did, and what was answered from what was not, so that no flood of one
+//! makes room for itself among the others. An entry is found by one hash, or none where packets of one flow follow each other.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use super::header::Ends;
+
+/// A flow seen from this system: `local` is its end here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Flow {
+    protocol: u8,
+    local: IpAddr,
+    remote: IpAddr,
+    local_port: u16,
+    remote_port: u16,
+}
+
+impl Flow {
+    pub(super) fn outbound(ends: &Ends) -> Self {
+        Self {
+            protocol: ends.protocol,
+            local: ends.source,
+            remote: ends.destination,
+            local_port: ends.source_port,
+            remote_port: ends.destination_port,
+        }
+    }
+
+    pub(super) fn inbound(ends: &Ends) -> Self {
+        Self::outbound(&ends.reversed())
+    }
+
+    /// As the other side would open it.
+    pub(super) fn opened_by_remote(&self) -> Ends {
+        Ends {
+            protocol: self.protocol,
+            source: self.remote,
+            destination: self.local,
+            source_port: self.remote_port,
+            destination_port: self.local_port,
+        }
+    }
+}
+
+/// Who opened a flow, and how far it got. Each kind has its bound and its patience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// From here, not answered yet, or ended.
+    Opening,
+    /// From here, answered, without connections of its protocol's own.
+    Datagrams,
+    /// A TCP connection from here.
+    Stream,
+    /// TCP from outside, not answered yet, or ended.
+    TheirOpening,
+    TheirStream,
+}
+
+const KINDS: usize = 5;
+
+impl Kind {
+    fn limit(self) -> usize {
+        match self {
+            Self::Opening => 8192,
+            Self::Datagrams | Self::Stream | Self::TheirStream => 16384,
+            Self::TheirOpening => 4096,
+        }
+    }
+
+    /// Seconds without a packet after which the flow is over. RFC 5382 asks for 2 h 4 min of TCP, RFC 4787 for 5 min of UDP.
+    fn patience_s(self) -> u32 {
+        match self {
+            Self::Opening | Self::TheirOpening => 60,
+            Self::Datagrams => 300,
+            Self::Stream | Self::TheirStream => 7440,
+        }
+    }
+
+    pub(super) fn is_theirs(self) -> bool {
+        match self {
+            Self::TheirOpening | Self::TheirStream => true,
+            Self::Opening | Self::Datagrams | Self::Stream => false,
+        }
+    }
+}
+
+/// What is known of a flow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct State {
+    pub(super) kind: Kind,
+    /// TCP's: which side has said that it is done.
+    pub(super) ended_here: bool,
+    pub(super) ended_there: bool,
+}
+
+impl State {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self { kind, ended_here: false, ended_there: false }
+    }
+}
+
+const NONE: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Entry {
+    flow: Flow,
+    state: State,
+    /// Seconds of the filter's clock.
+    used_s: u32,
+    newer: u32,
+    older: u32,
+}
+
+/// One kind's entries in the order of their last use.
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    newest: u32,
+    oldest: u32,
+    len: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Flows {
+    places: HashMap<Flow, u32>,
+    entries: Vec<Entry>,
+    /// Places in `entries` that are not in use.
+    free: Vec<u32>,
+    orders: [Order; KINDS],
+    /// Where the last packet's flow is.
+    last: u32,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self {
+            places: HashMap::new(),
+            entries: Vec::new(),
+            free: Vec::new(),
+            orders: [Order { newest: NONE, oldest: NONE, len: 0 }; KINDS],
+            last: NONE,
+        }
+    }
+}
+
+impl Flows {
+    /// The flow's state, if it is not over. That it was asked for is a use.
+    pub(super) fn find(&mut self, flow: &Flow, now_s: u32) -> Option<&mut State> {
+        let place = match self.entries.get(self.last as usize) {
+            Some(entry) if entry.flow == *flow => self.last,
+            Some(_) | None => *self.places.get(flow)?,
+        };
+        let entry = &self.entries[place as usize];
+        let unused_s = now_s.saturating_sub(entry.used_s);
+        if unused_s >= entry.state.kind.patience_s() {
+            self.remove(place);
+            return None;
+        }
+        self.last = place;
+        // An order by seconds will do.
+        if unused_s > 0 {
+            let kind = entry.state.kind;
+            self.unlink(place);
+            self.link(place, kind);
+            self.entries[place as usize].used_s = now_s;
+        }
+        Some(&mut self.entries[place as usize].state)
+    }
+
+    /// Adds a flow that is not there; the longest unused of its kind goes where there are too many.
+    pub(super) fn insert(&mut self, flow: Flow, state: State, now_s: u32) {
+        let order = self.orders[state.kind as usize];
+        if order.len >= state.kind.limit() {
+            self.remove(order.oldest);
+        }
+        let entry = Entry { flow, state, used_s: now_s, newer: NONE, older: NONE };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.entries[place as usize] = entry;
+                place
+            }
+            None => {
+                self.entries.push(entry);
+                self.entries.len() as u32 - 1
+            }
+        };
+        self.places.insert(flow, place);
+        self.link(place, state.kind);
+        self.last = place;
+    }
+
+    /// The flow that was found or inserted last becomes another kind.
+    pub(super) fn become_kind(&mut self, kind: Kind) {
+        let place = self.last;
+        let Some(entry) = self.entries.get(place as usize) else { return };
+        let (flow, mut state, used_s) = (entry.flow, entry.state, entry.used_s);
+        if state.kind != kind {
+            self.remove(place);
+            state.kind = kind;
+            self.insert(flow, state, used_s);
+        }
+    }
+
+    /// Forgets what is over, and what is not to be kept.
+    pub(super) fn retain(&mut self, now_s: u32, keep: impl Fn(&Flow, Kind) -> bool) {
+        let is_over = |entry: &Entry| now_s.saturating_sub(entry.used_s) >= entry.state.kind.patience_s();
+        let goes = |place: &&u32| {
+            let entry = &self.entries[**place as usize];
+            is_over(entry) || !keep(&entry.flow, entry.state.kind)
+        };
+        let gone: Vec<u32> = self.places.values().filter(goes).copied().collect();
+        gone.into_iter().for_each(|place| self.remove(place));
+        if self.places.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn remove(&mut self, place: u32) {
+        self.unlink(place);
+        self.places.remove(&self.entries[place as usize].flow);
+        self.free.push(place);
+        if self.last == place {
+            self.last = NONE;
+        }
+    }
+
+    fn unlink(&mut self, place: u32) {
+        let Entry { newer, older, state, .. } = self.entries[place as usize];
+        let order = &mut self.orders[state.kind as usize];
+        order.len -= 1;
+        match newer {
+            NONE => order.newest = older,
+            _ => self.entries[newer as usize].older = older,
+        }
+        match older {
+            NONE => order.oldest = newer,
+            _ => self.entries[older as usize].newer = newer,
+        }
+    }
+
+    fn link(&mut self, place: u32, kind: Kind) {
+        let order = &mut self.orders[kind as usize];
+        let older = order.newest;
+        order.newest = place;
+        order.len += 1;
+        match older {
+            NONE => order.oldest = place,
+            _ => self.entries[older as usize].newer = place,
+        }
+        let entry = &mut self.entries[place as usize];
+        (entry.newer, entry.older) = (NONE, older);
+    }
+}
+
+#[cfg(test)]
+impl Flows {
+    /// Both directions of every order name the entries of its kind, each once.
+    pub(super) fn assert_sound(&self) {
+        let mut seen = 0;
+        for (kind, order) in self.orders.iter().enumerate() {
+            let (mut place, mut newer, mut len) = (order.newest, NONE, 0);
+            while place != NONE {
+                let entry = &self.entries[place as usize];
+                assert_eq!((entry.state.kind as usize, entry.newer), (kind, newer));
+                assert_eq!(self.places.get(&entry.flow), Some(&place));
+                (newer, place, len) = (place, entry.older, len + 1);
+            }
+            assert_eq!((order.oldest, order.len), (newer, len));
+            seen += len;
+        }
+        assert_eq!(seen, self.places.len());
+        assert_eq!(seen + self.free.len(), self.entries.len());
+    }
+}

@@ -1,0 +1,337 @@
+//! The filter by packets, as both systems would send them.
+
+use std::{net::IpAddr, ops::RangeInclusive};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::packet;
+
+const HERE: &str = "100.64.0.1";
+const THERE: &str = "100.64.0.2";
+
+fn ip(protocol: u8, from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
+    let mut packet = match (from.parse::<IpAddr>().unwrap(), to.parse::<IpAddr>().unwrap()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut header = vec![0; 20];
+            header[0] = 0x45;
+            header[2..4].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+            header[9] = protocol;
+            header[12..16].copy_from_slice(&from.octets());
+            header[16..20].copy_from_slice(&to.octets());
+            header
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let mut header = vec![0; 40];
+            header[0] = 0x60;
+            header[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+            header[6] = protocol;
+            header[8..24].copy_from_slice(&from.octets());
+            header[24..40].copy_from_slice(&to.octets());
+            header
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => panic!("two families"),
+    };
+    packet.extend(payload);
+    packet
+}
+
+fn ports(from: u16, to: u16) -> Vec<u8> {
+    [from.to_be_bytes(), to.to_be_bytes()].concat()
+}
+
+fn udp(from: (&str, u16), to: (&str, u16)) -> Vec<u8> {
+    ip(header::UDP, from.0, to.0, &[ports(from.1, to.1), vec![0, 8, 0, 0]].concat())
+}
+
+fn tcp(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+    let mut segment = [ports(from.1, to.1), vec![0; 16]].concat();
+    segment[13] = flags;
+    ip(header::TCP, from.0, to.0, &segment)
+}
+
+fn echo(from: &str, to: &str, kind: u8, id: u16) -> Vec<u8> {
+    let protocol = if from.contains(':') { header::ICMP_V6 } else { header::ICMP_V4 };
+    ip(protocol, from, to, &[&[kind, 0, 0, 0][..], &id.to_be_bytes(), &[0, 1]].concat())
+}
+
+fn unreachable(about: &[u8]) -> Vec<u8> {
+    ip(
+        header::ICMP_V4,
+        "100.64.0.9",
+        HERE,
+        &[&[3, 1, 0, 0, 0, 0, 0, 0], &about[..28.min(about.len())]].concat(),
+    )
+}
+
+fn rule(source: &str, protocol: Protocol, ports: &[RangeInclusive<u16>]) -> Rule {
+    Rule { sources: vec![source.parse().unwrap()], destinations: vec![], protocol, ports: ports.to_vec() }
+}
+
+/// A filter, and its time.
+struct Lab {
+    filter: Filter,
+    now: Instant,
+}
+
+impl Lab {
+    fn new(rules: Vec<Rule>) -> Self {
+        let now = Instant::now();
+        Self { filter: Filter::new(rules, now), now }
+    }
+
+    /// The same, when connections from before are not picked up any more.
+    fn settled(rules: Vec<Rule>) -> Self {
+        let mut lab = Self::new(rules);
+        lab.wait(PICKUP);
+        lab
+    }
+
+    fn wait(&mut self, span: Duration) {
+        self.now += span;
+    }
+
+    fn send(&mut self, packet: &[u8]) {
+        self.filter.note_outbound(packet, self.now);
+    }
+
+    fn passes(&mut self, packet: &[u8]) -> bool {
+        self.filter.judge_inbound(packet, self.now).is_ok()
+    }
+}
+
+#[test]
+fn without_rules_nothing_comes_in_but_answers() {
+    let mut lab = Lab::settled(vec![]);
+    for packet in [
+        udp((THERE, 53), (HERE, 4000)),
+        tcp((THERE, 4000), (HERE, 22), SYN),
+        tcp((THERE, 4000), (HERE, 22), ACK),
+        tcp((THERE, 4000), (HERE, 22), SYN | ACK),
+        echo(THERE, HERE, 8, 1),
+        echo(THERE, HERE, 0, 1),
+        ip(47, THERE, HERE, &[0; 8]),
+    ] {
+        assert_eq!(lab.filter.judge_inbound(&packet, lab.now), Err(Refusal::Denied), "{packet:x?}");
+    }
+    lab.send(&udp((HERE, 4000), (THERE, 53)));
+    lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
+    lab.send(&echo(HERE, THERE, 8, 7));
+    lab.send(&ip(47, HERE, THERE, &[0; 8]));
+    assert!(lab.passes(&udp((THERE, 53), (HERE, 4000))));
+    assert!(!lab.passes(&udp((THERE, 54), (HERE, 4000))) && !lab.passes(&udp((THERE, 53), (HERE, 4001))));
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN | ACK)));
+    assert!(lab.passes(&echo(THERE, HERE, 0, 7)) && !lab.passes(&echo(THERE, HERE, 0, 8)));
+    assert!(lab.passes(&ip(47, THERE, HERE, &[0; 8])));
+}
+
+#[test]
+fn a_connection_of_ours_is_no_way_in() {
+    let mut lab = Lab::settled(vec![]);
+    lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN | ACK)));
+    assert!(!lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN)));
+    assert!(!lab.passes(&echo(THERE, HERE, 8, 4000)));
+}
+
+#[test]
+fn rules_are_by_source_protocol_port_and_destination() {
+    let mut to_db = rule("100.64.0.0/24", Protocol::Tcp, &[5432..=5432]);
+    to_db.destinations = vec!["10.1.0.0/16".parse().unwrap()];
+    let rules = vec![
+        rule("100.64.0.2/32", Protocol::Tcp, &[22..=22, 8000..=8999]),
+        to_db,
+        rule("fd00::/8", Protocol::Icmp, &[]),
+    ];
+    let mut lab = Lab::settled(rules);
+    assert!(lab.passes(&tcp((THERE, 1), (HERE, 22), SYN)) && lab.passes(&tcp((THERE, 1), (HERE, 8500), SYN)));
+    assert!(!lab.passes(&tcp((THERE, 1), (HERE, 23), SYN)) && !lab.passes(&udp((THERE, 1), (HERE, 22))));
+    assert!(!lab.passes(&tcp(("100.64.0.3", 1), (HERE, 22), SYN)));
+    assert!(lab.passes(&tcp(("100.64.0.3", 1), ("10.1.2.3", 5432), SYN)));
+    assert!(!lab.passes(&tcp(("100.64.0.3", 1), (HERE, 5432), SYN)));
+    assert!(lab.passes(&echo("fd00::2", "fd00::1", 128, 1)) && !lab.passes(&echo(THERE, HERE, 8, 1)));
+}
+
+#[test]
+fn everything_from_everybody_passes_and_only_tcp_is_remembered() {
+    let mut lab = Lab::settled(vec![Rule::all()]);
+    for port in 1..1000 {
+        assert!(lab.passes(&udp((THERE, port), (HERE, 53))));
+        lab.send(&udp((HERE, 53), (THERE, port)));
+    }
+    lab.send(&echo(HERE, THERE, 8, 7));
+    assert!(lab.passes(&echo(THERE, HERE, 0, 7)));
+    assert_eq!(lab.filter.flows(), 0);
+    assert!(lab.passes(&tcp((THERE, 1), (HERE, 22), SYN)));
+    assert_eq!(lab.filter.flows(), 1);
+}
+
+#[test]
+fn a_permission_that_ends_ends_what_came_of_it() {
+    let mut lab = Lab::settled(vec![rule("100.64.0.2/32", Protocol::Tcp, &[22..=23])]);
+    for port in [22, 23] {
+        assert!(lab.passes(&tcp((THERE, 9), (HERE, port), SYN)));
+        lab.send(&tcp((HERE, port), (THERE, 9), SYN | ACK));
+    }
+    lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
+    lab.filter.replace_rules(vec![rule("100.64.0.2/32", Protocol::Tcp, &[22..=22])], lab.now);
+    assert!(lab.passes(&tcp((THERE, 9), (HERE, 22), ACK)));
+    assert!(!lab.passes(&tcp((THERE, 9), (HERE, 23), ACK)));
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN | ACK)));
+}
+
+#[test]
+fn connections_from_before_a_restart_go_on_and_later_none_is_picked_up() {
+    let mut lab = Lab::new(vec![]);
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), ACK)));
+    assert!(!lab.passes(&tcp((THERE, 80), (HERE, 4001), SYN)));
+    assert!(!lab.passes(&tcp((THERE, 80), (HERE, 4001), RST)));
+    lab.wait(PICKUP);
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), ACK)));
+    assert!(!lab.passes(&tcp((THERE, 80), (HERE, 4002), ACK)));
+    lab.send(&tcp((HERE, 4002), (THERE, 80), ACK));
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4002), ACK)), "what this system sends opens the way");
+}
+
+#[test]
+fn flows_end_by_time_and_the_answered_ones_later() {
+    let mut lab = Lab::settled(vec![]);
+    lab.send(&udp((HERE, 1), (THERE, 53)));
+    lab.send(&udp((HERE, 2), (THERE, 53)));
+    assert!(lab.passes(&udp((THERE, 53), (HERE, 2))));
+    lab.wait(Duration::from_secs(61));
+    assert!(!lab.passes(&udp((THERE, 53), (HERE, 1))) && lab.passes(&udp((THERE, 53), (HERE, 2))));
+    lab.wait(Duration::from_secs(301));
+    assert!(!lab.passes(&udp((THERE, 53), (HERE, 2))));
+    lab.send(&echo(HERE, THERE, 0, 1));
+    assert_eq!(lab.filter.flows(), 0, "and nothing of them is kept");
+}
+
+#[test]
+fn a_tcp_connection_lasts_for_hours_and_not_beyond_its_end() {
+    let mut lab = Lab::settled(vec![]);
+    let (here, there) = ((HERE, 4000), (THERE, 80));
+    lab.send(&tcp(here, there, SYN));
+    assert!(lab.passes(&tcp(there, here, SYN | ACK)));
+    lab.wait(Duration::from_secs(7200));
+    assert!(lab.passes(&tcp(there, here, ACK)));
+    lab.send(&tcp(here, there, FIN | ACK));
+    assert!(lab.passes(&tcp(there, here, FIN | ACK)) && lab.passes(&tcp(there, here, ACK)));
+    lab.wait(Duration::from_secs(61));
+    assert!(!lab.passes(&tcp(there, here, ACK)));
+    lab.send(&tcp(here, there, SYN));
+    assert!(lab.passes(&tcp(there, here, SYN | ACK)), "the same ports again");
+    lab.wait(Duration::from_secs(7200));
+    assert!(lab.passes(&tcp(there, here, ACK)));
+}
+
+#[test]
+fn a_flood_pushes_out_only_its_own_kind() {
+    let mut lab = Lab::settled(vec![rule("100.64.0.0/10", Protocol::Tcp, &[22..=22])]);
+    lab.send(&udp((HERE, 1), (THERE, 53)));
+    lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN | ACK)));
+    for number in 0..100_000u32 {
+        let (source, port) = (format!("100.65.{}.1", number % 250), (number / 250) as u16 + 1);
+        assert!(lab.passes(&tcp((&source, port), (HERE, 22), SYN)));
+        lab.send(&tcp((HERE, 22), (&source, port), SYN | ACK));
+        assert!(!lab.passes(&udp((&source, port), (HERE, 1))));
+    }
+    assert!(lab.filter.flows() < 30_000, "{}", lab.filter.flows());
+    assert!(lab.passes(&udp((THERE, 53), (HERE, 1))) && lab.passes(&tcp((THERE, 80), (HERE, 4000), ACK)));
+}
+
+#[test]
+fn errors_pass_for_what_is_under_way() {
+    let mut lab = Lab::settled(vec![rule("100.64.0.7/32", Protocol::Udp, &[53..=53])]);
+    let sent = udp((HERE, 1), (THERE, 53));
+    assert!(!lab.passes(&unreachable(&sent)));
+    lab.send(&sent);
+    assert!(lab.passes(&unreachable(&sent)));
+    assert!(!lab.passes(&unreachable(&udp((HERE, 2), (THERE, 53)))), "never sent");
+    assert!(!lab.passes(&unreachable(&udp((THERE, 53), (HERE, 1)))), "not ours");
+    assert!(lab.passes(&unreachable(&udp((HERE, 53), ("100.64.0.7", 9)))), "an answer that needs no entry");
+    assert!(!lab.passes(&unreachable(&sent[..22])) && !lab.passes(&unreachable(&[])));
+    let ping = echo(HERE, THERE, 8, 3);
+    lab.send(&ping);
+    assert!(lab.passes(&unreachable(&ping)));
+}
+
+#[test]
+fn fragments_follow_their_first_and_none_rewrites_it() {
+    let mut lab = Lab::settled(vec![]);
+    let mut later = ip(header::UDP, THERE, HERE, &[0; 64]);
+    later[7] = 8;
+    assert!(lab.passes(&later));
+    let mut overlapping = ip(header::TCP, THERE, HERE, &[0; 64]);
+    overlapping[7] = 1;
+    assert_eq!(lab.filter.judge_inbound(&overlapping, lab.now), Err(Refusal::Malformed));
+    let mut first = udp((THERE, 1), (HERE, 2));
+    first[6] = 0x20;
+    assert!(!lab.passes(&first));
+    let mut tiny = tcp((THERE, 1), (HERE, 2), SYN);
+    tiny.truncate(28);
+    tiny[3] = 28;
+    assert_eq!(lab.filter.judge_inbound(&tiny, lab.now), Err(Refusal::Malformed));
+}
+
+#[test]
+fn ports_are_found_behind_ipv6_extension_headers() {
+    let mut lab = Lab::settled(vec![rule("fd00::/8", Protocol::Udp, &[53..=53])]);
+    let datagram = [ports(9, 53), vec![0, 8, 0, 0]].concat();
+    let options = [&[60, 0, 0, 0, 0, 0, 0, 0], &[header::UDP, 0, 0, 0, 0, 0, 0, 0], &datagram[..]].concat();
+    assert!(lab.passes(&ip(0, "fd00::2", "fd00::1", &options)));
+    let first = [&[header::UDP, 0, 0, 1, 0, 0, 0, 7], &datagram[..]].concat();
+    assert!(lab.passes(&ip(44, "fd00::2", "fd00::1", &first)));
+    let later = [&[header::UDP, 0, 1, 1, 0, 0, 0, 7], &datagram[..]].concat();
+    assert!(lab.passes(&ip(44, "fd00::2", "fd00::1", &later)));
+    let endless = [60, 0, 0, 0, 0, 0, 0, 0].repeat(40);
+    assert!(!lab.passes(&ip(60, "fd00::2", "fd00::1", &endless)));
+}
+
+#[test]
+fn what_wireguard_padded_is_read_and_what_is_cut_short_is_not() {
+    let mut lab = Lab::settled(vec![Rule::all()]);
+    let datagram = udp((THERE, 1), (HERE, 2));
+    let mut padded = datagram.clone();
+    padded.resize(packet::padded_len(padded.len(), 1420), 0);
+    assert!(lab.passes(&padded));
+    for len in 0..datagram.len() {
+        assert!(!lab.passes(&datagram[..len]), "{len} bytes");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_upset_the_filter(packets in proptest::collection::vec((any::<bool>(), proptest::collection::vec(any::<u8>(), 0..120)), 0..20)) {
+        let mut lab = Lab::new(vec![rule("0.0.0.0/1", Protocol::Any, &[]), rule("::/1", Protocol::Udp, &[5..=9])]);
+        for (outbound, mut packet) in packets {
+            // As often as not something like IP.
+            if let Some(first) = packet.first_mut() && *first & 1 == 0 {
+                *first = if *first & 2 == 0 { 0x45 } else { 0x60 };
+            }
+            if outbound { lab.send(&packet) } else { lab.passes(&packet); }
+        }
+    }
+
+    /// The entries' order and places hold together whatever happens.
+    #[test]
+    fn the_table_counts_right(steps in proptest::collection::vec((0u16..6, 0u8..5, 0u64..100), 0..200)) {
+        let mut lab = Lab::new(vec![rule("100.64.0.2/32", Protocol::Tcp, &[3..=5])]);
+        for (port, what, pause) in steps {
+            lab.wait(Duration::from_secs(pause));
+            let (here, there) = ((HERE, port), (THERE, 80));
+            match what {
+                0 => lab.send(&udp(here, there)),
+                1 => lab.send(&tcp(here, there, SYN | ACK)),
+                2 => { lab.passes(&udp(there, here)); }
+                3 => { lab.passes(&tcp(there, here, SYN)); }
+                _ => { lab.passes(&tcp(there, here, FIN | ACK)); }
+            }
+            lab.filter.flows.assert_sound();
+        }
+        lab.wait(Duration::from_secs(8000));
+        lab.send(&echo(HERE, THERE, 0, 1));
+        prop_assert_eq!(lab.filter.flows(), 0);
+    }
+}
