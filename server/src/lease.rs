@@ -15,7 +15,10 @@ use crate::{
 use anyhow::bail;
 use arc_swap::ArcSwap;
 use contest::Contest;
-use proto::{server_url::ServerUrl, session::ServerId};
+use proto::{
+    server_url::ServerUrl,
+    session::{ServerId, ServerList},
+};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -37,6 +40,13 @@ pub(crate) struct LiveServers {
     pub(crate) ids: BTreeSet<ServerId>,
     /// Every address of every one, this server's first.
     pub(crate) urls: Vec<ServerUrl>,
+}
+
+impl LiveServers {
+    /// As agents are told.
+    pub(crate) fn told(&self) -> ServerList {
+        ServerList { urls: self.urls.clone(), ids: self.ids.iter().copied().collect() }
+    }
 }
 
 /// This server's row, and the others as last seen.

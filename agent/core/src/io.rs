@@ -22,8 +22,8 @@ pub struct ConnId(pub u64);
 pub enum Output {
     /// Look the host of the URL up; report [`handle_resolved`](crate::Agent::handle_resolved).
     Resolve(ServerUrl),
-    /// Connect (TCP, TLS), enrol if asked, open a session stream; report [`handle_connected`](crate::Agent::handle_connected) or
-    /// [`handle_closed`](crate::Agent::handle_closed).
+    /// Connect (TCP, TLS), enrol if asked; report [`handle_connected`](crate::Agent::handle_connected) or [`handle_closed`](crate::Agent::handle_closed). The session's stream opens
+    /// with the first message: a connection that is closed before costs the server no more.
     Dial(Dial),
     /// Send on the session's stream. Order is kept. A Hello gets its proof from the driver.
     Send { conn: ConnId, message: AgentMessage },

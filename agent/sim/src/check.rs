@@ -27,6 +27,8 @@ const SERVICE_BOUND: Duration = Duration::from_secs(12);
 const REPAIR_BOUND: Duration = Duration::from_secs(35);
 /// After the time that reach is tried: an address that two servers shared is looked at again once a minute.
 const STANDBY_REGAINED: Duration = Duration::from_secs(30);
+/// Behind a balancer, at a try in 30 s at least.
+const STANDBY_BY_CHANCE: Duration = Duration::from_secs(300);
 const REPLY_BOUND: Duration = Duration::from_secs(3);
 
 impl World {
@@ -108,12 +110,22 @@ impl World {
 
     fn check_service(&self, at: usize) {
         let watch = &self.nodes[at].watch;
-        let good = watch.good_since.iter().flatten().min();
+        let good = match self.routes.is_balanced() {
+            true => self.all_good_since(at),
+            false => watch.good_since.iter().flatten().min().copied(),
+        };
         let (None, Some(good)) = (watch.served_since, good) else { return };
-        let entitled = (*good).max(watch.steady_since).max(watch.last_served_at);
+        let entitled = good.max(watch.steady_since).max(watch.last_served_at);
         if self.now.since(entitled) > self.service_bound(at) {
             self.fail(&format!("agent {at} could be served for {:?}, and is not", self.now.since(entitled)));
         }
+    }
+
+    /// A balancer may lead to any server that runs.
+    fn all_good_since(&self, at: usize) -> Option<BootTime> {
+        let good = self.nodes[at].watch.good_since.iter().zip(&self.servers);
+        let alive: Vec<_> = good.filter(|(_, server)| server.is_alive()).map(|(good, _)| *good).collect();
+        alive.into_iter().try_fold(None, |latest, good| Some(latest.max(Some(good?)))).flatten()
     }
 
     /// A heartbeat a second, then four round trips of patience but at least 300 ms, then one message there and back, spread over 200 ms; checks are apart.
@@ -250,10 +262,23 @@ impl World {
         }
         self.check_reach(&members);
         self.run_for(STANDBY_REGAINED);
+        if self.routes.is_balanced() {
+            self.wait_for_standbys(&members);
+        }
         for at in members {
             if self.servers.len() > 1 && !self.has_standby(at) {
                 self.fail(&format!("agent {at} has no standby"));
             }
+        }
+    }
+
+    /// Chance, or those who come in between, lead an agent to the server that it has, again and again.
+    fn wait_for_standbys(&mut self, members: &[usize]) {
+        let end = self.now + STANDBY_BY_CHANCE;
+        let lacks =
+            |world: &Self| members.iter().any(|at| world.servers.len() > 1 && !world.has_standby(*at));
+        while lacks(self) && self.now < end {
+            self.run_for(Duration::from_secs(5));
         }
     }
 

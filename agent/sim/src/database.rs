@@ -101,6 +101,15 @@ impl Database {
         self.leases[server] = Some(now);
     }
 
+    /// The servers whose lease runs.
+    pub(crate) fn live_servers(&self, now: BootTime) -> Vec<usize> {
+        (0..self.leases.len()).filter(|server| self.is_live(*server, now)).collect()
+    }
+
+    fn is_live(&self, server: usize, now: BootTime) -> bool {
+        self.leases[server].is_some_and(|at| now.since(at) < LEASE)
+    }
+
     /// A newer number takes the seat over; an older one does not.
     pub(crate) fn take_seat(&mut self, node: NodeId, seat: Seat) -> bool {
         let newer = self.seats.get(&node).is_none_or(|held| held.number < seat.number);
@@ -119,7 +128,7 @@ impl Database {
 
     /// The seats of servers whose lease runs.
     pub(crate) fn live_seats(&self, now: BootTime) -> BTreeMap<NodeId, Seat> {
-        let live = |seat: &Seat| self.leases[seat.server].is_some_and(|at| now.since(at) < LEASE);
+        let live = |seat: &Seat| self.is_live(seat.server, now);
         self.seats.iter().filter(|(_, seat)| live(seat)).map(|(node, seat)| (*node, *seat)).collect()
     }
 }

@@ -194,7 +194,7 @@ impl World {
         }
         let server = self.servers.iter().position(|server| server.url == *url);
         let result = match server.filter(|_| !self.names_away) {
-            Some(server) => Ok(vec![members::server_addr(server)]),
+            Some(server) => Ok(vec![self.routes.addr_of(server)]),
             None => Err("no such name".to_owned()),
         };
         self.input(at, |agent, now| agent.handle_resolved(url, result, now));

@@ -79,7 +79,7 @@ impl World {
             Fault::Heal(host) => self.network.link_mut(host).heal(),
             Fault::Partition(one, other) => drop(self.network.partitions.insert((one, other))),
             Fault::Join(one, other) => drop(self.network.partitions.remove(&(one, other))),
-            Fault::Route { address_of, to } => drop(self.routes.insert(members::server_addr(address_of), to)),
+            Fault::Route { address_of, to } => self.routes.set(members::server_addr(address_of), to),
             Fault::Stop(agent) => self.stop_agent(agent),
             Fault::Launch(agent) => self.launch_agent(agent),
             Fault::Sleep(agent) => self.sleep(agent),

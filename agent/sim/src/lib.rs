@@ -17,6 +17,7 @@ mod members;
 mod network;
 mod news;
 mod node;
+mod routes;
 mod script;
 mod server;
 mod service;

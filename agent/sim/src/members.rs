@@ -88,6 +88,11 @@ pub(crate) fn endpoint(agent: usize, moves: u32) -> SocketAddr {
     SocketAddr::from(([192, 0, (agent + 2) as u8, (moves % 250) as u8 + 1], 51820))
 }
 
+/// The address of the balancer that leads to all servers.
+pub(crate) fn balancer_addr() -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, 250], proto::CONTROL_PORT))
+}
+
 /// A server's own address.
 pub(crate) fn server_addr(server: usize) -> SocketAddr {
     SocketAddr::from(([198, 51, 100, server as u8 + 1], proto::CONTROL_PORT))

@@ -25,7 +25,7 @@ impl World {
     /// Removal and draining; whether the session goes on.
     fn tell_general(&mut self, server: usize, id: StreamId) -> bool {
         let it = &mut self.servers[server];
-        let (draining, state) = (it.process == Process::Draining, it.state.clone());
+        let (draining, state, live) = (it.process == Process::Draining, it.state.clone(), it.live.clone());
         let Some(session) = it.sessions.get_mut(&id) else { return false };
         let key = members::of(session.agent).key;
         if session.judged != state.version && !state.is_member(&key) {
@@ -37,8 +37,13 @@ impl World {
             return false;
         }
         session.judged = state.version;
+        let servers_are_news = std::mem::replace(&mut session.servers_told, live.clone()) != live;
         if draining && !std::mem::replace(&mut session.drain_told, true) {
             self.answer(id, ServerMessage::Drain { reason: "sim".to_owned() });
+        }
+        if servers_are_news {
+            let list = self.server_list(server);
+            self.answer(id, ServerMessage::Servers(list));
         }
         true
     }

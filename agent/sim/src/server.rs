@@ -58,6 +58,8 @@ pub(crate) struct Server {
     pub(crate) proved: Option<(MapVersion, Mark)>,
     /// What it knew when the database knew it no more.
     pub(crate) past: Option<Rc<Atlas>>,
+    /// The servers that live, as last read.
+    pub(crate) live: Vec<usize>,
 }
 
 impl Server {
@@ -79,6 +81,7 @@ impl Server {
             spread: Duration::ZERO,
             proved: None,
             past: None,
+            live: vec![at],
         }
     }
 
@@ -235,6 +238,7 @@ impl World {
             }
         }
         it.seats = seats;
+        it.live = self.database.live_servers(now);
         self.tell_news(server);
     }
 
@@ -311,7 +315,7 @@ impl World {
 
     /// Whether this server would serve this agent: healthy, and nothing between them is lost.
     pub(crate) fn is_good(&self, server: usize, agent: usize) -> bool {
-        let addr_is_its = self.routes.get(&members::server_addr(server)) == Some(&server);
+        let addr_is_its = self.routes.leads_to(self.routes.addr_of(server), server);
         let clean = self.network.is_clean(Host::Agent(agent), Host::Server(server));
         self.servers[server].is_healthy() && clean && addr_is_its
     }

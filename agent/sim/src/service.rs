@@ -13,8 +13,8 @@ use crate::{
 use proto::{
     map::{Delta, parse_refs},
     session::{
-        AgentMessage, HeartbeatAck, Hello, MapState, Reason, Refused, ServerMessage, SessionNumber, Signal,
-        Welcome,
+        AgentMessage, HeartbeatAck, Hello, MapState, Reason, Refused, ServerList, ServerMessage,
+        SessionNumber, Signal, Welcome,
     },
     statement::{NodeId, Statement},
     wire,
@@ -108,6 +108,7 @@ impl World {
             heard_at: self.now,
             drain_told: false,
             judged: it.state.version,
+            servers_told: it.live.clone(),
         };
         it.sessions.insert(id, session);
         let welcome = self.welcome(server, agent);
@@ -133,13 +134,20 @@ impl World {
         Welcome {
             server: it.id,
             server_name: String::new(),
-            servers: self.servers.iter().map(|server| server.url.clone()).collect(),
+            servers: self.server_list(server),
             heartbeat_interval: Duration::ZERO,
             at: it.state.version,
             unix_ms: self.unix_ms(),
             observed_address: Some(node.endpoint().ip()),
             membership: members::of(agent).certificate.clone(),
         }
+    }
+
+    pub(crate) fn server_list(&self, server: usize) -> ServerList {
+        let mut urls: Vec<_> = self.servers.iter().map(|server| server.url.clone()).collect();
+        urls.dedup();
+        let ids = self.servers[server].live.iter().map(|live| self.servers[*live].id);
+        ServerList { urls, ids: ids.collect() }
     }
 
     pub(crate) fn answer(&mut self, id: StreamId, message: ServerMessage) {

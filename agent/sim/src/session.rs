@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) drain_told: bool,
     /// Its node was looked at in this version.
     pub(crate) judged: MapVersion,
+    /// The servers that live, as it was told.
+    pub(crate) servers_told: Vec<usize>,
 }
 
 /// What a serving session was told.

@@ -118,9 +118,13 @@ impl World {
     pub(crate) fn on_syn(&mut self, id: StreamId, attempt: u32) {
         let Some(stream) = self.streams.get(&id).filter(|s| s.agent_open && !s.connected) else { return };
         let host = Host::Agent(stream.agent);
-        let target = self.routes.get(&stream.addr).copied();
+        let addr = stream.addr;
         if self.is_agent_stale(id) || self.nodes[stream.agent].asleep {
             return;
+        }
+        let target = self.choose_machine(addr);
+        if let (Some(stream), Some(target)) = (self.streams.get_mut(&id), target) {
+            stream.server = target;
         }
         let arrives = target.and_then(|server| self.network.datagram(host, Host::Server(server)));
         match arrives {
@@ -135,7 +139,7 @@ impl World {
     /// The kernel answers for a process that is frozen, and with a reset where there is none.
     pub(crate) fn on_accept(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id).filter(|s| s.agent_open && !s.connected) else { return };
-        let Some(server) = self.routes.get(&stream.addr).copied() else { return };
+        let Some(server) = self.routes.now_at(stream.addr, stream.server) else { return };
         let (host, enrol) = (Host::Agent(stream.agent), stream.enrol);
         stream.server = server;
         stream.server_life = self.servers[server].life;
@@ -227,9 +231,9 @@ impl World {
         }
         match lane {
             _ if node.asleep => Route::Nowhere,
-            Lane::Up => match self.routes.get(&stream.addr) {
-                Some(now) if *now == stream.server => Route::Path(agent, server),
-                Some(other) if self.network.passes(agent, Host::Server(*other)) => Route::Elsewhere(*other),
+            Lane::Up => match self.routes.now_at(stream.addr, stream.server) {
+                Some(now) if now == stream.server => Route::Path(agent, server),
+                Some(other) if self.network.passes(agent, Host::Server(other)) => Route::Elsewhere(other),
                 Some(_) | None => Route::Nowhere,
             },
             Lane::Down | Lane::Fetch => Route::Path(server, agent),

@@ -8,6 +8,7 @@ use crate::{
     members,
     network::{Host, Network},
     node::Node,
+    routes::Routes,
     server::Server,
     stream::{Stream, StreamId},
     trace::Trace,
@@ -23,7 +24,7 @@ use proto::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// How the world is at its start.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct Setup {
     pub latency: Duration,
     /// Servers are named, and names must be looked up.
     pub named: bool,
+    /// Servers are known by the address of a balancer alone.
+    pub balanced: bool,
     pub peer_mode: PeerMode,
     /// Servers ask for failovers to be spread over this.
     pub spread: Duration,
@@ -48,6 +51,7 @@ impl Default for Setup {
             servers: 3,
             latency: Duration::from_millis(4),
             named: false,
+            balanced: false,
             peer_mode: PeerMode::Lazy,
             spread: Duration::ZERO,
             traced: true,
@@ -66,8 +70,7 @@ pub struct World {
     pub(crate) database: Database,
     pub(crate) database_away: bool,
     pub(crate) names_away: bool,
-    /// Which machine answers at which address.
-    pub(crate) routes: BTreeMap<SocketAddr, usize>,
+    pub(crate) routes: Routes,
     pub(crate) servers: Vec<Server>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) streams: BTreeMap<StreamId, Stream>,
@@ -76,18 +79,26 @@ pub struct World {
     pub(crate) trace: Trace,
 }
 
-fn url(server: usize, named: bool) -> ServerUrl {
-    let literal = ServerUrl::from(members::server_addr(server));
-    match named {
-        true => format!("server{server}.example").parse().unwrap_or(literal),
+fn url(server: usize, setup: &Setup) -> ServerUrl {
+    let literal = ServerUrl::from(Routes::new(setup.servers, setup.balanced).addr_of(server));
+    let name = if setup.balanced { "balancer".to_owned() } else { format!("server{server}") };
+    match setup.named {
+        true => format!("{name}.example").parse().unwrap_or(literal),
         false => literal,
     }
 }
 
+/// Each agent prefers another server.
+fn servers(agent: usize, setup: &Setup) -> Vec<ServerUrl> {
+    let mut urls: Vec<ServerUrl> =
+        (0..setup.servers).map(|server| url((server + agent) % setup.servers, setup)).collect();
+    urls.dedup();
+    urls
+}
+
 fn config(at: usize, setup: &Setup) -> Config {
     Config {
-        // Each prefers another server.
-        servers: (0..setup.servers).map(|server| url((server + at) % setup.servers, setup.named)).collect(),
+        servers: servers(at, setup),
         facts: Facts { hostname: format!("agent{at}"), ..Facts::default() },
         control: ControlConfig::default(),
         peer: PeerConfig { mode: setup.peer_mode, ..PeerConfig::default() },
@@ -101,7 +112,7 @@ impl World {
         let server = |at: usize| Server {
             spread: setup.spread,
             process: crate::server::Process::Dead,
-            ..Server::new(at, url(at, setup.named), &database.head)
+            ..Server::new(at, url(at, setup), &database.head)
         };
         let servers: Vec<Server> = (0..setup.servers).map(server).collect();
         let mut world = Self {
@@ -114,7 +125,7 @@ impl World {
             database,
             database_away: false,
             names_away: false,
-            routes: (0..setup.servers).map(|at| (members::server_addr(at), at)).collect(),
+            routes: Routes::new(setup.servers, setup.balanced),
             servers,
             nodes: (0..setup.agents).map(|at| Node::new(at, config(at, setup), setup.servers)).collect(),
             streams: BTreeMap::new(),
@@ -232,7 +243,7 @@ impl World {
         let passes = |from, to| self.network.passes(from, to);
         let (one, other) = (Host::Agent(agent), Host::Server(stream.server));
         let sound = server.is_alive() && !server.frozen && passes(one, other) && passes(other, one);
-        let routed = self.routes.get(&stream.addr) == Some(&stream.server);
+        let routed = self.routes.leads_to(stream.addr, stream.server);
         let node = &self.nodes[agent];
         let current = node.is_awake() && stream.moves == node.moves;
         (agrees && sound && routed && current).then_some(stream.server)
@@ -255,6 +266,11 @@ impl World {
         };
         let healthy = self.servers.iter().filter(|server| server.is_healthy());
         healthy.flat_map(|server| &server.sessions).any(is_standby)
+    }
+
+    /// How many servers there are, running or not.
+    pub fn servers(&self) -> usize {
+        self.servers.len()
     }
 
     /// Whether the data plane of one agent has a session with the other's.

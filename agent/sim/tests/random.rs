@@ -19,6 +19,7 @@ fn setup(seed: u64, traced: bool) -> Setup {
         servers: 1 + (seed / 3 % 4) as usize,
         latency: Duration::from_millis([1, 4, 15, 35][(seed / 12 % 4) as usize]),
         named: seed / 48 % 2 == 1,
+        balanced: seed % 7 == 3,
         peer_mode: [PeerMode::Lazy, PeerMode::Lazy, PeerMode::Always][(seed / 96 % 3) as usize],
         spread: Duration::from_millis(if seed.is_multiple_of(5) { 200 } else { 0 }),
         traced,

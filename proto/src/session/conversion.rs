@@ -1,15 +1,14 @@
 //! Between the typed messages and what prost generates.
 
 use super::{
-    AgentMessage, Facts, HeartbeatAck, Hello, MAX_TEXT, MapState, Presence, ServerId, ServerMessage,
-    SessionNumber, Signal, Welcome, clipped, millis, own_version,
+    AgentMessage, Facts, HeartbeatAck, Hello, MAX_SERVERS, MAX_TEXT, MapState, Presence, ServerId,
+    ServerList, ServerMessage, SessionNumber, Signal, Welcome, clipped, millis, own_version,
 };
 use crate::{
     Invalid, endpoints, fixed,
     key::PublicKey,
     map::{MAX_ENDPOINTS, MapDigest, MapVersion},
     receipt::Receipt,
-    server_url::ServerUrl,
     statement::NodeId,
     wire,
 };
@@ -102,7 +101,7 @@ impl ServerMessage {
             Some(Kind::Signal(signal)) => Self::Signal(signal.try_into()?),
             Some(Kind::Drain(drain)) => Self::Drain { reason: clipped(drain.reason) },
             Some(Kind::Membership(membership)) => Self::Membership(membership.signed),
-            Some(Kind::Servers(list)) => Self::Servers(servers(list)),
+            Some(Kind::Servers(list)) => Self::Servers(list.into()),
         }))
     }
 
@@ -130,7 +129,7 @@ impl ServerMessage {
             Self::Signal(signal) => Kind::Signal(signal.into()),
             Self::Drain { reason } => Kind::Drain(wire::Drain { reason }),
             Self::Membership(signed) => Kind::Membership(wire::Membership { signed }),
-            Self::Servers(urls) => Kind::Servers(server_list(&urls)),
+            Self::Servers(list) => Kind::Servers(list.into()),
         };
         wire::ServerMessage { kind: Some(kind) }
     }
@@ -158,7 +157,7 @@ impl Welcome {
             version: Some(own_version(software)),
             server_id: self.server.0.to_vec(),
             server_name: self.server_name,
-            servers: Some(server_list(&self.servers)),
+            servers: Some(self.servers.into()),
             heartbeat_interval_ms: millis(self.heartbeat_interval),
             at: Some(MapState { version: self.at, ..MapState::default() }.into()),
             unix_ms: self.unix_ms,
@@ -176,7 +175,7 @@ impl TryFrom<wire::Welcome> for Welcome {
         Ok(Self {
             server: ServerId(fixed("server id", &wire.server_id)?),
             server_name: clipped(wire.server_name),
-            servers: wire.servers.map(servers).unwrap_or_default(),
+            servers: wire.servers.unwrap_or_default().into(),
             heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
             at: MapVersion { epoch: at.epoch, revision: at.revision },
             unix_ms: wire.unix_ms,
@@ -306,12 +305,23 @@ impl From<SessionNumber> for wire::SessionNumber {
 }
 
 /// An entry that cannot be read comes from a newer server or a mistaken `--advertise`; the others stay usable.
-fn servers(list: wire::ServerList) -> Vec<ServerUrl> {
-    list.urls.iter().take(64).filter_map(|url| url.parse().ok()).collect()
+impl From<wire::ServerList> for ServerList {
+    fn from(wire: wire::ServerList) -> Self {
+        let id = |id: &Vec<u8>| Some(ServerId(fixed("server id", id).ok()?));
+        Self {
+            urls: wire.urls.iter().take(MAX_SERVERS).filter_map(|url| url.parse().ok()).collect(),
+            ids: wire.ids.iter().take(MAX_SERVERS).filter_map(id).collect(),
+        }
+    }
 }
 
-fn server_list(urls: &[ServerUrl]) -> wire::ServerList {
-    wire::ServerList { urls: urls.iter().map(ToString::to_string).collect() }
+impl From<ServerList> for wire::ServerList {
+    fn from(list: ServerList) -> Self {
+        Self {
+            urls: list.urls.iter().map(ToString::to_string).collect(),
+            ids: list.ids.iter().map(|id| id.0.to_vec()).collect(),
+        }
+    }
 }
 
 fn texts(endpoints: &[SocketAddr]) -> Vec<String> {

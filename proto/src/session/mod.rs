@@ -26,6 +26,9 @@ use std::{
 /// The longest text taken from the other side in one field, bytes.
 const MAX_TEXT: usize = 1024;
 
+/// Servers and addresses taken of a list.
+const MAX_SERVERS: usize = 64;
+
 /// The agent's numbering of its sessions: a larger number replaces a smaller one, whichever servers they are with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionNumber {
@@ -179,14 +182,23 @@ pub enum ServerMessage {
     },
     /// An encoded `Signed` membership of the node itself.
     Membership(Vec<u8>),
-    Servers(Vec<ServerUrl>),
+    Servers(ServerList),
+}
+
+/// The servers that live.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerList {
+    /// Every address of every one.
+    pub urls: Vec<ServerUrl>,
+    /// Empty from a server that does not tell.
+    pub ids: Vec<ServerId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
     pub server: ServerId,
     pub server_name: String,
-    pub servers: Vec<ServerUrl>,
+    pub servers: ServerList,
     /// The least the server wants between two heartbeats.
     pub heartbeat_interval: Duration,
     pub at: MapVersion,

@@ -46,7 +46,7 @@ fn from_server() -> Vec<ServerMessage> {
         ServerMessage::Welcome(Welcome {
             server: SERVER,
             server_name: "s1".into(),
-            servers: vec!["a:1".parse().unwrap()],
+            servers: ServerList { urls: vec!["a:1".parse().unwrap()], ids: vec![SERVER] },
             heartbeat_interval: Duration::from_secs(1),
             at: VERSION,
             unix_ms: 1_700_000_000_123,
@@ -78,7 +78,10 @@ fn from_server() -> Vec<ServerMessage> {
         ServerMessage::Signal(signal()),
         ServerMessage::Drain { reason: "restart".into() },
         ServerMessage::Membership(vec![4]),
-        ServerMessage::Servers(vec!["b:2".parse().unwrap()]),
+        ServerMessage::Servers(ServerList {
+            urls: vec!["b:2".parse().unwrap()],
+            ids: vec![SERVER, ServerId([9; 16])],
+        }),
     ]
 }
 

@@ -70,8 +70,8 @@ impl News {
         self.check_node(server, slot, outbox)?;
         let servers = server.servers.current();
         if !Arc::ptr_eq(&servers, &self.servers) {
-            if servers.urls != self.servers.urls {
-                outbox.push_back(ServerMessage::Servers(servers.urls.clone()));
+            if *servers != *self.servers {
+                outbox.push_back(ServerMessage::Servers(servers.told()));
             }
             self.servers = servers;
         }

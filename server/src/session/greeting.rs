@@ -164,7 +164,7 @@ pub(super) fn welcome(server: &Server, connection: &ConnectionState, node: &Node
     Welcome {
         server: server.id,
         server_name: server.name.clone(),
-        servers: server.servers.urls().to_vec(),
+        servers: server.servers.current().told(),
         heartbeat_interval: server.settings.heartbeat,
         at: server.cluster.state().version(),
         unix_ms: server.cluster.clock().now_ms(),

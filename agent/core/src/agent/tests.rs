@@ -12,7 +12,7 @@ use proto::{
     map::{Content, Delta, Map, Object, ObjectId, Peer as MapPeer},
     receipt::Receipt,
     root::RootSecret,
-    session::{Facts, HeartbeatAck, Reason, Refused, ServerId, ServerMessage, Welcome},
+    session::{Facts, HeartbeatAck, Reason, Refused, ServerId, ServerList, ServerMessage, Welcome},
     statement::{NetworkId, Removal, Statement},
     wire,
 };
@@ -108,7 +108,7 @@ impl Bench {
         let welcome = Welcome {
             server: ServerId([1; 16]),
             server_name: String::new(),
-            servers: Vec::new(),
+            servers: ServerList::default(),
             heartbeat_interval: Duration::ZERO,
             at: version(1),
             unix_ms: NOW_S * 1000,

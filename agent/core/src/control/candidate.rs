@@ -100,6 +100,10 @@ impl Candidate {
         self.failing_since.is_some()
     }
 
+    pub(super) fn failing_since(&self) -> Option<BootTime> {
+        self.failing_since
+    }
+
     /// When it may be dialled; `None`: at once.
     pub(super) fn retry_at(&self) -> Option<BootTime> {
         self.retry_at

@@ -10,12 +10,14 @@ use std::{net::SocketAddr, time::Duration};
 
 /// Where a connection could be made.
 #[derive(Debug, Clone)]
-struct Place {
-    url: ServerUrl,
-    addr: SocketAddr,
+pub(super) struct Place {
+    pub(super) url: ServerUrl,
+    pub(super) addr: SocketAddr,
     /// `None`: at once.
-    retry_at: Option<BootTime>,
-    connect_timeout: Duration,
+    pub(super) retry_at: Option<BootTime>,
+    pub(super) connect_timeout: Duration,
+    /// We have a session by this address, and hope for another server.
+    pub(super) is_redial: bool,
 }
 
 impl Control {
@@ -51,6 +53,9 @@ impl Control {
         }
         let ready = |place: &Place| place.retry_at.is_none_or(|at| now >= at);
         let Some(place) = self.dialable().into_iter().find(ready) else { return };
+        if place.is_redial {
+            self.on_redial(now);
+        }
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
         let Place { url, addr, connect_timeout, .. } = place;
@@ -85,7 +90,7 @@ impl Control {
         dialling == 0 && !self.connections.values().any(standby)
     }
 
-    /// Candidates that a connection would gain something with, in the person's order, failing ones last.
+    /// Candidates that a connection would gain something with, in the person's order, failing ones last; before those, what may lead to another server than the last time.
     fn dialable(&self) -> Vec<Place> {
         let mut places: Vec<(bool, Place)> = Vec::new();
         for name in &self.names {
@@ -100,11 +105,12 @@ impl Control {
                 }
                 let connect_timeout = candidate.connect_timeout();
                 let (url, addr) = (name.url.clone(), candidate.addr);
-                let place =
-                    Place { url, addr, retry_at: candidate.retry_at().max(twin_until), connect_timeout };
+                let retry_at = candidate.retry_at().max(twin_until);
+                let place = Place { url, addr, retry_at, connect_timeout, is_redial: false };
                 places.push((candidate.is_failing(), place));
             }
         }
+        places.extend(self.redial_place().map(|place| (false, place)));
         places.sort_by_key(|(failing, _)| *failing);
         places.into_iter().map(|(_, place)| place).collect()
     }

@@ -23,6 +23,7 @@ mod dial;
 mod elect;
 mod heartbeat;
 mod news;
+mod redial;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -40,10 +41,11 @@ use connection::{Connection, State};
 use news::BadNews;
 use proto::{
     server_url::ServerUrl,
-    session::{HeartbeatAck, Reason, Refused, ServerId, SessionNumber, Welcome},
+    session::{HeartbeatAck, Reason, Refused, ServerId, ServerList, SessionNumber, Welcome},
 };
 use rand::SeedableRng;
 use rand_pcg::Pcg32;
+use redial::Redial;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -125,6 +127,7 @@ pub struct Control {
     told_unserved: bool,
     failovers: u64,
     bad_news: Option<BadNews>,
+    redial: Redial,
     /// Whether a dial enrols first.
     enrol: bool,
     /// Between start and stop: else nothing is dialled and nothing is due.
@@ -159,6 +162,7 @@ impl Control {
             told_unserved: false,
             failovers: 0,
             bad_news: None,
+            redial: Redial::default(),
             enrol: false,
             running: false,
             outputs: VecDeque::new(),
@@ -240,7 +244,7 @@ impl Control {
         self.run(now);
     }
 
-    /// TCP, TLS and the session's stream are there.
+    /// TCP and TLS are there: nothing is said yet.
     pub fn handle_connected(&mut self, conn: ConnId, server: ServerId, now: BootTime) {
         if self.has_session_with(server, Some(conn)) {
             // Two addresses of one server: a second session with it would be no standby.
@@ -278,13 +282,14 @@ impl Control {
             candidate.on_success(welcome.server);
         }
         self.bad_news = None;
-        self.take_told(&welcome.servers, now);
-        self.run(now);
+        self.redial.on_found(now);
+        self.handle_servers(&welcome.servers, now);
     }
 
     /// The servers' list changed while the session is up.
-    pub fn handle_servers(&mut self, servers: &[ServerUrl], now: BootTime) {
-        self.take_told(servers, now);
+    pub fn handle_servers(&mut self, servers: &ServerList, now: BootTime) {
+        self.take_told(&servers.urls, now);
+        self.take_live(&servers.ids, now);
         self.run(now);
     }
 
@@ -318,7 +323,7 @@ impl Control {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.draining = true;
         let serving = matches!(connection.state, State::Serving);
-        let alone = self.names.iter().map(|name| name.candidates.len()).sum::<usize>() <= 1;
+        let alone = self.knows_one_server();
         if serving {
             self.on_unserved(now);
         }
@@ -382,6 +387,7 @@ impl Control {
             connection.heartbeats.hasten(now);
         }
         self.next_dial_at = now;
+        self.redial.retry_now(now);
         self.run(now);
     }
 
@@ -441,7 +447,7 @@ impl Control {
     /// How much the machine holds: for the simulation's bound on memory.
     pub fn load(&self) -> usize {
         let candidates = self.names.iter().map(|name| 1 + name.candidates.len());
-        self.connections.len() + self.outputs.len() + candidates.sum::<usize>()
+        self.connections.len() + self.outputs.len() + candidates.sum::<usize>() + self.redial.load()
     }
 
     /// Everything that follows from the current state, in order of urgency.
@@ -535,6 +541,12 @@ impl Control {
         }
     }
 
+    /// There is one address, and nobody else behind it.
+    fn knows_one_server(&self) -> bool {
+        let addresses: usize = self.names.iter().map(|name| name.candidates.len()).sum();
+        addresses <= 1 && self.redial.is_single()
+    }
+
     /// A connection ended against our will.
     fn fail(&mut self, conn: ConnId, error: String, at_least: Duration, now: BootTime) {
         self.end(conn, error, at_least, now);
@@ -555,6 +567,8 @@ impl Control {
             {
                 candidate.on_failure(error.clone(), at_least, config, rng, now);
             }
+        } else {
+            self.redial.wait_until(now + at_least);
         }
         if was_serving {
             self.on_unserved(now);

@@ -33,8 +33,8 @@ impl Control {
             (None, _) | (_, None) => news.from.1 != from.1,
         };
         let second = self.bad_news.as_ref().is_some_and(|news| news.believe_at.is_some() && is_another(news));
-        let only = self.names.iter().map(|name| name.candidates.len()).sum::<usize>() <= 1;
-        let wait = if second || only { Duration::ZERO } else { self.config.bad_news_timeout };
+        let wait =
+            if second || self.knows_one_server() { Duration::ZERO } else { self.config.bad_news_timeout };
         let is_proof = |refused: &Refused| refused.reason == Reason::Removed;
         match &mut self.bad_news {
             // What can be proved is not displaced by what cannot, and is told even after that was believed.

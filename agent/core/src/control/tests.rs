@@ -4,7 +4,12 @@ use super::*;
 use proto::{map::MapVersion, receipt::Receipt, session::Reason};
 use std::collections::BTreeSet;
 
+mod balancer;
+
 const START: BootTime = BootTime::from_duration(Duration::from_secs(100));
+
+const BALANCER: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 99)), 7443);
 
 fn id(server: u8) -> ServerId {
     ServerId([server; 16])
@@ -46,8 +51,10 @@ struct Bench {
     addr_of: BTreeMap<ConnId, SocketAddr>,
     /// Servers that lost the database, and when.
     level_at: BTreeMap<ServerId, BootTime>,
+    /// Servers behind [`BALANCER`], by turns.
+    behind: VecDeque<u8>,
     spread: Duration,
-    told: Vec<ServerUrl>,
+    told: ServerList,
     /// Everything that was put out, with its time.
     seen: Vec<(BootTime, Output)>,
 }
@@ -72,8 +79,9 @@ impl Bench {
             names: BTreeMap::new(),
             addr_of: BTreeMap::new(),
             level_at: BTreeMap::new(),
+            behind: VecDeque::new(),
             spread: Duration::ZERO,
-            told: Vec::new(),
+            told: ServerList::default(),
             seen: Vec::new(),
         }
     }
@@ -114,8 +122,9 @@ impl Bench {
                 self.control.handle_resolved(&url, result, self.now);
             }
             Output::Dial(dial) => {
-                self.addr_of.insert(dial.conn, dial.addr);
-                match self.servers.get(&dial.addr) {
+                let addr = self.passed_on(dial.addr);
+                self.addr_of.insert(dial.conn, addr);
+                match self.servers.get(&addr) {
                     Some((_, Mood::Silent)) => {}
                     Some((server, Mood::Well | Mood::Refuses(_))) => {
                         self.control.handle_connected(dial.conn, *server, self.now);
@@ -142,6 +151,14 @@ impl Bench {
             }
             Output::Deactivate { .. } | Output::Served(_) | Output::Unserved | Output::Refused(_) => {}
         }
+    }
+
+    fn passed_on(&mut self, dialled: SocketAddr) -> SocketAddr {
+        if dialled != BALANCER || self.behind.is_empty() {
+            return dialled;
+        }
+        self.behind.rotate_left(1);
+        addr(self.behind[0])
     }
 
     fn greet(&mut self, conn: ConnId, activate: bool) {
@@ -399,13 +416,13 @@ fn a_server_behind_its_database_is_left_only_for_one_that_is_not() {
 fn servers_that_the_cluster_tells_are_used_and_forgotten_when_it_tells_others() {
     let mut bench = Bench::new(1);
     bench.servers.insert(addr(2), (id(2), Mood::Well));
-    bench.told = vec![url(1), url(2)];
+    bench.told.urls = vec![url(1), url(2)];
     let mut bench = bench.start();
     bench.run(secs(1));
     assert_eq!(bench.standbys(), [id(2)].into());
     bench.kill(2);
     bench.run(secs(1));
-    bench.control.handle_servers(&[url(1)], bench.now);
+    bench.control.handle_servers(&ServerList { urls: vec![url(1)], ids: Vec::new() }, bench.now);
     bench.drain();
     let before = bench.now;
     bench.run(secs(60));

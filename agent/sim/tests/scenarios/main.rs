@@ -3,6 +3,7 @@
 mod always_and_lazy;
 mod anycast;
 mod bad_news;
+mod balancer;
 mod clocks;
 mod drained;
 mod every_server_down;

@@ -8,6 +8,7 @@ const SETUP: Setup = Setup {
     servers: 2,
     latency: std::time::Duration::from_millis(4),
     named: false,
+    balanced: false,
     peer_mode: agent_core::config::PeerMode::Lazy,
     spread: std::time::Duration::ZERO,
     traced: true,

@@ -6,7 +6,10 @@ use agent_core::{
     ConnId,
     io::{self, Closed},
 };
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt,
+    stream::{FuturesUnordered, iter},
+};
 use hyper_util::rt::TokioIo;
 use proto::{
     Invalid,
@@ -26,24 +29,39 @@ use tonic::{
 const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the connection to its end, and says why it ended.
-pub(super) async fn run(connected: Connected, enrol: bool, credentials: Credentials, line: Line) -> Closed {
+pub(super) async fn run(
+    connected: Connected,
+    enrol: bool,
+    credentials: Credentials,
+    mut line: Line,
+) -> Closed {
     let server = connected.facts.id;
     let proof = match prove(&credentials.secret, &connected.facts.session_key, &connected.binding) {
         Ok(proof) => proof,
         Err(error) => return Closed::NotOurs(error.to_string()),
     };
+    let enrolment = credentials.enrolment.filter(|_| enrol);
+    let mut hello = None;
+    if enrolment.is_none() {
+        line.report(Event::Connected(line.conn, io::Connected { server })).await;
+        // A server that we have already is left here: so far it has but shaken hands.
+        hello = line.say.recv().await;
+        if hello.is_none() {
+            return Closed::Ended("closed before anything was said".into());
+        }
+    }
     let mut client = match open(connected).await {
         Ok(channel) => ControlClient::new(channel),
         Err(error) => return Closed::Ended(error.to_string()),
     };
-    if let Some(enrolment) = credentials.enrolment.filter(|_| enrol) {
+    if let Some(enrolment) = enrolment {
         match call_enrol(&mut client, proof.clone(), enrolment).await {
             Ok(enrolled) => line.report(Event::Enrolled(line.conn, enrolled)).await,
             Err(why) => return why,
         }
+        line.report(Event::Connected(line.conn, io::Connected { server })).await;
     }
-    line.report(Event::Connected(line.conn, io::Connected { server })).await;
-    converse(client, proof, line).await
+    converse(client, proof, hello, line).await
 }
 
 /// HTTP/2 over this very connection. The connector gives it out once: a channel that reconnected by itself would speak under
@@ -79,11 +97,16 @@ async fn call_enrol(
     }
 }
 
-async fn converse(mut client: ControlClient<Channel>, proof: wire::Proof, mut line: Line) -> Closed {
+async fn converse(
+    mut client: ControlClient<Channel>,
+    proof: wire::Proof,
+    hello: Option<AgentMessage>,
+    mut line: Line,
+) -> Closed {
     let (nobody, nothing) = mpsc::channel(1);
     drop(nobody);
     let said = std::mem::replace(&mut line.say, nothing);
-    let outgoing = ReceiverStream::new(said).map(move |message| {
+    let outgoing = iter(hello).chain(ReceiverStream::new(said)).map(move |message| {
         let proof = matches!(message, AgentMessage::Hello(_)).then(|| proof.clone());
         message.into_wire(proof, SOFTWARE)
     });

@@ -12,7 +12,7 @@ use proto::{
     map::MapVersion,
     session::{AgentMessage, MapState, Reason, ServerMessage},
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::timeout;
 
 #[tokio::test]
@@ -80,11 +80,13 @@ async fn servers_learn_of_each_other_and_tell_their_agents() {
     let agent = Agent::enrolled("a", &one).await;
     let mut talk = agent.standby(&one, 1).await;
     let two = TestServer::start(dir.path(), 2).await;
-    let both = [one.addr.into(), two.addr.into()];
-    let told = talk.find(|m| if let ServerMessage::Servers(urls) = m { Some(urls) } else { None }).await;
-    assert_eq!(told.unwrap(), both);
+    let told = talk.find(|m| if let ServerMessage::Servers(list) = m { Some(list) } else { None }).await;
+    let told = told.unwrap();
+    assert_eq!(told.urls, [one.addr.into(), two.addr.into()]);
+    let both = BTreeSet::from([&one, &two].map(|server| server.running.server.id));
+    assert_eq!(told.ids.into_iter().collect::<BTreeSet<_>>(), both);
     let mut second = agent.dial(&two).await.open(agent.hello(2)).await;
-    assert_eq!(second.welcome().await.servers, [two.addr.into(), one.addr.into()]);
+    assert_eq!(second.welcome().await.servers.urls, [two.addr.into(), one.addr.into()]);
 }
 
 #[tokio::test]

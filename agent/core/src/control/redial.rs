@@ -1,0 +1,116 @@
+//! A standby by an address that serves us already. Behind a balancer that alone is advertised every server has the same address; whom a connection reaches is seen in its
+//! certificate, and one that reaches a server that we have is closed before it says anything.
+//!
+//! It is tried while servers say that another one lives and no address of its own is known: a few times in a row, then ever more rarely. A server that joins begins the count anew.
+
+use super::{Control, candidate::Candidate, dial::Place};
+use crate::time::BootTime;
+use proto::session::ServerId;
+use rand::RngExt;
+use std::{collections::BTreeSet, time::Duration};
+
+/// Tries in a row: of two servers, a balancer that turns or draws leads to the other almost surely.
+const BURST: u32 = 4;
+const BASE: Duration = Duration::from_secs(1);
+const CAP: Duration = Duration::from_secs(30);
+/// Agents that hear of a new server do not all come at once.
+const JOIN_SPREAD: Duration = Duration::from_secs(1);
+/// An address of its own that fails for so long may be no way to a server that lives.
+const OWN_ADDRESS_LOST: Duration = Duration::from_secs(60);
+
+/// The servers that live, and when one of them is sought again.
+#[derive(Debug, Default)]
+pub(super) struct Redial {
+    live: BTreeSet<ServerId>,
+    tries: u32,
+    not_before: BootTime,
+}
+
+impl Redial {
+    /// Whether there is, as far as servers tell, one server at most.
+    pub(super) fn is_single(&self) -> bool {
+        self.live.len() <= 1
+    }
+
+    /// Another server was found. One that ends what it welcomed is not asked again at once.
+    pub(super) fn on_found(&mut self, now: BootTime) {
+        self.tries = 0;
+        self.not_before = now + BASE;
+    }
+
+    /// What failed may work now.
+    pub(super) fn retry_now(&mut self, now: BootTime) {
+        self.tries = 0;
+        self.not_before = now;
+    }
+
+    /// A server that was reached so asked for time.
+    pub(super) fn wait_until(&mut self, at: BootTime) {
+        self.not_before = self.not_before.max(at);
+    }
+
+    pub(super) fn load(&self) -> usize {
+        self.live.len()
+    }
+}
+
+impl Control {
+    /// Servers say who lives.
+    pub(super) fn take_live(&mut self, ids: &[ServerId], now: BootTime) {
+        let live: BTreeSet<ServerId> = ids.iter().copied().take(super::MAX_SERVERS).collect();
+        let joined = !live.is_subset(&self.redial.live);
+        self.redial.live = live;
+        if joined {
+            self.redial.tries = 0;
+            self.redial.not_before = now + JOIN_SPREAD.mul_f64(self.rng.random_range(0.0..=1.0));
+        }
+    }
+
+    /// Where another server is sought, if one is.
+    pub(super) fn redial_place(&self) -> Option<Place> {
+        if !self.is_served() {
+            return None;
+        }
+        let lacking = self.redial.live.iter().filter(|server| !self.has_session_with(**server, None));
+        let hidden_at = lacking.filter_map(|server| self.hidden_at(*server)).min()?;
+        let names = self.names.iter();
+        let all = names.flat_map(|name| name.candidates.iter().map(move |candidate| (name, candidate)));
+        let shared: Vec<_> = all.filter(|(_, candidate)| self.is_shared(candidate)).collect();
+        let turn = self.redial.tries as usize % shared.len().max(1);
+        shared.get(turn).map(|(name, candidate)| Place {
+            url: name.url.clone(),
+            addr: candidate.addr,
+            retry_at: Some(self.redial.not_before.max(hidden_at)),
+            connect_timeout: candidate.connect_timeout(),
+            is_redial: true,
+        })
+    }
+
+    /// The next try follows this one, however it ends.
+    pub(super) fn on_redial(&mut self, now: BootTime) {
+        self.redial.tries = self.redial.tries.saturating_add(1);
+        let delay = match self.redial.tries.checked_sub(BURST) {
+            None => self.config.dial_stagger,
+            Some(more) => CAP.min(BASE * 2u32.saturating_pow(more.min(16))),
+        };
+        self.redial.not_before = now + delay.mul_f64(self.rng.random_range(0.5..=1.0));
+    }
+
+    /// From when on a server has no address of its own that we know. `None`: it has one.
+    fn hidden_at(&self, server: ServerId) -> Option<BootTime> {
+        let candidates = self.names.iter().flat_map(|name| &name.candidates);
+        let mut own = candidates.filter(|c| c.server == Some(server) && !self.is_shared(c));
+        own.try_fold(BootTime::default(), |latest, c| Some(latest.max(c.failing_since()? + OWN_ADDRESS_LOST)))
+    }
+
+    /// An address that led to a server which we have a session with.
+    fn is_shared(&self, candidate: &Candidate) -> bool {
+        let by_session = self
+            .connections
+            .values()
+            .any(|c| c.addr == candidate.addr && c.has_session() && c.is_worth_keeping());
+        let is_twin = candidate.twin_until().is_some()
+            && candidate.server.is_some_and(|server| self.has_session_with(server, None));
+        by_session || is_twin
+    }
+}

@@ -1,0 +1,121 @@
+//! One address with several servers behind it.
+
+use super::*;
+
+/// Servers that the balancer leads to by turns; all live, as they say.
+fn behind(servers: &[u8]) -> Bench {
+    let each = servers.iter().map(|server| (addr(*server), (id(*server), Mood::Well)));
+    let mut bench = Bench::with(&[ServerUrl::from(BALANCER)], &[], each.collect());
+    bench.behind = servers.iter().copied().collect();
+    bench.told.ids = servers.iter().map(|server| id(*server)).collect();
+    bench
+}
+
+fn other(server: ServerId) -> u8 {
+    if server == id(1) { 2 } else { 1 }
+}
+
+#[test]
+fn the_standby_is_another_server_by_the_same_address_and_takes_over_as_by_any() {
+    let mut bench = behind(&[1, 2]).start();
+    bench.run(secs(20));
+    let first = bench.serving().expect("it is served");
+    let second = other(first);
+    assert_eq!(bench.standbys(), [id(second)].into());
+    bench.mood(first.0[0], Mood::Silent);
+    bench.run(ms(1400));
+    assert_eq!(bench.serving(), Some(id(second)));
+    bench.mood(first.0[0], Mood::Well);
+    bench.run(secs(40));
+    assert_eq!(bench.standbys(), [first].into(), "it is found again");
+    bench.kill(second);
+    assert_eq!(bench.serving(), Some(first), "no time has passed");
+}
+
+#[test]
+fn a_balancer_that_leads_to_one_server_only_is_asked_ever_more_rarely_and_that_server_is_told_nothing() {
+    let mut bench = behind(&[1, 2]);
+    bench.behind = [1].into();
+    let mut bench = bench.start();
+    bench.run(secs(10));
+    let early = bench.dials_since(START).len();
+    assert!((5..=9).contains(&early), "{early}");
+    let before = bench.now;
+    bench.run(secs(3600));
+    let dials = bench.dials_since(before);
+    assert!((110..=260).contains(&dials.len()), "{}", dials.len());
+    assert_eq!(bench.count(|output| matches!(output, Output::Hello { .. })), 1);
+}
+
+#[test]
+fn a_frozen_server_behind_the_balancer_is_dialled_once_at_a_time() {
+    let mut bench = behind(&[1, 2]);
+    bench.mood(2, Mood::Silent);
+    let mut bench = bench.start();
+    for _ in 0..600 {
+        bench.run(ms(100));
+        let dialling = bench.control.connections.values().filter(|c| !c.has_session()).count();
+        assert!(dialling <= 1, "{dialling} at once");
+    }
+    assert_eq!(bench.serving(), Some(id(1)));
+}
+
+#[test]
+fn on_a_network_of_one_server_nobody_is_sought() {
+    let mut bench = behind(&[1]).start();
+    bench.run(secs(3600));
+    assert_eq!(bench.dials_since(START).len(), 1);
+}
+
+#[test]
+fn a_server_that_joins_is_found_within_seconds() {
+    let mut bench = behind(&[1]).start();
+    bench.run(secs(600));
+    bench.servers.insert(addr(2), (id(2), Mood::Well));
+    bench.behind = [1, 2].into();
+    let both = ServerList { urls: Vec::new(), ids: vec![id(1), id(2)] };
+    bench.control.handle_servers(&both, bench.now);
+    bench.run(secs(2));
+    assert_eq!(bench.standbys(), [id(2)].into());
+}
+
+#[test]
+fn where_the_other_server_has_an_address_of_its_own_it_is_not_sought_behind_this_ones() {
+    let mut bench = Bench::new(2);
+    bench.told.ids = vec![id(1), id(2)];
+    let mut bench = bench.start();
+    bench.run(secs(5));
+    bench.kill(2);
+    let before = bench.now;
+    bench.run(secs(50));
+    assert!(bench.dials_since(before).iter().all(|(_, at)| *at == addr(2)));
+    bench.run(secs(60));
+    assert!(
+        bench.dials_since(before).iter().any(|(_, at)| *at == addr(1)),
+        "the address may be lost for good"
+    );
+}
+
+#[test]
+fn servers_that_only_tell_of_addresses_that_fail_are_found_behind_the_common_one() {
+    let mut bench = behind(&[1, 2]);
+    bench.told.urls = vec![ServerUrl::from(BALANCER), url(7), url(8)];
+    let mut bench = bench.start();
+    bench.run(secs(20));
+    assert_eq!(bench.standbys().len(), 1);
+}
+
+#[test]
+fn a_server_that_drains_behind_a_balancer_serves_until_another_does() {
+    let mut bench = behind(&[1, 2]);
+    bench.behind = [1].into();
+    let mut bench = bench.start();
+    bench.run(secs(5));
+    bench.behind = [2].into();
+    let leaving = bench.conn_of(1);
+    bench.control.handle_drain(leaving, bench.now);
+    bench.drain();
+    bench.run(ms(200));
+    assert_eq!(bench.serving(), Some(id(2)));
+    assert_eq!(bench.count(|output| matches!(output, Output::Unserved)), 0);
+}
