@@ -36,6 +36,8 @@ pub struct Paths {
     worked: VecDeque<SocketAddr>,
     published: Vec<SocketAddr>,
     signalled: Vec<(SocketAddr, BootTime)>,
+    /// Where an initiation came from that counts no more.
+    suspected: Option<(SocketAddr, BootTime)>,
     current: Option<SocketAddr>,
     round: Option<Box<Round>>,
     rtt: Option<Duration>,
@@ -65,6 +67,11 @@ impl Paths {
         let fresh = endpoints.iter().take(MAX_TRIED).map(|endpoint| (*endpoint, now + SIGNALLED_LIFE));
         self.signalled.splice(0..0, fresh);
         self.signalled.truncate(2 * MAX_TRIED);
+    }
+
+    /// An initiation of the peer that is older than its last came from there. Anybody may have repeated it: one such place is tried, after all others.
+    pub fn on_stale_initiation(&mut self, from: SocketAddr, now: BootTime) {
+        self.suspected = Some((from, now + SIGNALLED_LIFE));
     }
 
     /// A handshake or an authenticated packet came over this endpoint.
@@ -103,7 +110,7 @@ impl Paths {
         self.worked.contains(&endpoint) || self.published.contains(&endpoint)
     }
 
-    /// Where an initiation goes: what worked last, what the peer signalled, what it published.
+    /// Where an initiation goes: what worked last, what the peer signalled, what it published; and one place that somebody spoke from in its name.
     pub fn candidates(&self, now: BootTime, is_usable: impl Fn(SocketAddr) -> bool) -> Vec<SocketAddr> {
         let signalled =
             self.signalled.iter().filter(|(_, until)| *until > now).map(|(endpoint, _)| *endpoint);
@@ -115,7 +122,10 @@ impl Paths {
                 candidates.push(endpoint);
             }
         }
-        candidates.truncate(MAX_TRIED);
+        let suspected = self.suspected.filter(|(_, until)| *until > now).map(|(endpoint, _)| endpoint);
+        let suspected = suspected.filter(|endpoint| is_routable(*endpoint) && is_usable(*endpoint));
+        candidates.truncate(MAX_TRIED - usize::from(suspected.is_some_and(|s| !candidates.contains(&s))));
+        candidates.extend(suspected.filter(|endpoint| !candidates.contains(endpoint)));
         candidates
     }
 
@@ -205,6 +215,20 @@ mod tests {
         paths.set_published(&(1..=16).map(at).collect::<Vec<_>>());
         paths.on_signal(&(100..200).map(at).collect::<Vec<_>>(), START);
         assert_eq!(paths.candidates(START, |_| true).len(), MAX_TRIED);
+    }
+
+    #[test]
+    fn the_sender_of_a_stale_initiation_is_tried_after_all_others_and_only_the_last_such() {
+        let mut paths = Paths::default();
+        paths.set_published(&[at(1), at(2)]);
+        (100..200).for_each(|port| paths.on_stale_initiation(at(port), START));
+        assert_eq!(paths.candidates(START, |_| true), [at(1), at(2), at(199)]);
+        assert_eq!(paths.candidates(START + SIGNALLED_LIFE, |_| true), [at(1), at(2)]);
+        paths.set_published(&(1..=16).map(at).collect::<Vec<_>>());
+        let tried = paths.candidates(START, |_| true);
+        assert_eq!((tried.len(), tried.last()), (MAX_TRIED, Some(&at(199))));
+        paths.on_stale_initiation(at(3), START);
+        assert_eq!(paths.candidates(START, |_| true), (1..=8).map(at).collect::<Vec<_>>());
     }
 
     #[test]

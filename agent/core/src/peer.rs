@@ -203,7 +203,10 @@ impl Peer {
 
     /// Its handshakes do not count here, ours do there.
     pub fn on_stale_initiation(&mut self, from: SocketAddr, now: BootTime) -> Vec<Action> {
-        self.on_signal(&[from], now)
+        if self.usable {
+            self.paths.on_stale_initiation(from, now);
+        }
+        self.answer(now)
     }
 
     fn answer(&mut self, now: BootTime) -> Vec<Action> {

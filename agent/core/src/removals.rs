@@ -6,7 +6,10 @@ use proto::{
     statement::{Membership, Removal, Statement},
     time::UnixTime,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// A quarter of a thousand bytes each.
 const LIMIT: usize = 4096;
@@ -26,8 +29,8 @@ struct Known {
 #[derive(Debug, Clone, Default)]
 pub struct Removals {
     known: BTreeMap<PublicKey, Known>,
-    /// The newest of them, the newest first.
-    window: Vec<PublicKey>,
+    /// All of them, the oldest first.
+    by_age: BTreeSet<(UnixTime, PublicKey)>,
 }
 
 /// Whether every certificate of the key that this removes has ended.
@@ -47,16 +50,20 @@ impl Removals {
         if known.is_some_and(|known| known.removed_at >= removal.removed_at) {
             return false;
         }
-        if known.is_none() && self.known.len() >= LIMIT {
-            let oldest = self.known.iter().min_by_key(|(_, known)| known.removal.removed_at);
-            match oldest.map(|(key, known)| (*key, known.removal.removed_at)) {
-                Some((_, at)) if at >= removal.removed_at => return false,
-                Some((key, _)) => drop(self.known.remove(&key)),
+        if let Some(older) = known {
+            self.by_age.remove(&(older.removed_at, older.node_key));
+        } else if self.known.len() >= LIMIT {
+            match self.by_age.first().copied() {
+                Some((at, _)) if at >= removal.removed_at => return false,
+                Some((_, key)) => {
+                    self.by_age.pop_first();
+                    self.known.remove(&key);
+                }
                 None => {}
             }
         }
+        self.by_age.insert((removal.removed_at, removal.node_key));
         self.known.insert(removal.node_key, Known { removal, signed: signed.to_vec() });
-        self.sort();
         true
     }
 
@@ -79,11 +86,8 @@ impl Removals {
     pub fn forget_ended(&mut self, time: UnixTime) -> bool {
         let before = self.known.len();
         self.known.retain(|_, known| !has_ended(&known.removal, time));
-        let forgot = self.known.len() < before;
-        if forgot {
-            self.sort();
-        }
-        forgot
+        self.by_age.retain(|(_, key)| self.known.contains_key(key));
+        self.known.len() < before
     }
 
     pub fn signed(&self, key: &PublicKey) -> Option<&[u8]> {
@@ -96,18 +100,18 @@ impl Removals {
 
     /// The newest first, as many as others are told at once.
     pub fn newest(&self) -> impl Iterator<Item = (&PublicKey, &[u8])> {
-        self.window.iter().filter_map(|key| Some((key, self.signed(key)?)))
+        self.window().filter_map(|key| Some((key, self.signed(key)?)))
     }
 
     /// When the newest was signed.
     pub fn newest_at(&self) -> Option<UnixTime> {
-        Some(self.known.get(self.window.first()?)?.removal.removed_at)
+        self.by_age.last().map(|(at, _)| *at)
     }
 
     /// What the newest hash to: two that know the same have the same.
     pub fn digest(&self) -> [u8; 32] {
-        let each = self.window.iter().filter_map(|key| Some((key, self.known.get(key)?.removal.removed_at)));
-        let bytes: Vec<u8> = each.flat_map(|(key, at)| key.0.into_iter().chain(at.0.to_le_bytes())).collect();
+        let each = self.by_age.iter().rev().take(WINDOW);
+        let bytes: Vec<u8> = each.flat_map(|(at, key)| key.0.into_iter().chain(at.0.to_le_bytes())).collect();
         proto::checksum(&bytes)
     }
 
@@ -119,12 +123,8 @@ impl Removals {
         self.known.is_empty()
     }
 
-    fn sort(&mut self) {
-        let mut keys: Vec<(UnixTime, PublicKey)> =
-            self.known.values().map(|known| (known.removal.removed_at, known.removal.node_key)).collect();
-        keys.sort_unstable_by(|one, other| other.cmp(one));
-        keys.truncate(WINDOW);
-        self.window = keys.into_iter().map(|(_, key)| key).collect();
+    fn window(&self) -> impl Iterator<Item = &PublicKey> {
+        self.by_age.iter().rev().take(WINDOW).map(|(_, key)| key)
     }
 }
 
@@ -185,6 +185,19 @@ mod tests {
         assert_eq!((removals.len(), removals.newest().count()), (LIMIT, WINDOW));
         assert!(removals.signed(&removal(0, 0, None).node_key).is_none());
         assert_eq!(removals.newest().next().map(|(key, _)| *key), Some(removal(count, 0, None).node_key));
+    }
+
+    #[test]
+    fn a_newer_removal_of_a_key_takes_the_place_of_the_older() {
+        let mut removals = Removals::default();
+        for at in [5, 9, 7] {
+            removals.add(removal(1, at, Some(at)), b"x");
+        }
+        removals.add(removal(2, 8, None), b"y");
+        let newest: Vec<&[u8]> = removals.newest().map(|(_, signed)| signed).collect();
+        assert_eq!((removals.len(), newest), (2, vec![&b"x"[..], b"y"]));
+        assert!(removals.forget_ended(UnixTime(9).saturating_add(KEPT_LONGER)));
+        assert_eq!((removals.len(), removals.newest_at()), (1, Some(UnixTime(8))));
     }
 
     #[test]

@@ -1,8 +1,26 @@
-//! What time it is, for judging certificates: told by servers and carried on by the boot clock, else the wall clock, and never before
-//! the newest time that the root signed. So a wrong wall clock alone cuts nobody off.
+//! What time it is, for judging certificates: told by servers and carried on by the boot clock; else the wall clock, but not before
+//! the newest time that the root signed.
+//!
+//! A wall clock that was set back so brings nobody back. What servers tell needs no such floor: who could tell a wrong time could renew certificates as well. And it
+//! must not have one, or a single certificate that was issued while a clock ran ahead would end all others early.
 
 use crate::time::BootTime;
 use proto::time::UnixTime;
+use std::time::Duration;
+
+/// What the time is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Told,
+    /// So long after the newest signature that is known.
+    WallClock {
+        since_signed: Option<Duration>,
+    },
+    /// The wall clock is behind it by so much.
+    Signature {
+        wall_behind: Duration,
+    },
+}
 
 /// The estimate.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,8 +48,7 @@ impl TrustedTime {
 
     /// The wall clock less the servers' time, seconds; `None` while only one of them is known.
     pub fn wall_ahead(&self, now: BootTime) -> Option<i64> {
-        let carried = |(time, since): (UnixTime, BootTime)| time.saturating_add(now.since(since)).0 as i64;
-        Some(carried(self.wall?) - carried(self.told?))
+        Some(self.wall_at(now)?.0 as i64 - self.told_at(now)?.0 as i64)
     }
 
     /// The time that a server told since the start, carried on.
@@ -42,8 +59,27 @@ impl TrustedTime {
 
     /// `None` while there is nothing to go by: then no certificate is judged.
     pub fn at(&self, now: BootTime) -> Option<UnixTime> {
-        let (time, since) = self.told.or(self.wall)?;
-        Some(time.saturating_add(now.since(since)).max(self.newest_signed.unwrap_or(UnixTime(0))))
+        match self.told_at(now) {
+            Some(told) => Some(told),
+            None => Some(self.wall_at(now)?.max(self.newest_signed.unwrap_or(UnixTime(0)))),
+        }
+    }
+
+    /// By what [`TrustedTime::at`] goes.
+    pub fn source(&self, now: BootTime) -> Option<Source> {
+        if self.told.is_some() {
+            return Some(Source::Told);
+        }
+        let wall = self.wall_at(now)?;
+        Some(match self.newest_signed {
+            Some(signed) if signed > wall => Source::Signature { wall_behind: signed.since(wall) },
+            signed => Source::WallClock { since_signed: signed.map(|signed| wall.since(signed)) },
+        })
+    }
+
+    fn wall_at(&self, now: BootTime) -> Option<UnixTime> {
+        let (time, since) = self.wall?;
+        Some(time.saturating_add(now.since(since)))
     }
 }
 
@@ -72,5 +108,18 @@ mod tests {
         time.on_signed(UnixTime(2_000));
         time.on_signed(UnixTime(1_500));
         assert_eq!(time.at(START), Some(UnixTime(2_000)));
+        assert_eq!(time.source(START), Some(Source::Signature { wall_behind: Duration::from_secs(1_995) }));
+        let later = START + Duration::from_secs(3_000);
+        let since_signed = Some(Duration::from_secs(1_005));
+        assert_eq!(time.source(later), Some(Source::WallClock { since_signed }));
+    }
+
+    #[test]
+    fn a_signature_of_a_clock_that_ran_ahead_does_not_hasten_what_servers_tell() {
+        let mut time = TrustedTime::default();
+        time.on_signed(UnixTime(50_000));
+        time.on_told(UnixTime(2_000), START);
+        assert_eq!(time.at(START + Duration::from_secs(60)), Some(UnixTime(2_060)));
+        assert_eq!(time.source(START), Some(Source::Told));
     }
 }

@@ -16,7 +16,7 @@ use proto::{
     receipt::Receipt,
     root::RootSecret,
     server_url::ServerUrl,
-    session::{Facts, ServerId, ServerMessage, SessionNumber, Welcome},
+    session::{Facts, ServerId, ServerList, ServerMessage, SessionNumber, Welcome},
     statement::{Membership, NetworkId, NodeId, Statement},
     time::UnixTime,
     wire,
@@ -166,7 +166,7 @@ impl Hand {
         self.hear(ServerMessage::Welcome(Welcome {
             server: SERVER,
             server_name: String::new(),
-            servers: Vec::new(),
+            servers: ServerList::default(),
             heartbeat_interval: Duration::ZERO,
             at: version,
             unix_ms: NOW_S * 1000,

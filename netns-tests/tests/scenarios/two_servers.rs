@@ -140,7 +140,7 @@ fn say_the_same(s: &mut Scenario, mesh: &Mesh, crowd: &Host) -> Result<()> {
         Ok([first.welcome, second.welcome])
     })?;
     let lists = welcomes.clone().map(|welcome| {
-        let mut urls: Vec<String> = welcome.servers.iter().map(ToString::to_string).collect();
+        let mut urls: Vec<String> = welcome.servers.urls.iter().map(ToString::to_string).collect();
         urls.sort();
         (urls, welcome.membership, welcome.at)
     });

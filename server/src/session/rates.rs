@@ -20,6 +20,8 @@ enum Class {
     Role,
     Signal,
     Update,
+    /// Each is verified.
+    Removal,
     /// What is said seldom, and kinds from the future.
     Other,
 }
@@ -31,7 +33,8 @@ impl Class {
             Some(Kind::Activate(_) | Kind::Deactivate(_)) => Self::Role,
             Some(Kind::Signal(_)) => Self::Signal,
             Some(Kind::Update(_)) => Self::Update,
-            Some(Kind::Hello(_) | Kind::Leave(_) | Kind::Removal(_)) | None => Self::Other,
+            Some(Kind::Removal(_)) => Self::Removal,
+            Some(Kind::Hello(_) | Kind::Leave(_)) | None => Self::Other,
         }
     }
 
@@ -43,6 +46,8 @@ impl Class {
             // One for each peer that is woken, of thousands at worst.
             Self::Signal => Rate { burst: 500, per_second: 50.0 },
             Self::Update => Rate { burst: 20, per_second: 2.0 },
+            // An agent tells a server that lost them its 64 newest.
+            Self::Removal => Rate { burst: 150, per_second: 5.0 },
             Self::Other => Rate { burst: 100, per_second: 20.0 },
         }
     }
@@ -53,6 +58,7 @@ impl Class {
             Self::Role => "activations",
             Self::Signal => "signals",
             Self::Update => "updates",
+            Self::Removal => "removals",
             Self::Other => "messages",
         }
     }
@@ -120,6 +126,15 @@ mod tests {
     fn a_usual_agent_is_never_delayed() {
         assert_eq!(run(10_000, Duration::from_secs(1)), (0, None));
         assert_eq!(run(50, Duration::ZERO), (0, None));
+    }
+
+    #[test]
+    fn an_agent_that_tells_all_the_removals_it_may_is_not_delayed_and_a_flood_is_ended() {
+        let (mut rates, now) = (Rates::default(), Instant::now());
+        let removal = Some(Kind::Removal(wire::KnownRemoval::default()));
+        assert!((0..2 * 64).all(|_| rates.delay(removal.as_ref(), now) == Ok(None)));
+        let refused = (0..1000).find_map(|_| rates.delay(removal.as_ref(), now).err());
+        assert!(refused.is_some_and(|refused| refused.detail.contains("removals")));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::Agent;
 use crate::{
     status::{Certificate, CertificateState},
     time::BootTime,
+    trusted_time::Source,
 };
 use proto::{statement::Membership, time::UnixTime};
 use std::time::Duration;
@@ -29,15 +30,24 @@ impl Agent {
         let certificate = self.own_certificate_status(self.now);
         if certificate.state != self.standing.certificate {
             self.standing.certificate = certificate.state;
+            let by = match self.time.source(self.now) {
+                Some(Source::Told) | None => "the servers' time",
+                Some(Source::WallClock { .. }) => "this machine's clock, as no server has told the time",
+                Some(Source::Signature { .. }) => {
+                    "the newest certificate, as this machine's clock is behind it"
+                }
+            };
             match (certificate.state, certificate.ends_in_seconds) {
                 (CertificateState::Ending, _) => {
                     tracing::warn!(
                         ends_in_s = certificate.ends_in_seconds,
+                        by,
                         "no server has renewed this node's membership certificate; peers end its tunnels when it ends"
                     );
                 }
                 (CertificateState::Ended, _) => {
                     tracing::warn!(
+                        by,
                         "this node's membership certificate has ended: peers refuse its tunnels until a server renews it"
                     );
                 }
@@ -95,14 +105,15 @@ impl Agent {
             false => "it is renewed as soon as a server can be reached",
         };
         let span = |seconds: Option<i64>| in_words(seconds.unwrap_or_default().unsigned_abs());
+        let by = self.judged_by(now);
         let of_certificate = match certificate.state {
             CertificateState::None | CertificateState::Good => None,
             CertificateState::Ending => Some(format!(
-                "the membership certificate ends in {}, and then peers end this node's tunnels; {cure}",
+                "the membership certificate ends in {}, and then peers end this node's tunnels; {cure}{by}",
                 span(certificate.ends_in_seconds)
             )),
             CertificateState::Ended => Some(format!(
-                "the membership certificate ended {} ago: peers refuse this node's tunnels; {cure}",
+                "the membership certificate ended {} ago: peers refuse this node's tunnels; {cure}{by}",
                 span(certificate.ends_in_seconds)
             )),
         };
@@ -121,9 +132,34 @@ impl Agent {
                 .count();
         }
         let of_peers = (ended > 0).then(|| {
-            format!("the membership certificates of {ended} peers have ended, and their tunnels with them: no server has renewed them, or told us")
+            format!("the membership certificates of {ended} peers have ended, and their tunnels with them: no server has renewed them, or told us{by}")
         });
-        [of_certificate, of_peers, of_clock].into_iter().flatten().collect()
+        [of_certificate, of_peers, of_clock.or(self.of_backward_clock(now))].into_iter().flatten().collect()
+    }
+
+    /// Where no server told the time, a wrong clock may be all that is wrong.
+    fn judged_by(&self, now: BootTime) -> String {
+        match self.time.source(now) {
+            Some(Source::WallClock { since_signed: Some(since) }) => format!(
+                ". No server has told the time yet: this goes by this machine's clock, {} after the newest certificate. If that is wrong, set the clock",
+                in_words(since.as_secs())
+            ),
+            Some(Source::WallClock { since_signed: None }) => {
+                ". No server has told the time yet: this goes by this machine's clock. If that is wrong, set it".to_owned()
+            }
+            Some(Source::Told | Source::Signature { .. }) | None => String::new(),
+        }
+    }
+
+    /// No server told the time, but the clock proves itself wrong.
+    fn of_backward_clock(&self, now: BootTime) -> Option<String> {
+        match self.time.source(now)? {
+            Source::Signature { wall_behind } if wall_behind.as_secs() > CLOCK_OFF_S => Some(format!(
+                "this machine's clock is {} behind the newest certificate: set it right; until a server tells the time, certificates are judged as of that one",
+                in_words(wall_behind.as_secs())
+            )),
+            Source::Signature { .. } | Source::WallClock { .. } | Source::Told => None,
+        }
     }
 }
 

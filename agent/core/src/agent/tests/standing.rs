@@ -120,3 +120,36 @@ fn a_session_number_that_is_refused_as_old_is_overtaken_by_ever_longer_leaps() {
     assert_eq!(leaps, [1 << 20, 1 << 21, 1 << 22]);
     assert!(bench.agent.boot() > boots[3], "so that the next start counts on from it");
 }
+
+#[test]
+fn after_a_restart_without_a_server_a_warning_names_the_clock_by_which_certificates_have_ended() {
+    const DAY: u64 = 24 * 3600;
+    let mut bench = Bench::with_certificate(NOW_S, NOW_S + 30 * DAY);
+    bench.tell(2, vec![peer_object(2, "b", certificate(2, Some(NOW_S + 30 * DAY)))], Vec::new());
+    let (saved, cache) = (bench.agent.saved(), bench.agent.map_cache());
+    let mut again = Bench::started(saved, Some(cache::decode(&cache).unwrap()));
+    again.agent.handle_wall_clock(UnixTime(NOW_S + 40 * DAY), again.now);
+    let warnings = again.agent.status(again.now).warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    let names_it =
+        |warning: &String| warning.contains("this machine's clock, 40 d after the newest certificate");
+    assert!(warnings.iter().all(names_it), "{warnings:?}");
+
+    again.agent.handle_wall_clock(UnixTime(NOW_S - 2 * DAY), again.now);
+    let warnings = again.agent.status(again.now).warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("2 d behind the newest certificate"), "{warnings:?}");
+}
+
+#[test]
+fn a_certificate_that_was_issued_while_a_clock_ran_ahead_ends_no_other() {
+    const HOUR: u64 = 3600;
+    let mut bench = Bench::served();
+    bench.heartbeat(version(1), NOW_S);
+    let short = certificate(2, Some(NOW_S + HOUR));
+    bench.tell(2, vec![peer_object(2, "b", short)], Vec::new());
+    bench.renew(NOW_S + 6 * HOUR, NOW_S + 30 * HOUR);
+    let peer = bench.agent.find_peer("b").expect("it is known");
+    assert!(bench.agent.peers[&peer].is_usable(), "by the servers' time it has not ended");
+    bench.at(Duration::from_secs(HOUR + 1));
+    assert!(!bench.agent.peers[&peer].is_usable());
+}
