@@ -15,7 +15,9 @@ pub const MAX_ENDPOINTS: usize = 8;
 /// What [`crate::start`] needs.
 #[derive(Debug)]
 pub struct Config {
-    pub private_key: PrivateKey,
+    /// Without one nobody is spoken to.
+    pub private_key: Option<PrivateKey>,
+    pub policy: Policy,
     pub device: Device,
     /// UDP port for both address families; 0 is any. If it is taken another is bound: see
     /// [`crate::Tunnel::listen_port`].
@@ -26,6 +28,16 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// The agents' own UDP port inside tunnels. Datagrams to it are never taken from, nor written to, the interface.
     pub message_port: Option<u16>,
+}
+
+/// Who decides when there are sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// The owner, by commands. Sources are checked against [`Peer::sources`].
+    Owner,
+    /// WireGuard's own rules: a packet or a persistent keepalive makes a session, endpoints follow their peers at
+    /// once, and a packet's source must route back to its sender. Configured by [`crate::Tunnel::configure`].
+    WireGuard,
 }
 
 /// A peer as configured. Idle, it costs a few hundred bytes.

@@ -11,6 +11,7 @@
 //! The noise protocol's library logs at ERROR and WARN what is ordinary here (an unanswered handshake):
 //! subscribers filter its target, `boringtun=off`.
 
+mod allowed;
 mod answers;
 mod batch;
 mod command;
@@ -21,6 +22,7 @@ mod filter;
 mod initiation;
 mod key;
 mod limit;
+mod load;
 mod noise;
 mod outbox;
 mod packet;
@@ -31,17 +33,18 @@ mod routes;
 mod socket;
 mod stats;
 mod tunnel;
+pub mod uapi;
 mod wait;
 mod worker;
 
 pub use command::Command;
-pub use config::{Config, DEFAULT_MTU, MAX_ENDPOINTS, Peer};
+pub use config::{Config, DEFAULT_MTU, MAX_ENDPOINTS, Peer, Policy};
 pub use device::{Device, DeviceError};
 pub use event::Event;
 pub use filter::{Filter, Protocol, Refusal, Rule};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use stats::{Drops, PeerStats};
-pub use tunnel::{StartError, Tunnel, start};
+pub use tunnel::{ConfigureError, StartError, Tunnel, start};
 
 /// What fuzzers call.
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]

@@ -3,24 +3,29 @@
 //! It stamps handshakes with the wall clock at the session's birth, carried on monotonically. A node whose clock was set back is refused by peers that
 //! remember a later stamp; they say so (`StaleInitiation`) and begin the handshake themselves.
 //!
-//! Cures for its other ways: handshakes are limited here, once (each session's own check of them counts apart and never
-//! limits); a session never queues packets, as nothing is sealed without one; its time stands still between ticks,
+//! Cures for its other ways: handshakes are limited here, once, by source and by the time they take (each session's own
+//! check of them counts apart and never limits); a session never queues packets, as nothing is sealed without one; its time stands still between ticks,
 //! so every live session is ticked four times a second; persistent keepalives are ours, since its interval cannot be
 //! changed; whether a session still exists is asked after each tick.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use boringtun::noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter};
 use x25519_dalek::StaticSecret;
 
-use crate::{PresharedKey, PrivateKey, PublicKey, initiation};
+use crate::{
+    PresharedKey, PrivateKey, PublicKey, initiation,
+    load::{Buckets, Load},
+};
 
 /// What sealing adds: type, index, counter (16 bytes) and the tag (16).
 pub(crate) const OVERHEAD: usize = 32;
 /// Room that any handshake message or keepalive fits.
 pub(crate) const HANDSHAKE_ROOM: usize = 256;
-/// Initiations and responses per second beyond which cookies are asked for. At 175 us each this is a fifth of a core.
-const HANDSHAKES_PER_SECOND: u64 = 1000;
 
 /// The kinds of WireGuard message, with the receiver's session index where there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +55,21 @@ pub(crate) enum Admission {
     Granted,
     /// Too many: answer with this many bytes of the buffer.
     Cookie(usize),
+    /// Too many, and from an address that is really the sender's.
+    TooMany,
     BadMac,
 }
 
 /// The node's side of every handshake.
 pub(crate) struct Identity {
     secret: StaticSecret,
-    limiter: RateLimiter,
+    /// Asks everybody for a cookie.
+    wary: RateLimiter,
+    load: Load,
+    /// Whoever is within these is let in without a cookie.
+    sources: Buckets,
+    /// And these hold for who has proven where it is.
+    proven: Buckets,
     /// Given to sessions, which check a second time: it never limits.
     unlimited: Arc<RateLimiter>,
 }
@@ -66,19 +79,40 @@ impl Identity {
         let public = x25519_dalek::PublicKey::from(&key.0);
         Self {
             secret: key.0.clone(),
-            limiter: RateLimiter::new(&public, HANDSHAKES_PER_SECOND),
+            wary: RateLimiter::new(&public, 0),
+            load: Load::default(),
+            sources: Buckets::default(),
+            proven: Buckets::default(),
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
         }
     }
 
-    /// Checks a handshake message's MAC, before anything costly, and the load.
-    pub(crate) fn admit(&self, from: IpAddr, datagram: &[u8], reply: &mut [u8]) -> Admission {
-        self.limiter.reset_count();
-        match self.limiter.verify_packet(Some(from), datagram, reply) {
-            Ok(_) => Admission::Granted,
+    /// Checks a handshake message's MAC, before anything costly, then how much its source asks for, and the load. A
+    /// cookie is asked for rather than the message dropped, since its source may be somebody else's.
+    pub(crate) fn admit(
+        &mut self,
+        from: IpAddr,
+        datagram: &[u8],
+        now: Instant,
+        reply: &mut [u8],
+    ) -> Admission {
+        if self.unlimited.verify_packet(Some(from), datagram, reply).is_err() {
+            return Admission::BadMac;
+        }
+        if self.sources.take(from, now) && !self.load.is_high(now) {
+            return Admission::Granted;
+        }
+        match self.wary.verify_packet(Some(from), datagram, reply) {
+            Ok(_) if self.proven.take(from, now) => Admission::Granted,
+            Ok(_) => Admission::TooMany,
             Err(TunnResult::WriteToNetwork(cookie)) => Admission::Cookie(cookie.len()),
             Err(_) => Admission::BadMac,
         }
+    }
+
+    /// Handshakes took so long, up to now.
+    pub(crate) fn spend(&mut self, time: Duration, now: Instant) {
+        self.load.spend(time, now);
     }
 }
 
@@ -273,13 +307,36 @@ mod tests {
         let (mut buffer, mut reply) = ([0; HANDSHAKE_ROOM], [0; HANDSHAKE_ROOM]);
         let len = alice.initiate(&mut buffer).unwrap();
         let from = "192.0.2.1".parse().unwrap();
-        let other = Identity::new(&PrivateKey::from([3; 32]));
-        assert_eq!(other.admit(from, &buffer[..len], &mut reply), Admission::BadMac);
-        let bob = Identity::new(&b);
-        assert_eq!(bob.admit(from, &buffer[..len], &mut reply), Admission::Granted);
-        let refused = (0..10 * HANDSHAKES_PER_SECOND).map(|_| bob.admit(from, &buffer[..len], &mut reply));
+        let mut other = Identity::new(&PrivateKey::from([3; 32]));
+        let now = Instant::now();
+        assert_eq!(other.admit(from, &buffer[..len], now, &mut reply), Admission::BadMac);
+        let mut bob = Identity::new(&b);
+        assert_eq!(bob.admit(from, &buffer[..len], now, &mut reply), Admission::Granted);
+        let refused = (0..10_000).map(|_| bob.admit(from, &buffer[..len], now, &mut reply));
         let cookie = refused.into_iter().find(|admission| *admission != Admission::Granted);
         assert_eq!(cookie, Some(Admission::Cookie(64)));
+        // Who floods takes nothing from others.
+        let elsewhere = "198.51.100.1".parse().unwrap();
+        assert_eq!(bob.admit(elsewhere, &buffer[..len], now, &mut reply), Admission::Granted);
+        let mut opened = [0; HANDSHAKE_ROOM];
+        assert_eq!(alice.open(Kind::of(&reply[..64]).unwrap(), &reply[..64], &mut opened), Opened::Cookie);
+    }
+
+    #[test]
+    fn under_load_a_cookie_is_asked_of_everybody_and_even_with_one_there_is_a_limit() {
+        let (a, b) = (PrivateKey::from([1; 32]), PrivateKey::from([2; 32]));
+        let mut alice = Noise::new(&Identity::new(&a), b.public_key(), None, 1);
+        let (mut buffer, mut reply) = ([0; HANDSHAKE_ROOM], [0; HANDSHAKE_ROOM]);
+        let (from, now, mut bob) = ("192.0.2.1".parse().unwrap(), Instant::now(), Identity::new(&b));
+        bob.spend(Duration::from_secs(1), now);
+        let len = alice.initiate(&mut buffer).unwrap();
+        assert_eq!(bob.admit(from, &buffer[..len], now, &mut reply), Admission::Cookie(64));
         assert_eq!(alice.open(Kind::of(&reply[..64]).unwrap(), &reply[..64], &mut buffer), Opened::Cookie);
+        let len = alice.initiate(&mut buffer).unwrap();
+        let elsewhere = "198.51.100.1".parse().unwrap();
+        assert_eq!(bob.admit(elsewhere, &buffer[..len], now, &mut reply), Admission::Cookie(64));
+        let mut admitted = (0..10_000).map(|_| bob.admit(from, &buffer[..len], now, &mut reply));
+        assert_eq!(admitted.next(), Some(Admission::Granted));
+        assert!(admitted.any(|admission| admission == Admission::TooMany));
     }
 }

@@ -18,8 +18,8 @@ impl Outbox {
         Self { sockets, batch: Batch::new(), refused: 0 }
     }
 
-    /// Seals a packet into the batch. It is on its way after [`Outbox::flush`].
-    pub(crate) fn seal(&mut self, noise: &mut Noise, packet: &[u8], path: Path) {
+    /// Seals a packet into the batch. It is on its way after [`Outbox::flush`]. The datagram's size.
+    pub(crate) fn seal(&mut self, noise: &mut Noise, packet: &[u8], path: Path) -> u64 {
         let size = packet.len() + OVERHEAD;
         if !self.batch.takes(path, size) {
             self.flush();
@@ -29,6 +29,7 @@ impl Outbox {
             Some(size) => self.batch.keep(path, size),
             None => self.refused += 1,
         }
+        size as u64
     }
 
     /// Sends a finished message, after what was sealed before it.

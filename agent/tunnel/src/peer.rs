@@ -2,17 +2,18 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
 
 use crate::{
-    Peer, PeerStats, PresharedKey, PublicKey, initiation::Timestamp, noise::Noise, queue::Queue, socket::Path,
+    Peer, PeerStats, PresharedKey, PublicKey, initiation::Timestamp, noise::Noise, queue::Queue,
+    socket::Path, uapi::PeerDescription,
 };
 
 /// A peer's place in the table. Reused after removal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PeerId(pub(crate) u32);
 
 /// Paths remembered besides the one in use: as many as one initiation tries.
@@ -28,8 +29,13 @@ pub(crate) struct PeerState {
     /// Guards against replayed initiations; outlives the session.
     pub(crate) newest_initiation: Timestamp,
     pub(crate) last_handshake_at: Option<Instant>,
+    /// The same by the wall clock, for people.
+    pub(crate) last_handshake_time: Option<SystemTime>,
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
+    /// Bytes of authentic datagrams, handshakes included.
+    pub(crate) rx_datagram_bytes: u64,
+    pub(crate) tx_datagram_bytes: u64,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) waiting: Queue,
     /// That a packet waits has been told.
@@ -42,6 +48,8 @@ pub(crate) struct PeerState {
 /// A peer with a session, or on the way to one.
 pub(crate) struct Live {
     pub(crate) noise: Noise,
+    /// Made before the preshared key was changed.
+    pub(crate) former: Option<Box<Former>>,
     /// The upper 24 bits of its sessions' indices.
     pub(crate) index: u32,
     /// There is a session to send with.
@@ -50,6 +58,8 @@ pub(crate) struct Live {
     pub(crate) is_initiator: bool,
     /// Our initiation is unanswered.
     pub(crate) is_initiating: bool,
+    /// When the unanswered initiation is repeated.
+    pub(crate) retry_at: Option<Instant>,
     /// We answered an initiation with this session, which the other side has not used yet.
     pub(crate) answered: Option<(u32, Instant)>,
     /// Other paths that messages came by, newest last, for answers and for choosing one.
@@ -67,6 +77,14 @@ pub(crate) struct Live {
     pub(crate) owing_since: Option<Instant>,
 }
 
+/// Sessions of another preshared key: they last until their time is over, as WireGuard's do.
+pub(crate) struct Former {
+    pub(crate) noise: Noise,
+    pub(crate) index: u32,
+    /// There is no newer session to send with.
+    pub(crate) seals: bool,
+}
+
 impl PeerState {
     pub(crate) fn new(peer: Peer) -> Self {
         Self {
@@ -77,8 +95,11 @@ impl PeerState {
             path: None,
             newest_initiation: Timestamp::default(),
             last_handshake_at: None,
+            last_handshake_time: None,
             rx_bytes: 0,
             tx_bytes: 0,
+            rx_datagram_bytes: 0,
+            tx_datagram_bytes: 0,
             keepalive: None,
             waiting: Queue::default(),
             is_announced: false,
@@ -107,6 +128,19 @@ impl PeerState {
         known.copied().unwrap_or(Path::to(endpoint))
     }
 
+    pub(crate) fn describe(&self) -> PeerDescription {
+        PeerDescription {
+            key: self.key,
+            preshared_key: self.preshared_key.as_deref().cloned(),
+            endpoint: self.path.map(|path| path.to),
+            last_handshake_at: self.last_handshake_time,
+            rx_bytes: self.rx_datagram_bytes,
+            tx_bytes: self.tx_datagram_bytes,
+            keepalive: self.keepalive,
+            allowed_ips: self.allowed_ips.to_vec(),
+        }
+    }
+
     pub(crate) fn stats(&self, now: Instant) -> PeerStats {
         PeerStats {
             key: self.key,
@@ -120,6 +154,27 @@ impl PeerState {
 }
 
 impl Live {
+    /// What packets are sealed with.
+    pub(crate) fn sealer(&mut self) -> &mut Noise {
+        match self.former.as_deref_mut().filter(|former| former.seals) {
+            Some(former) => &mut former.noise,
+            None => &mut self.noise,
+        }
+    }
+
+    /// What a session's packets are opened with.
+    pub(crate) fn opener(&mut self, session: u32) -> &mut Noise {
+        match self.former.as_deref_mut().filter(|former| former.index == session >> 8) {
+            Some(former) => &mut former.noise,
+            None => &mut self.noise,
+        }
+    }
+
+    pub(crate) fn has_session(&self) -> bool {
+        let former = self.former.as_deref().filter(|former| former.seals);
+        former.map_or(&self.noise, |former| &former.noise).has_session()
+    }
+
     /// A message came by this path.
     pub(crate) fn remember(&mut self, path: Path) {
         self.tried.retain(|other| other.to != path.to);
@@ -150,7 +205,9 @@ impl Live {
     pub(crate) fn new(noise: Noise, index: u32, now: Instant) -> Self {
         Self {
             noise,
+            former: None,
             index,
+            retry_at: None,
             is_established: false,
             is_initiator: false,
             is_initiating: false,
@@ -181,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_idle_peer_is_a_few_hundred_bytes() {
-        assert!(size_of::<PeerState>() <= 320, "{}", size_of::<PeerState>());
+        assert!(size_of::<PeerState>() <= 352, "{}", size_of::<PeerState>());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use crate::{
     PublicKey,
-    peer::{Live, PeerId, PeerState},
+    noise::Noise,
+    peer::{Former, Live, PeerId, PeerState},
 };
 
 /// Session indices: the library adds 8 bits of its own below these.
@@ -91,9 +92,46 @@ impl Peers {
     pub(crate) fn end(&mut self, id: PeerId) -> bool {
         let Some(live) = self.get(id).and_then(|state| state.live.take()) else { return false };
         self.by_index.remove(&live.index);
+        if let Some(former) = &live.former {
+            self.by_index.remove(&former.index);
+        }
         self.live.retain(|&other| other != id);
         self.last = None;
         true
+    }
+
+    /// Puts a session by for another with the given index.
+    pub(crate) fn renew(&mut self, id: PeerId, noise: Noise, index: u32) {
+        let Some(live) = self.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        let old = Former {
+            noise: std::mem::replace(&mut live.noise, noise),
+            index: std::mem::replace(&mut live.index, index),
+            seals: live.is_established,
+        };
+        let dropped = match live.former.as_deref() {
+            // The session in use is older still; what was to replace it never came up.
+            Some(former) if former.seals => Some(old.index),
+            Some(_) | None => live.former.replace(Box::new(old)).map(|former| former.index),
+        };
+        (live.answered, live.is_initiating, live.retry_at) = (None, false, None);
+        if let Some(dropped) = dropped {
+            self.by_index.remove(&dropped);
+        }
+        self.by_index.insert(index, id);
+        self.last = None;
+    }
+
+    pub(crate) fn forget_former(&mut self, id: PeerId) {
+        let live = self.get(id).and_then(|state| state.live.as_deref_mut());
+        if let Some(former) = live.and_then(|live| live.former.take()) {
+            self.by_index.remove(&former.index);
+            self.last = None;
+        }
+    }
+
+    pub(crate) fn ids(&self) -> Vec<PeerId> {
+        let taken = (0..).zip(&self.slots).filter(|(_, state)| state.is_some());
+        taken.map(|(number, _)| PeerId(number)).collect()
     }
 
     pub(crate) fn live(&self) -> &[PeerId] {
@@ -106,10 +144,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::{
-        Peer, PrivateKey,
-        noise::{Identity, Noise},
-    };
+    use crate::{Peer, PrivateKey, noise::Identity};
 
     fn state(byte: u8) -> PeerState {
         let key = PublicKey([byte; 32]);

@@ -39,6 +39,10 @@ impl Queue {
         packets.into_iter()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn clear(&mut self, budget: &mut Budget) {
         drop(self.take(budget));
     }

@@ -20,8 +20,8 @@ pub(crate) struct Routes {
 }
 
 impl Routes {
-    /// Gives a prefix to a peer, taking it from whoever had it.
-    pub(crate) fn insert(&mut self, prefix: IpNet, peer: PeerId) {
+    /// Gives a prefix to a peer, taking it from whoever had it: who that was.
+    pub(crate) fn insert(&mut self, prefix: IpNet, peer: PeerId) -> Option<PeerId> {
         match prefix {
             IpNet::V4(p) => self.v4.insert(p.prefix_len(), p.network().to_bits(), peer),
             IpNet::V6(p) => self.v6.insert(p.prefix_len(), p.network().to_bits(), peer),
@@ -33,6 +33,14 @@ impl Routes {
         match prefix {
             IpNet::V4(p) => self.v4.remove(p.prefix_len(), p.network().to_bits(), peer),
             IpNet::V6(p) => self.v6.remove(p.prefix_len(), p.network().to_bits(), peer),
+        }
+    }
+
+    /// Who has exactly this prefix.
+    pub(crate) fn owner(&self, prefix: IpNet) -> Option<PeerId> {
+        match prefix {
+            IpNet::V4(p) => self.v4.prefixes.get(&(p.prefix_len(), p.network().to_bits())).copied(),
+            IpNet::V6(p) => self.v6.prefixes.get(&(p.prefix_len(), p.network().to_bits())).copied(),
         }
     }
 
@@ -62,14 +70,15 @@ impl<A> Default for Table<A> {
 }
 
 impl<A: Copy + Eq + Hash> Table<A> {
-    fn insert(&mut self, len: u8, network: A, peer: PeerId) {
-        if self.prefixes.insert((len, network), peer).is_some() {
-            return;
+    fn insert(&mut self, len: u8, network: A, peer: PeerId) -> Option<PeerId> {
+        let former = self.prefixes.insert((len, network), peer);
+        if former.is_none() {
+            match self.position(len) {
+                Ok(at) => self.lengths[at].1 += 1,
+                Err(at) => self.lengths.insert(at, (len, 1)),
+            }
         }
-        match self.position(len) {
-            Ok(at) => self.lengths[at].1 += 1,
-            Err(at) => self.lengths.insert(at, (len, 1)),
-        }
+        former
     }
 
     fn remove(&mut self, len: u8, network: A, peer: PeerId) {
@@ -140,7 +149,11 @@ mod tests {
             let (mut routes, mut model) = (Routes::default(), Vec::new());
             for step in &steps {
                 match step {
-                    Step::Insert(prefix, peer) => routes.insert(*prefix, *peer),
+                    Step::Insert(prefix, peer) => {
+                        let former = model.iter().find(|(p, _)| *p == prefix.trunc()).map(|(_, peer)| *peer);
+                        prop_assert_eq!(routes.insert(*prefix, *peer), former);
+                        prop_assert_eq!(routes.owner(*prefix), Some(*peer));
+                    }
                     Step::Remove(prefix, peer) => routes.remove(*prefix, *peer),
                 }
                 naive_step(&mut model, step);

@@ -97,6 +97,19 @@ impl Sockets {
         Ok(())
     }
 
+    /// Goes to another port, or stays if that cannot be; 0 is any.
+    pub(crate) fn rebind(&mut self, port: u16, fwmark: Option<u32>) -> Result<(), StartError> {
+        *self = if port == 0 { Self::open(0, fwmark)? } else { Self::bind(port, fwmark)? };
+        Ok(())
+    }
+
+    pub(crate) fn set_mark(&self, fwmark: Option<u32>) -> Result<(), StartError> {
+        [&self.v4, &self.v6].into_iter().flatten().try_for_each(|socket| {
+            set_mark(&socket2::SockRef::from(&socket.socket), Some(fwmark.unwrap_or(0)))
+                .map_err(StartError::Mark)
+        })
+    }
+
     fn bind(port: u16, fwmark: Option<u32>) -> Result<Self, StartError> {
         let v4 = optional(Socket::bind((Ipv4Addr::UNSPECIFIED, port).into(), fwmark))?;
         let port = match &v4 {

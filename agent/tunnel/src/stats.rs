@@ -25,6 +25,8 @@ pub struct Drops {
     pub malformed: u64,
     /// From the interface: no peer has the destination.
     pub no_route: u64,
+    /// From the interface: the peer's endpoint is not known ([`crate::Policy::WireGuard`]).
+    pub no_endpoint: u64,
     /// From the interface or a peer: the agents' own port.
     pub message_port: u64,
     /// Too many packets waited for a handshake.
@@ -39,7 +41,7 @@ pub struct Drops {
     pub not_wireguard: u64,
     /// A handshake whose MAC is not for this node's key.
     pub bad_mac: u64,
-    /// A handshake that was answered with a cookie, as there were too many.
+    /// A handshake that was answered with a cookie, or not at all, as there were too many.
     pub under_load: u64,
     /// A handshake from a key that is not configured.
     pub unknown_key: u64,

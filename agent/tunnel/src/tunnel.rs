@@ -12,8 +12,10 @@ use std::{
 };
 
 use crate::{
-    Command, Config, Drops, Event, PeerStats,
+    Command, Config, Drops, Event, PeerStats, Policy,
+    device::{Link, LinkWatch},
     socket::Sockets,
+    uapi::{Changes, Description},
     wait::{self, Waker},
     worker::Worker,
 };
@@ -29,10 +31,24 @@ pub enum StartError {
     Thread(io::Error),
 }
 
+/// Why [`Tunnel::configure`] changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigureError {
+    #[error("UDP port {port} cannot be listened on: {source}")]
+    Port { port: u16, source: io::Error },
+    #[error("the sockets' firewall mark could not be set (it needs CAP_NET_ADMIN): {0}")]
+    Mark(io::Error),
+    #[error("the interface is gone")]
+    Stopped,
+}
+
 /// What the thread is asked: an order, or a copy of its counters.
 #[derive(Debug)]
 pub(crate) enum Request {
     Command(Command),
+    Configure(Box<Changes>, SyncSender<Result<(), ConfigureError>>),
+    Describe(SyncSender<Description>),
+    Link(Link),
     Stats(SyncSender<Vec<PeerStats>>),
     Drops(SyncSender<Drops>),
 }
@@ -55,7 +71,19 @@ pub fn start(config: Config, events: impl FnMut(Event) + Send + 'static) -> Resu
     let (waker, wakeups) = wait::pair().map_err(StartError::Thread)?;
     let (requests, inbox) = mpsc::channel();
     let interface = config.device.name().to_owned();
+    let link = (config.policy == Policy::WireGuard).then(|| {
+        let (requests, waker): (Sender<Request>, _) = (requests.clone(), waker.clone());
+        LinkWatch::start(config.device.system(), config.device.mtu(), move |link| {
+            if requests.send(Request::Link(link)).is_ok() {
+                waker.wake();
+            }
+        })
+    });
     let mut worker = Worker::new(config, sockets, listen_port.clone(), Box::new(events));
+    match link.transpose() {
+        Ok(watch) => watch.into_iter().for_each(|watch| worker.watch_link(watch)),
+        Err(error) => tracing::info!(%error, "the interface cannot be watched; it is taken to be up"),
+    }
     let thread = thread::Builder::new()
         .name("tunnel".into())
         .spawn(move || {
@@ -82,6 +110,20 @@ impl Tunnel {
 
     pub fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// Carries out changes: all of them, or none. Waits as [`Tunnel::stats`] does.
+    pub fn configure(&self, changes: Changes) -> Result<(), ConfigureError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.request(Request::Configure(Box::new(changes), reply));
+        answer.recv().unwrap_or(Err(ConfigureError::Stopped))
+    }
+
+    /// Configuration and peers' state; `None` after a fault. Waits as [`Tunnel::stats`] does.
+    pub fn describe(&self) -> Option<Description> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.request(Request::Describe(reply));
+        answer.recv().ok()
     }
 
     /// Every peer's state, in no particular order; empty after a fault. Waits for the thread, which answers between

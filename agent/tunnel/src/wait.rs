@@ -16,6 +16,7 @@ mod unix {
             fd::{AsFd, AsRawFd},
             unix::net::UnixStream,
         },
+        sync::Arc,
     };
 
     use super::{Duration, io};
@@ -34,8 +35,8 @@ mod unix {
     }
 
     /// The end that wakes.
-    #[derive(Debug)]
-    pub(crate) struct Waker(UnixStream);
+    #[derive(Debug, Clone)]
+    pub(crate) struct Waker(Arc<UnixStream>);
 
     /// The end that is woken.
     #[derive(Debug)]
@@ -45,13 +46,13 @@ mod unix {
         let (waker, wakeups) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
         wakeups.set_nonblocking(true)?;
-        Ok((Waker(waker), Wakeups(wakeups)))
+        Ok((Waker(Arc::new(waker)), Wakeups(wakeups)))
     }
 
     impl Waker {
         pub(crate) fn wake(&self) {
             // A full pipe wakes just as well, and a closed one belongs to a thread that has ended.
-            let _ = (&self.0).write(&[1]);
+            let _ = (&*self.0).write(&[1]);
         }
     }
 
@@ -120,7 +121,7 @@ mod unsupported {
     use super::{Duration, io};
     use crate::{device, socket::Sockets};
 
-    #[derive(Debug)]
+    #[derive(Debug, Clone)]
     pub(crate) struct Waker(Infallible);
 
     #[derive(Debug)]

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd},
 };
 
 use ipnet::IpNet;
@@ -57,11 +57,23 @@ impl Device {
         // Needs privileges outside of the own user namespace, too: where it is refused, bursts are dropped earlier.
         let _ = device.set_tx_queue_len(TX_QUEUE_LEN);
         hush(name);
-        device
-            .set_nonblocking(true)
-            .and_then(|()| device.enabled(true))
-            .map_err(|error| error_of(name, error))?;
+        device.set_nonblocking(true).map_err(|error| error_of(name, error))?;
         Ok(Self(device))
+    }
+
+    pub(crate) fn bring_up(&self, name: &str) -> Result<(), DeviceError> {
+        self.0.enabled(true).map_err(|error| error_of(name, error))
+    }
+
+    pub(crate) fn adopt(descriptor: OwnedFd) -> Result<(Self, String, u16), DeviceError> {
+        // SAFETY: the descriptor is open, and handed over.
+        let device = unsafe { SyncDevice::from_fd(descriptor.into_raw_fd()) };
+        let adopted = device.and_then(|device| {
+            device.set_nonblocking(true)?;
+            let (name, mtu) = (device.name()?, device.mtu()?);
+            Ok((Self(device), name, mtu))
+        });
+        adopted.map_err(DeviceError::Descriptor)
     }
 
     pub(crate) fn add_address(&self, address: IpNet) -> io::Result<()> {
@@ -100,13 +112,23 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(_device: &Device, mtu: u16) -> Self {
-        let mtu = usize::from(mtu);
-        let segment = || vec![0; mtu + PADDING].into_boxed_slice();
-        Self {
+        let mut reader = Self {
             packet: vec![0; VIRTIO_NET_HDR_LEN + MAX_PACKET].into_boxed_slice(),
-            segments: (0..MAX_SEGMENTS).map(|_| segment()).collect(),
+            segments: Vec::new(),
             sizes: vec![0; MAX_SEGMENTS],
-            mtu,
+            mtu: 0,
+        };
+        reader.fit(mtu);
+        reader
+    }
+
+    /// Makes room for segments of another MTU.
+    pub(crate) fn fit(&mut self, mtu: u16) {
+        let mtu = usize::from(mtu);
+        if self.mtu != mtu {
+            self.mtu = mtu;
+            let segment = || vec![0; mtu + PADDING].into_boxed_slice();
+            self.segments = (0..MAX_SEGMENTS).map(|_| segment()).collect();
         }
     }
 

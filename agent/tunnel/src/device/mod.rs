@@ -5,6 +5,8 @@ use std::io;
 use ipnet::IpNet;
 
 #[cfg(target_os = "linux")]
+mod link;
+#[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
 mod netlink;
@@ -15,7 +17,18 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 use unsupported as system;
 
+#[cfg(target_os = "linux")]
+pub(crate) use link::LinkWatch;
 pub(crate) use system::{Device as System, Reader, Writer};
+#[cfg(not(target_os = "linux"))]
+pub(crate) use unsupported::LinkWatch;
+
+/// How the interface is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) is_up: bool,
+    pub(crate) mtu: u16,
+}
 
 /// What one read gave.
 #[derive(Debug)]
@@ -42,13 +55,15 @@ pub enum DeviceError {
     NoTun,
     #[error("address {address} could not be set on {name}: {source}")]
     Address { name: String, address: IpNet, source: io::Error },
+    #[error("the descriptor is no TUN interface that can be used: {0}")]
+    Descriptor(io::Error),
     #[error("interfaces are not supported on this system")]
     Unsupported,
     #[error("interface {name}: {source}")]
     Other { name: String, source: io::Error },
 }
 
-/// A TUN interface, up and without addresses until [`Device::set_addresses`]. It is removed with its owner.
+/// A TUN interface, without addresses until [`Device::set_addresses`]. It is removed with its owner.
 #[derive(Debug)]
 pub struct Device {
     inner: system::Device,
@@ -58,9 +73,25 @@ pub struct Device {
 
 impl Device {
     /// Makes an interface in the calling thread's network namespace. Other programs' interfaces are never taken over.
+    /// It is up.
     pub fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
+        let device = Self::create_down(name, mtu)?;
+        device.inner.bring_up(name)?;
+        Ok(device)
+    }
+
+    /// As [`Device::create`], for whoever leaves it to others to bring it up.
+    pub fn create_down(name: &str, mtu: u16) -> Result<Self, DeviceError> {
         let inner = system::Device::create(name, mtu)?;
         Ok(Self { inner, name: name.to_owned(), mtu })
+    }
+
+    /// Takes over an interface that somebody else opened: a TUN descriptor with IFF_NO_PI and without IFF_VNET_HDR,
+    /// therefore without the kernel's offloads.
+    #[cfg(unix)]
+    pub fn adopt(descriptor: std::os::fd::OwnedFd) -> Result<Self, DeviceError> {
+        let (inner, name, mtu) = system::Device::adopt(descriptor)?;
+        Ok(Self { inner, name, mtu })
     }
 
     pub fn name(&self) -> &str {
@@ -81,6 +112,10 @@ impl Device {
                 source,
             })
         })
+    }
+
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
     }
 
     pub(crate) fn system(&self) -> &System {

@@ -4,7 +4,7 @@ use std::{convert::Infallible, io};
 
 use ipnet::IpNet;
 
-use super::{DeviceError, Read};
+use super::{DeviceError, Link, Read};
 
 #[derive(Debug)]
 pub(crate) struct Device(Infallible);
@@ -14,8 +14,29 @@ impl Device {
         Err(DeviceError::Unsupported)
     }
 
+    pub(crate) fn bring_up(&self, _name: &str) -> Result<(), DeviceError> {
+        match self.0 {}
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn adopt(_descriptor: std::os::fd::OwnedFd) -> Result<(Self, String, u16), DeviceError> {
+        Err(DeviceError::Unsupported)
+    }
+
     pub(crate) fn add_address(&self, _address: IpNet) -> io::Result<()> {
         match self.0 {}
+    }
+}
+
+pub(crate) struct LinkWatch(Infallible);
+
+impl LinkWatch {
+    pub(crate) fn start(
+        device: &Device,
+        _mtu: u16,
+        _on_change: impl FnMut(Link) + Send + 'static,
+    ) -> io::Result<Self> {
+        match device.0 {}
     }
 }
 
@@ -24,6 +45,10 @@ pub(crate) struct Reader(Infallible);
 impl Reader {
     pub(crate) fn new(device: &Device, _mtu: u16) -> Self {
         match device.0 {}
+    }
+
+    pub(crate) fn fit(&mut self, _mtu: u16) {
+        match self.0 {}
     }
 
     pub(crate) fn read(&mut self, _device: &Device) -> Read {

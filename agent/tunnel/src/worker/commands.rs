@@ -36,6 +36,13 @@ impl Worker {
     fn handle_request(&mut self, request: Request) -> Result<(), Stop> {
         match request {
             Request::Command(command) => return self.handle_command(command),
+            Request::Configure(changes, reply) => {
+                let _ = reply.send(self.configure(*changes));
+            }
+            Request::Describe(reply) => {
+                let _ = reply.send(self.describe());
+            }
+            Request::Link(link) => self.handle_link(link),
             // Whoever asked may have gone.
             Request::Stats(reply) => {
                 let _ = reply.send(self.peers.iter().map(|state| state.stats(self.now)).collect());
@@ -91,7 +98,9 @@ impl Worker {
             None => self.peers.insert(PeerState::new(peer)),
         };
         if let Some(state) = self.peers.get(id) {
-            state.allowed_ips.iter().for_each(|&prefix| self.routes.insert(prefix, id));
+            state.allowed_ips.iter().for_each(|&prefix| {
+                self.routes.insert(prefix, id);
+            });
         }
     }
 
@@ -110,7 +119,7 @@ impl Worker {
         }
     }
 
-    fn remove(&mut self, id: PeerId) {
+    pub(super) fn remove(&mut self, id: PeerId) {
         self.put_to_rest(id);
         if let Some(state) = self.peers.remove(id) {
             state.allowed_ips.iter().for_each(|&prefix| self.routes.remove(prefix, id));
@@ -150,7 +159,10 @@ impl Worker {
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
         live.is_initiating = true;
+        live.retry_at = None;
         let message = &self.scratch[..len];
+        let copies = if live.trying.is_empty() { state.path.iter().len() } else { live.trying.len() };
+        state.tx_datagram_bytes += (copies * len) as u64;
         if live.trying.is_empty() {
             state.path.iter().for_each(|&path| self.outbox.send(message, path));
         } else {
@@ -185,7 +197,7 @@ impl Worker {
 }
 
 /// IPv4 in IPv6's clothes is IPv4: its packets go through the IPv4 socket.
-fn canonical(endpoint: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(endpoint: SocketAddr) -> SocketAddr {
     match endpoint.ip().to_canonical() {
         ip @ IpAddr::V4(_) => (ip, endpoint.port()).into(),
         IpAddr::V6(_) => endpoint,

@@ -12,18 +12,19 @@ use boringtun::noise::{Tunn, TunnResult};
 use proto::fuzzing::{Target, steps};
 use socket2::{Domain, Socket, Type};
 
-use super::Worker;
+use super::{Local, Worker};
 use crate::{
-    Command, Config, DEFAULT_MTU, Device, Drops, Peer, PrivateKey, PublicKey,
+    Command, Config, DEFAULT_MTU, Device, Drops, Peer, Policy, PrivateKey, PublicKey,
     answers::Answers,
     device::Reader,
     limit::{Activity, Strangers},
-    noise::{Identity, Noise},
+    noise::Noise,
     packet::udp_packet,
     peers::Peers,
     queue::Budget,
     routes::Routes,
     socket::{Path, Sockets},
+    uapi::{Changes, Decoder, Request},
 };
 
 const OWN_SECRET: [u8; 32] = [1; 32];
@@ -37,7 +38,7 @@ const MAC1: usize = 116;
 const MAX_DATAGRAM: usize = 65_507;
 
 /// Every target by its name: that of its binary, and of its folder in the corpus.
-pub const TARGETS: &[(&str, Target)] = &[("datagrams", datagrams), ("packets", packets)];
+pub const TARGETS: &[(&str, Target)] = &[("datagrams", datagrams), ("packets", packets), ("uapi", uapi)];
 
 thread_local! {
     static BENCH: RefCell<Option<Bench>> = const { RefCell::new(None) };
@@ -58,6 +59,22 @@ pub fn packets(bytes: &[u8]) {
         for (kind, bytes) in steps(bytes) {
             bench.send(kind, bytes);
         }
+    });
+}
+
+/// WireGuard's configuration protocol: whatever is asked is carried out, and what is told of it can be asked again.
+pub fn uapi(bytes: &[u8]) {
+    with_bench(|bench| {
+        let (mut decoder, mut input) = (Decoder::new(|name| name.len().try_into().ok()), bytes);
+        while let Some(request) = decoder.next(&mut input) {
+            match request {
+                Ok(Request::Set(changes)) => drop(bench.worker.configure(*changes)),
+                Ok(Request::Get) => assert!(bench.worker.describe().to_text().is_ascii()),
+                Err(refusal) => assert!(refusal.errno > 0),
+            }
+        }
+        let everything = Changes { replace_peers: true, ..Changes::default() };
+        bench.worker.configure(everything).expect("nothing that can fail");
     });
 }
 
@@ -94,7 +111,8 @@ impl Bench {
         let tap = tap(device.name());
         let reader = Reader::new(device.system(), device.mtu());
         let config = Config {
-            private_key: PrivateKey::from(OWN_SECRET),
+            private_key: Some(PrivateKey::from(OWN_SECRET)),
+            policy: Policy::Owner,
             device,
             listen_port: 0,
             fwmark: None,
@@ -110,7 +128,8 @@ impl Bench {
     /// As after the start, with one peer that has a session: so that an input finds again what it found.
     fn reset(&mut self) {
         let (worker, now) = (&mut self.worker, Instant::now());
-        worker.identity = Identity::new(&PrivateKey::from(OWN_SECRET));
+        worker.local = Some(Local::new(PrivateKey::from(OWN_SECRET)));
+        worker.revivals.clear();
         (worker.answers, worker.peers, worker.routes) =
             (Answers::default(), Peers::default(), Routes::default());
         (worker.budget, worker.drops) = (Budget::default(), Drops::default());

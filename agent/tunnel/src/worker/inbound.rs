@@ -1,10 +1,10 @@
 //! Network to interface, and the handshakes in between.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Worker;
 use crate::{
-    Event, initiation,
+    Event, Policy, initiation,
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
@@ -46,12 +46,15 @@ impl Worker {
     }
 
     pub(super) fn handle_datagram(&mut self, path: Path, datagram: &[u8]) {
+        if !self.is_up {
+            return;
+        }
         match Kind::of(datagram) {
             Some(Kind::Data(session)) => self.handle_data(path, session, datagram),
-            Some(Kind::Initiation) => self.handle_initiation(path, datagram),
+            Some(Kind::Initiation) => self.timed(|worker| worker.handle_initiation(path, datagram)),
             Some(kind @ Kind::Response(session)) => {
                 if self.admit(path, datagram) {
-                    self.handle_response(path, kind, session, datagram);
+                    self.timed(|worker| worker.handle_response(path, kind, session, datagram));
                 }
             }
             Some(kind @ Kind::Cookie(session)) => self.handle_cookie(kind, session, datagram),
@@ -70,10 +73,17 @@ impl Worker {
         if self.writer.is_full() {
             self.write();
         }
-        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
-        match live.noise.open(Kind::Data(session), datagram, self.writer.room()) {
-            Opened::Packet(len) => self.handle_packet(id, path, session, len),
-            Opened::Keepalive => self.on_heard(id, path, session, true),
+        let Some(state) = self.peers.get(id) else { return };
+        let Some(live) = state.live.as_deref_mut() else { return };
+        match live.opener(session).open(Kind::Data(session), datagram, self.writer.room()) {
+            Opened::Packet(len) => {
+                state.rx_datagram_bytes += datagram.len() as u64;
+                self.handle_packet(id, path, session, len);
+            }
+            Opened::Keepalive => {
+                state.rx_datagram_bytes += datagram.len() as u64;
+                self.on_heard(id, path, session, true);
+            }
             Opened::Answer { .. } | Opened::Established(_) | Opened::Cookie | Opened::Refused => {
                 self.drops.not_authentic += 1;
             }
@@ -115,6 +125,10 @@ impl Worker {
         let source = packet::source(packet);
         let is_message = self.message_port.is_some_and(|port| packet::is_to_udp_port(packet, port));
         let Some((state, source)) = self.peers.get(id).zip(source) else { return Verdict::BadSource };
+        let is_allowed = match self.policy {
+            Policy::Owner => state.may_send_from(source),
+            Policy::WireGuard => self.routes.lookup(source) == Some(id),
+        };
         if is_message {
             return if state.own_address() == Some(source) {
                 Verdict::Message
@@ -122,7 +136,7 @@ impl Worker {
                 Verdict::ForgedMessage
             };
         }
-        if state.may_send_from(source) { Verdict::Deliver } else { Verdict::BadSource }
+        if is_allowed { Verdict::Deliver } else { Verdict::BadSource }
     }
 
     fn deliver_message(&mut self, id: PeerId, path: Path, len: usize) {
@@ -160,7 +174,10 @@ impl Worker {
             return;
         }
         let Some(live) = state.live.as_deref_mut().filter(|live| live.roams_from <= now) else { return };
-        live.roams_from = now + ROAMING_HOLD;
+        live.roams_from = match self.policy {
+            Policy::Owner => now + ROAMING_HOLD,
+            Policy::WireGuard => now,
+        };
         state.path = Some(path);
         let peer = state.key;
         self.emit(Event::EndpointChanged { peer, endpoint: path.to });
@@ -173,14 +190,17 @@ impl Worker {
         live.is_established = true;
         live.is_initiator = initiator;
         live.is_initiating = false;
+        live.retry_at = None;
         live.trying.clear();
         live.on_heard();
+        live.former.iter_mut().for_each(|former| former.seals = false);
         if !initiator {
             live.answered = None;
             self.answers.remove(id);
         }
         state.path = Some(path);
         state.last_handshake_at = Some(now);
+        state.last_handshake_time = Some(SystemTime::now());
         let peer = state.key;
         self.send_waiting(id);
         self.emit(Event::HandshakeDone { peer, endpoint: path.to, initiator });
@@ -188,15 +208,27 @@ impl Worker {
 
     /// The MAC and the load; what fails is answered or counted here.
     fn admit(&mut self, path: Path, datagram: &[u8]) -> bool {
-        match self.identity.admit(path.to.ip(), datagram, &mut self.scratch) {
+        let Some(local) = &mut self.local else { return false };
+        match local.identity.admit(path.to.ip(), datagram, self.now, &mut self.scratch) {
             Admission::Granted => return true,
             Admission::Cookie(len) => {
                 self.drops.under_load += 1;
                 self.outbox.send(&self.scratch[..len], path);
             }
+            Admission::TooMany => self.drops.under_load += 1,
             Admission::BadMac => self.drops.bad_mac += 1,
         }
         false
+    }
+
+    /// Handshakes are limited by the time they take.
+    fn timed(&mut self, handle: impl FnOnce(&mut Self)) {
+        let begin = Instant::now();
+        handle(self);
+        let (took, now) = (begin.elapsed(), self.now);
+        if let Some(local) = &mut self.local {
+            local.identity.spend(took, now);
+        }
     }
 
     fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
@@ -208,7 +240,8 @@ impl Worker {
         if !self.admit(path, datagram) {
             return;
         }
-        let Some(sender) = self.opener.sender(initiation) else {
+        let Some(local) = &self.local else { return };
+        let Some(sender) = local.opener.sender(initiation) else {
             self.drops.not_authentic += 1;
             return;
         };
@@ -216,7 +249,7 @@ impl Worker {
             self.drops.unknown_key += 1;
             return;
         };
-        let Some(timestamp) = self.opener.timestamp(&sender, initiation) else {
+        let Some(timestamp) = local.opener.timestamp(&sender, initiation) else {
             self.drops.not_authentic += 1;
             return;
         };
@@ -232,6 +265,7 @@ impl Worker {
         self.answer(id, path, initiation);
         if let Some(state) = self.peers.get(id) {
             state.newest_initiation = timestamp;
+            state.rx_datagram_bytes += datagram.len() as u64;
         }
     }
 
@@ -244,8 +278,12 @@ impl Worker {
             Opened::Answer { len, index } => {
                 live.answered = Some((index, now));
                 live.is_initiating = false;
+                live.retry_at = None;
                 self.answers.insert(initiation, id, &answer[..len], now);
                 self.outbox.send(&answer[..len], path);
+                if let Some(state) = self.peers.get(id) {
+                    state.tx_datagram_bytes += len as u64;
+                }
             }
             Opened::Packet(_)
             | Opened::Keepalive
@@ -260,10 +298,15 @@ impl Worker {
             self.drops.unknown_index += 1;
             return;
         };
-        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
-        match live.noise.open(kind, datagram, &mut self.scratch) {
+        let Some(state) = self.peers.get(id) else { return };
+        let Some(live) = state.live.as_deref_mut() else { return };
+        match live.opener(session).open(kind, datagram, &mut self.scratch) {
+            // Made with a preshared key that was changed since.
+            Opened::Established(_) if live.index != session >> 8 => self.drops.unknown_index += 1,
             Opened::Established(len) => {
                 live.on_sent(self.now);
+                state.rx_datagram_bytes += datagram.len() as u64;
+                state.tx_datagram_bytes += len as u64;
                 self.outbox.send(&self.scratch[..len], path);
                 self.establish(id, path, true);
             }

@@ -4,18 +4,23 @@
 //! from the interface, and waits only when there was nothing of either. The clock is read once per turn.
 //!
 //! - `commands`: what the owner orders
+//! - `configure`: what is asked through WireGuard's configuration protocol
 //! - `inbound`: network to interface, and handshakes
 //! - `outbound`: interface to network, and packets that wait
 //! - `timers`: sessions' time, keepalives, reports
+//! - `unled`: what WireGuard's rules ask for where no owner decides
 
 mod commands;
+mod configure;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]
 pub mod fuzzing;
 mod inbound;
 mod outbound;
 mod timers;
+mod unled;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::IpAddr,
     sync::{Arc, atomic::AtomicU16, mpsc::Receiver},
@@ -23,9 +28,9 @@ use std::{
 };
 
 use crate::{
-    Config, Device, Drops, Event,
+    Config, Device, Drops, Event, Policy, PrivateKey,
     answers::Answers,
-    device::{Reader, Writer},
+    device::{LinkWatch, Reader, Writer},
     initiation::Opener,
     limit::{Activity, Strangers},
     noise::{HANDSHAKE_ROOM, Identity, Noise},
@@ -48,14 +53,33 @@ enum Stop {
     Fault(String),
 }
 
-pub(crate) struct Worker {
+/// The node's own key, and what is derived from it.
+struct Local {
+    key: PrivateKey,
     identity: Identity,
     opener: Opener,
+}
+
+impl Local {
+    fn new(key: PrivateKey) -> Self {
+        Self { identity: Identity::new(&key), opener: Opener::new(key.0.clone()), key }
+    }
+}
+
+pub(crate) struct Worker {
+    policy: Policy,
+    local: Option<Local>,
     answers: Answers,
     device: Device,
+    /// Told by [`Worker::link_watch`]; without one, taken for granted.
+    is_up: bool,
+    /// Ends before the device, whose descriptor it shares.
+    link_watch: Option<LinkWatch>,
     addresses: Vec<IpAddr>,
     message_port: Option<u16>,
     fwmark: Option<u32>,
+    /// 0 is any.
+    wanted_port: u16,
     listen_port: Arc<AtomicU16>,
     outbox: Outbox,
     writer: Writer,
@@ -68,6 +92,8 @@ pub(crate) struct Worker {
     strangers: Strangers,
     now: Instant,
     next_tick_at: Instant,
+    /// Handshakes and keepalives to come, one by one.
+    revivals: BTreeSet<(Instant, PeerId)>,
     /// Where single messages are built.
     scratch: [u8; HANDSHAKE_ROOM],
 }
@@ -76,14 +102,17 @@ impl Worker {
     pub(crate) fn new(config: Config, sockets: Sockets, listen_port: Arc<AtomicU16>, events: Events) -> Self {
         let now = Instant::now();
         Self {
-            identity: Identity::new(&config.private_key),
-            opener: Opener::new(config.private_key.0),
+            policy: config.policy,
+            local: config.private_key.map(Local::new),
+            is_up: true,
+            link_watch: None,
             answers: Answers::default(),
             writer: Writer::new(config.device.system(), MESSAGES),
             device: config.device,
             addresses: config.addresses,
             message_port: config.message_port,
             fwmark: config.fwmark,
+            wanted_port: config.listen_port,
             listen_port,
             outbox: Outbox::new(sockets),
             peers: Peers::default(),
@@ -95,8 +124,15 @@ impl Worker {
             strangers: Strangers::new(now),
             now,
             next_tick_at: now,
+            revivals: BTreeSet::new(),
             scratch: [0; HANDSHAKE_ROOM],
         }
+    }
+
+    /// From now on the worker knows whether its interface is up, and its MTU.
+    pub(crate) fn watch_link(&mut self, watch: LinkWatch) {
+        self.is_up = false;
+        self.link_watch = Some(watch);
     }
 
     /// Works until shut down, or until the interface or the sockets are gone.
@@ -116,7 +152,12 @@ impl Worker {
 
     /// The last report.
     pub(crate) fn fail(&mut self, what: String) {
-        tracing::error!(interface = self.device.name(), what, "the data plane has stopped");
+        let interface = self.device.name();
+        match self.policy {
+            Policy::Owner => tracing::error!(interface, what, "the data plane has stopped"),
+            // Whoever made the interface may delete it.
+            Policy::WireGuard => tracing::info!(interface, what, "the data plane has stopped"),
+        }
         self.emit(Event::Fault { what });
     }
 
@@ -130,6 +171,7 @@ impl Worker {
         self.now = Instant::now();
         let ordered = self.handle_requests(inbox)?;
         let received = self.receive(arena);
+        reader.fit(self.device.mtu());
         let sent = self.send(reader)?;
         self.handle_timers();
         self.outbox.flush();
@@ -152,9 +194,10 @@ impl Worker {
     /// Makes a peer live, if it is not. `None` if that is impossible.
     fn wake(&mut self, id: PeerId) -> Option<&mut Live> {
         if self.peers.get(id)?.live.is_none() {
+            let identity = &self.local.as_ref()?.identity;
             let index = self.peers.free_index()?;
             let state = self.peers.get(id)?;
-            let noise = Noise::new(&self.identity, state.key, state.preshared_key.as_deref(), index);
+            let noise = Noise::new(identity, state.key, state.preshared_key.as_deref(), index);
             self.peers.begin(id, Live::new(noise, index, self.now));
         }
         self.peers.get(id)?.live.as_deref_mut()
@@ -173,6 +216,7 @@ impl Worker {
     /// The session is gone and nobody is making another.
     fn lose(&mut self, id: PeerId) {
         self.put_to_rest(id);
+        self.revive_later(id);
         if let Some(peer) = self.peers.get(id).map(|state| state.key) {
             self.emit(Event::SessionLost { peer });
         }
@@ -181,8 +225,9 @@ impl Worker {
     /// Pads and seals a packet that is not in the reader's buffers.
     fn seal_copy(&mut self, id: PeerId, mut packet: Vec<u8>, path: Path) {
         packet.resize(padded_len(packet.len(), usize::from(self.device.mtu())), 0);
-        if let Some(live) = self.peers.get(id).and_then(|state| state.established()) {
-            self.outbox.seal(&mut live.noise, &packet, path);
+        let Some(state) = self.peers.get(id) else { return };
+        if let Some(live) = state.live.as_deref_mut().filter(|live| live.is_established) {
+            state.tx_datagram_bytes += self.outbox.seal(live.sealer(), &packet, path);
         }
     }
 

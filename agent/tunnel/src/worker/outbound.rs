@@ -2,7 +2,7 @@
 
 use super::{Stop, Worker};
 use crate::{
-    Event,
+    Event, Policy,
     device::{Read, Reader},
     packet,
     peer::PeerId,
@@ -59,9 +59,10 @@ impl Worker {
         let state = self.peers.get(id)?;
         let path = state.path?;
         let live = state.live.as_deref_mut().filter(|live| live.is_established)?;
+        let noise = live.sealer();
         for index in 0..count {
             state.tx_bytes += reader.segment(index).len() as u64;
-            self.outbox.seal(&mut live.noise, reader.padded(index), path);
+            state.tx_datagram_bytes += self.outbox.seal(noise, reader.padded(index), path);
         }
         live.on_data_sent(self.now);
         if !state.is_active {
@@ -74,15 +75,23 @@ impl Worker {
     /// Puts packets by until there is a session.
     fn keep_segments(&mut self, id: PeerId, reader: &Reader, count: usize) {
         let Some(state) = self.peers.get(id) else { return };
+        if self.policy == Policy::WireGuard && state.path.is_none() {
+            self.drops.no_endpoint += count as u64;
+            return;
+        }
         for index in 0..count {
             if !state.waiting.push(reader.segment(index), &mut self.budget) {
                 self.drops.queue_full += 1;
             }
         }
-        if !state.is_announced {
-            state.is_announced = true;
-            let peer = state.key;
-            self.emit(Event::PacketWaiting { peer });
+        match self.policy {
+            Policy::WireGuard => self.want_session(id),
+            Policy::Owner if !state.is_announced => {
+                state.is_announced = true;
+                let peer = state.key;
+                self.emit(Event::PacketWaiting { peer });
+            }
+            Policy::Owner => {}
         }
     }
 

@@ -22,7 +22,8 @@ const RENEW_PASSIVE_AFTER: Duration = Duration::from_secs(165);
 impl Worker {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let tick = (!self.peers.live().is_empty()).then_some(self.next_tick_at);
-        [tick, self.activity.deadline()].into_iter().flatten().min()
+        let revival = self.revivals.first().map(|&(at, _)| at);
+        [tick, revival, self.activity.deadline()].into_iter().flatten().min()
     }
 
     pub(super) fn handle_timers(&mut self) {
@@ -31,6 +32,7 @@ impl Worker {
             let live = self.peers.live().to_vec();
             live.into_iter().for_each(|id| self.tick(id));
         }
+        self.revive();
         self.report();
     }
 
@@ -55,13 +57,35 @@ impl Worker {
         let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
         match live.noise.tick(&mut self.scratch) {
             Tick::Nothing => {}
+            Tick::Initiation(_) if live.is_initiating => self.retry_later(id),
             Tick::Initiation(len) => self.spread_initiation(id, len),
             Tick::Keepalive(len) => self.send_keepalive(id, len),
             Tick::GaveUp => return self.lose(id),
         }
+        self.tick_former(id);
         if self.age(id) {
             self.check_answers(id);
             self.keep_alive(id);
+            // The other side began a handshake and did not end it.
+            if self.has_packets(id) {
+                self.want_session(id);
+            }
+        }
+    }
+
+    /// Sessions of another preshared key age, too. When they would be renewed, it is with the new key.
+    fn tick_former(&mut self, id: PeerId) {
+        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        let is_initiating = live.is_initiating;
+        let Some(former) = live.former.as_deref_mut() else { return };
+        let (tick, seals) = (former.noise.tick(&mut self.scratch), former.seals);
+        if !former.noise.has_session() {
+            self.peers.forget_former(id);
+        }
+        match tick {
+            Tick::Keepalive(len) if seals => self.send_keepalive(id, len),
+            Tick::Initiation(_) if seals && !is_initiating => self.send_initiation(id),
+            Tick::Nothing | Tick::Initiation(_) | Tick::Keepalive(_) | Tick::GaveUp => {}
         }
     }
 
@@ -70,6 +94,7 @@ impl Worker {
         let Some(state) = self.peers.get(id) else { return };
         if let (Some(path), Some(live)) = (state.path, state.live.as_deref_mut()) {
             live.on_sent(self.now);
+            state.tx_datagram_bytes += len as u64;
             self.outbox.send(&self.scratch[..len], path);
         }
     }
@@ -79,12 +104,13 @@ impl Worker {
         let now = self.now;
         let Some(state) = self.peers.get(id) else { return false };
         let (peer, Some(live)) = (state.key, state.live.as_deref_mut()) else { return false };
-        let has_ended = live.is_established && !live.noise.has_session();
+        let has_ended = live.is_established && !live.has_session();
         live.is_established &= !has_ended;
         live.answered = live.answered.filter(|(_, at)| now.saturating_duration_since(*at) < UNPROVEN_FOR);
         let is_wanted = live.is_established || live.is_initiating || live.answered.is_some();
         if !is_wanted {
             self.peers.end(id);
+            self.revive_later(id);
         }
         if has_ended {
             self.emit(Event::SessionLost { peer });
@@ -110,12 +136,12 @@ impl Worker {
         let now = self.now;
         let Some(state) = self.peers.get(id) else { return };
         let (Some(path), interval) = (state.path, state.keepalive) else { return };
-        let Some(live) = state.established() else { return };
+        let Some(live) = state.live.as_deref_mut().filter(|live| live.is_established) else { return };
         let since = |at: Instant| now.saturating_duration_since(at);
         let is_owed = live.owing_since.is_some_and(|at| since(at) >= KEEPALIVE_TIMEOUT);
         if is_owed || interval.is_some_and(|interval| since(live.sent_at) >= interval) {
             live.on_sent(now);
-            self.outbox.seal(&mut live.noise, &[], path);
+            state.tx_datagram_bytes += self.outbox.seal(live.sealer(), &[], path);
         }
         if interval.is_some() {
             self.renew(id);

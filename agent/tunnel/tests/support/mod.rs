@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_tunnel::{Config, DEFAULT_MTU, Device, Event, Peer, PrivateKey, PublicKey, Tunnel, start};
+use agent_tunnel::{Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Tunnel, start};
 
 /// Longer than anything awaited here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -149,7 +149,8 @@ impl Node {
             let device = Device::create("hf0", DEFAULT_MTU).unwrap();
             device.set_addresses(&[format!("{}/10", overlay(number)).parse().unwrap()]).unwrap();
             let config = Config {
-                private_key: key(number),
+                private_key: Some(key(number)),
+                policy: Policy::Owner,
                 device,
                 listen_port: port,
                 fwmark: None,
