@@ -1,7 +1,8 @@
 //! The `agent` program: the command line, the daemon that drives `agent-core`, and what differs between systems.
 //!
 //! `cli` has a file per command. `daemon` is one event loop: it does what the core's outputs say and decides nothing itself. `local` is the socket between
-//! the two, `config` the settings, `state_dir` what is kept on disk, `platform` the only place that knows the operating system.
+//! the two, `config` the settings, `state_dir` what is kept on disk, `platform` the only place that knows the operating system. `wg` is
+//! plain WireGuard.
 
 mod cli;
 mod config;
@@ -12,6 +13,7 @@ pub mod fuzzing;
 mod local;
 mod platform;
 mod state_dir;
+mod wg;
 
 /// Runs the command that this process was started with.
 pub fn main() -> std::process::ExitCode {

@@ -36,6 +36,17 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Failed(error) | Self::Usage(error) | Self::NotRunning(error) | Self::NotEnrolled(error) => {
+                write!(f, "{error:#}")
+            }
+            Self::NobodyReads => f.write_str("nobody reads"),
+        }
+    }
+}
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match &error {

@@ -18,6 +18,7 @@ mod up;
 mod version;
 mod view;
 mod wait;
+mod wg;
 
 use crate::{
     config::{self, File, Options},
@@ -99,6 +100,8 @@ enum Command {
     Logout,
     /// Run the agent here; for services
     Daemon(daemon::Args),
+    /// Serve a plain WireGuard interface, for wg and wg-quick; it knows nothing of the mesh
+    Wg(wg::Args),
     /// Print the version
     Version,
     /// Print a script that completes this command line in a shell
@@ -106,7 +109,7 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(wg::arguments(std::env::args_os()));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::report(&Failure::failed(error)),
@@ -132,6 +135,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Wait(args) => wait::run(&Context::load(global)?, &args).await,
         Command::Logout => logout::run(&Context::load(global)?).await,
         Command::Daemon(args) => daemon::run(global, args).await,
+        Command::Wg(args) => wg::run(global, args).await,
         Command::Version => version::run(),
         Command::Completion(args) => completion::run(&args),
     }
@@ -170,16 +174,22 @@ impl Context {
         Ok(flags.or(&environment))
     }
 
+    fn start_log(&self) -> Result<(), Failure> {
+        self.global.start_log()
+    }
+}
+
+impl Global {
     /// Logs go to standard error. The noise protocol's library calls ordinary things errors: its target is left out.
     fn start_log(&self) -> Result<(), Failure> {
-        let filter = match &self.global.log_level {
+        let filter = match &self.log_level {
             Some(filter) => filter.clone(),
             None => std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()),
         };
         let filter = EnvFilter::try_new(format!("{filter},boringtun=off")).map_err(Failure::usage)?;
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-        match self.global.log_format {
+        match self.log_format {
             LogFormat::Text => log.init(),
             LogFormat::Json => log.json().init(),
         }

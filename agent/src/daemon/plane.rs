@@ -2,10 +2,13 @@
 //! the tunnel's.
 
 use super::MARK;
-use crate::platform::Routes;
+use crate::{
+    platform::{Routes, UapiListener},
+    wg,
+};
 use agent_core::io::{TunnelCommand, TunnelEvent};
 use agent_tunnel::{
-    Command, Config, DEFAULT_MTU, Device, DeviceError, Event, Peer, PrivateKey, StartError, Tunnel,
+    Command, Config, DEFAULT_MTU, Device, DeviceError, Event, Peer, Policy, PrivateKey, StartError, Tunnel,
 };
 use ipnet::IpNet;
 use proto::{AGENT_PORT, key::NodeSecret};
@@ -17,7 +20,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 /// So many events wait for the event loop; beyond, those that may be lost are.
 const BACKLOG: usize = 4096;
@@ -52,6 +55,8 @@ pub(super) struct Plane {
     usable: Vec<IpAddr>,
     overlay: Vec<IpNet>,
     routes: Option<Routes>,
+    /// Shows the interface to `wg`.
+    uapi: Option<JoinHandle<()>>,
     sender: EventSender,
 }
 
@@ -88,6 +93,7 @@ impl Plane {
             usable: Vec::new(),
             overlay: Vec::new(),
             routes: None,
+            uapi: None,
             sender: EventSender { sender, queued },
         };
         Ok((plane, events))
@@ -131,7 +137,8 @@ impl Plane {
             }
         }
         let config = Config {
-            private_key: PrivateKey::from(*self.secret.expose()),
+            private_key: Some(PrivateKey::from(*self.secret.expose())),
+            policy: Policy::Owner,
             device,
             listen_port: self.listen_port,
             fwmark: Some(MARK),
@@ -145,9 +152,24 @@ impl Plane {
             tracing::info!(wanted = self.listen_port, "the port is taken; another is used");
         }
         self.tunnel = Some(Arc::new(tunnel));
+        self.show();
         self.addresses = addresses;
         self.usable = usable;
         Ok(())
+    }
+
+    /// Lets `wg show` see the interface. It is of no use to the mesh: without it the agent runs on.
+    fn show(&mut self) {
+        match UapiListener::bind(&self.interface) {
+            Ok(listener) => {
+                let tunnel = self.tunnel();
+                self.uapi =
+                    Some(tokio::spawn(
+                        async move { wg::serve(&listener, tunnel, wg::Access::ReadOnly).await },
+                    ));
+            }
+            Err(error) => tracing::info!(%error, "`wg show` will not see the interface"),
+        }
     }
 
     async fn route(&mut self, overlay: Vec<IpNet>) {
@@ -167,6 +189,11 @@ impl Plane {
     pub(super) async fn stop(&mut self) {
         if let Some(routes) = self.routes.take() {
             routes.remove().await;
+        }
+        if let Some(uapi) = self.uapi.take() {
+            uapi.abort();
+            // Cancelled, as it was told.
+            let _ = uapi.await;
         }
         self.device = None;
         self.addresses.clear();

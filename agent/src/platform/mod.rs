@@ -11,12 +11,21 @@ mod unsupported;
 use unsupported as system;
 
 pub(crate) use system::{
-    Alarm, LocalListener, LocalStream, NetworkWatch, Routes, StopSignals, boot_time, clean_up, connect_local,
-    create_private_dir, create_private_file, detach, hostname, is_open_to_others, is_own_file, make_private,
-    os_version, prepare_control_socket,
+    Alarm, LocalListener, LocalStream, NetworkWatch, Routes, StopSignals, UapiListener, boot_time, clean_up,
+    connect_local, create_private_dir, create_private_file, detach, hostname, inherited, interface_index,
+    is_open_to_others, is_own_file, make_private, os_version, prepare_control_socket,
 };
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr, path::PathBuf};
+
+/// Why WireGuard's tools cannot find an interface.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UapiError {
+    #[error("another process serves {}: end it first", .0.display())]
+    InUse(PathBuf),
+    #[error("the configuration socket {} cannot be made: {source}", .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
 
 /// How this machine is connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

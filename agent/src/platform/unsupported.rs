@@ -1,6 +1,6 @@
 //! Systems that are not supported yet: everything compiles, and starting says so.
 
-use super::Network;
+use super::{Network, UapiError};
 use agent_core::BootTime;
 use ipnet::IpNet;
 use socket2::Socket;
@@ -58,6 +58,39 @@ impl Drop for LocalListener {
     fn drop(&mut self) {
         match self.0 {}
     }
+}
+
+#[derive(Debug)]
+pub(crate) struct UapiListener(Infallible);
+
+impl UapiListener {
+    pub(crate) fn bind(interface: &str) -> Result<Self, UapiError> {
+        unsupported().map_err(|source| UapiError::Io { path: interface.into(), source })
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn adopt(interface: &str, _listener: std::os::fd::OwnedFd) -> Result<Self, UapiError> {
+        Self::bind(interface)
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn accept(&self) -> LocalStream {
+        match self.0 {}
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn removed(&self) {
+        match self.0 {}
+    }
+}
+
+#[cfg(unix)]
+pub(crate) fn inherited(_number: std::os::fd::RawFd) -> Option<std::os::fd::OwnedFd> {
+    None
+}
+
+pub(crate) fn interface_index(_name: &str) -> Option<u32> {
+    None
 }
 
 #[derive(Debug)]

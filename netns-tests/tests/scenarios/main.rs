@@ -34,6 +34,8 @@ mod removal;
 mod replaced;
 mod restarts;
 mod two_servers;
+mod wg;
+mod wg_life;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -164,6 +166,21 @@ const CASES: &[Case] = &[
     together("job_a_frozen_holder_acts_on_nothing", jobs::a_frozen_holder_acts_on_nothing),
     together("database_slow", database_away::slow),
     together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
+    alone("wg_is_configured_by_wg", wg::is_configured_by_wg),
+    alone("wg_preshared_key_is_added_without_loss", wg::preshared_key_is_added_without_loss),
+    alone("wg_endpoints_follow_their_peers", wg::endpoints_follow_their_peers),
+    alone(
+        "wg_the_most_specific_peer_is_spoken_to_and_believed",
+        wg::the_most_specific_peer_is_spoken_to_and_believed,
+    ),
+    alone("wg_thousands_of_peers_are_loaded_at_once", wg::thousands_of_peers_are_loaded_at_once),
+    alone("wg_carries_tcp_over_both_families", wg::carries_tcp_over_both_families),
+    alone("wg_quick_brings_it_up_and_down", wg_life::wg_quick_brings_it_up_and_down),
+    alone("wg_moves_to_another_namespace", wg_life::moves_to_another_namespace),
+    alone("wg_starts_again_after_kill_9_and_only_once", wg_life::starts_again_after_kill_9_and_only_once),
+    alone("wg_the_meshs_interface_is_shown_and_not_set", wg_life::the_meshs_interface_is_shown_and_not_set),
+    together("wg_keepalives_hold_a_translator_open", wg::keepalives_hold_a_translator_open),
+    together("wg_hostile_callers_harm_nobody", wg_life::hostile_callers_harm_nobody),
     together(
         "admission_one_setup_key_on_both_servers_at_once",
         admission::one_setup_key_on_both_servers_at_once,
@@ -230,6 +247,7 @@ fn main() -> Result<()> {
         Binaries::build()?;
     }
     sandbox::enter()?;
+    sandbox::own_run_directory()?;
     let binaries = if needs_binaries { Binaries::locate()? } else { Binaries::none() };
     let run = Run::new(binaries)?;
     run.all(&wanted);

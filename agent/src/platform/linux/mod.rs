@@ -6,6 +6,7 @@ mod local;
 mod network;
 mod process;
 mod routes;
+mod uapi;
 
 pub(crate) use clock::{Alarm, boot_time};
 pub(crate) use files::{
@@ -15,3 +16,4 @@ pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
 pub(crate) use process::{StopSignals, detach, hostname, os_version};
 pub(crate) use routes::{Routes, clean_up};
+pub(crate) use uapi::{UapiListener, inherited, interface_index};
