@@ -12,6 +12,10 @@ const ENDED_KEYS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Clocks of agents that are wrong by so much are no reason to believe who was removed.
 const CLOCK_MARGIN: Duration = Duration::from_secs(24 * 3600);
 
+/// A server that fell silent, and did not take its leave, may be cut from the database alone and still have its agents: whoever sat there counts as there for so
+/// long. If it comes back before, it says itself who is there.
+const SILENT_SERVER_GRACE: Duration = Duration::from_secs(24 * 3600);
+
 /// How long nobody could reach the node although some server could have served it. `None`: it is there.
 pub fn absence(node: &Node, seen: LastSeen, attendance: &Attendance) -> Option<Duration> {
     // Who asks to enter again is on its way.
@@ -19,6 +23,9 @@ pub fn absence(node: &Node, seen: LastSeen, attendance: &Attendance) -> Option<D
     match seen {
         LastSeen::Online => None,
         LastSeen::Until(at) => Some(attendance.now.since(at.max(heard_of))),
+        LastSeen::Unheard(at) => {
+            Some(attendance.now.since(at.saturating_add(SILENT_SERVER_GRACE).max(heard_of)))
+        }
         LastSeen::Never => Some(attendance.now.since(heard_of)),
     }
 }
@@ -70,6 +77,16 @@ mod tests {
         assert_eq!(absence(&node, LastSeen::Never, &at(900, 0)), Some(Duration::from_secs(900)));
         let asked_again = Node { updated_at: seconds(880), ..node };
         assert_eq!(absence(&asked_again, went, &at(900, 0)), Some(Duration::from_secs(20)));
+    }
+
+    #[test]
+    fn who_sat_at_a_server_that_fell_silent_is_not_absent_for_a_day() {
+        let (_, node) = testing::with_node("a");
+        let silent = LastSeen::Unheard(seconds(300));
+        let grace_s = SILENT_SERVER_GRACE.as_secs();
+        assert_eq!(absence(&node, silent, &at(300 + grace_s, 0)), Some(Duration::ZERO));
+        assert_eq!(absence(&node, silent, &at(360 + grace_s, 0)), Some(Duration::from_secs(60)));
+        assert_eq!(absence(&node, silent, &at(360 + grace_s, 350 + grace_s)), Some(Duration::from_secs(10)));
     }
 
     #[test]

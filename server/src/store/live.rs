@@ -172,8 +172,10 @@ impl SeenSession {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastSeen {
     Online,
-    /// It went, or its server's lease ended, at this time.
+    /// It went, or its server took its leave, at this time.
     Until(UnixTime),
+    /// It was at a server that fell silent then, and was not heard of since: it went, or is there still.
+    Unheard(UnixTime),
     Never,
 }
 

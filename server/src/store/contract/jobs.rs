@@ -27,6 +27,7 @@ on_both_databases!(
     who_was_frozen_past_its_lease_acts_on_nothing,
     ephemeral_nodes_that_stay_away_are_removed_once_by_two_servers,
     nobody_is_removed_for_a_time_when_no_server_lived,
+    ephemeral_nodes_at_a_server_that_is_cut_off_stay_until_it_says_who_is_there,
 );
 
 const LONG: Duration = Duration::from_secs(60);
@@ -125,9 +126,50 @@ async fn a_server_that_agents_were_last_seen_at_is_not_forgotten(database: Datab
         .await;
     store.renew_lease(&server(3), LONG).await.unwrap();
     let later = seen().await;
-    assert_eq!(later.nodes[&NodeId(7)], LastSeen::Until(UnixTime(2_000)), "until its server's end");
+    assert_eq!(later.nodes[&NodeId(7)], LastSeen::Unheard(UnixTime(2_000)), "when its server fell silent");
     assert_eq!(later.nodes[&NodeId(8)], LastSeen::Until(UnixTime(1_000)));
     assert!(later.served_since > UnixTime(2_000));
+}
+
+async fn ephemeral_nodes_at_a_server_that_is_cut_off_stay_until_it_says_who_is_there(database: Database) {
+    let server = unstarted(&database, 1).await;
+    add_ephemeral(&server.cluster, 2).await;
+    let store = server.cluster.store();
+    let nodes: Vec<_> = server.cluster.state().nodes().map(|node| node.id).collect();
+    let cut = live::server(2);
+    store.renew_lease(&cut, LONG).await.unwrap();
+    store
+        .put_sessions(&nodes.iter().map(|id| session(id.0, 2, 1, 1, true)).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    // Long ago it fell silent, and this one did not.
+    let long_ago = match database.is_sqlite() {
+        true => {
+            "UPDATE servers SET lease_until_ms = lease_until_ms - 3660000 WHERE name = 'server-2';
+             UPDATE presence SET served_since_ms = served_since_ms - 7200000;
+             UPDATE sessions SET changed_ms = changed_ms - 7200000"
+        }
+        false => {
+            "UPDATE servers SET lease_until = lease_until - interval '61 minutes' WHERE name = 'server-2';
+             UPDATE presence SET served_since = served_since - interval '2 hours';
+             UPDATE sessions SET changed_at = changed_at - interval '2 hours'"
+        }
+    };
+    database.sql(long_ago).await;
+    let left = async || {
+        jobs::run_job(&server, Job::Ephemeral, Duration::ZERO).await.unwrap();
+        server.cluster.state().node_count()
+    };
+    let entered_at = server.cluster.state().nodes().map(|node| node.updated_at).max().unwrap();
+    let timeout = server.settings.ephemeral_timeout + Duration::from_secs(1);
+    let is_old = async || UnixTime(store.now_ms().await.unwrap() / 1000).since(entered_at) >= timeout;
+    eventually("since they entered the timeout has passed", is_old).await;
+    assert_eq!(left().await, 2, "nobody knows that they went");
+    store.renew_lease(&cut, LONG).await.unwrap();
+    store.put_sessions(&[session(nodes[0].0, 2, 1, 1, false)]).await.unwrap();
+    eventually("it is back, and says that one went", async || left().await == 1).await;
+    store.release_lease(&cut).await.unwrap();
+    eventually("it takes its leave in order", async || left().await == 0).await;
 }
 
 async fn a_job_is_run_by_one_server_at_a_time_and_when_it_is_due(database: Database) {

@@ -104,7 +104,8 @@ pub(crate) async fn attendance(
         "SELECT floor(extract(epoch FROM p.served_since))::bigint, floor(extract(epoch FROM clock_timestamp()))::bigint,
              s.node_id, s.online AND coalesce(v.lease_until > clock_timestamp(), false),
              floor(extract(epoch FROM CASE WHEN s.online THEN greatest(v.lease_until, s.changed_at)
-                 ELSE s.changed_at END))::bigint
+                 ELSE s.changed_at END))::bigint,
+             s.online AND v.id IS NOT NULL
          FROM presence p
          LEFT JOIN sessions s ON s.node_id = ANY($1)
          LEFT JOIN servers v ON v.id = s.server_id",
@@ -118,7 +119,11 @@ pub(crate) async fn attendance(
         Attendance { served_since, now, nodes: nodes.iter().map(|node| (*node, LastSeen::Never)).collect() };
     for row in &rows {
         if let Some(node) = row.try_get::<_, Option<i64>>(2)? {
-            let seen = if row.try_get(3)? { LastSeen::Online } else { LastSeen::Until(seconds(row, 4)?) };
+            let seen = match (row.try_get(3)?, row.try_get(5)?) {
+                (true, _) => LastSeen::Online,
+                (false, true) => LastSeen::Unheard(seconds(row, 4)?),
+                (false, false) => LastSeen::Until(seconds(row, 4)?),
+            };
             attendance.nodes.insert(NodeId(number(node)), seen);
         }
     }

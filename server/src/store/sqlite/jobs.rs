@@ -79,13 +79,19 @@ pub(crate) fn attendance(connection: &Connection, nodes: &[NodeId]) -> Result<At
         connection.query_row(&times, [], |row| Ok((row.get(0).map(seconds)?, row.get(1).map(seconds)?)))?;
     let mut statement = connection.prepare_cached(&format!(
         "SELECT s.online AND coalesce(v.lease_until_ms > {NOW_MS}, 0),
-             CASE WHEN s.online THEN max(coalesce(v.lease_until_ms, 0), s.changed_ms) ELSE s.changed_ms END
+             CASE WHEN s.online THEN max(coalesce(v.lease_until_ms, 0), s.changed_ms) ELSE s.changed_ms END,
+             s.online AND v.id IS NOT NULL
          FROM sessions s LEFT JOIN servers v ON v.id = s.server_id WHERE s.node_id = ?1"
     ))?;
     let mut attendance = Attendance { served_since, now, nodes: Default::default() };
     for node in nodes {
         let seen = statement.query_row([column(node.0)], |row| {
-            Ok(if row.get(0)? { LastSeen::Online } else { LastSeen::Until(row.get(1).map(seconds)?) })
+            let at = row.get(1).map(seconds)?;
+            Ok(match (row.get(0)?, row.get(2)?) {
+                (true, _) => LastSeen::Online,
+                (false, true) => LastSeen::Unheard(at),
+                (false, false) => LastSeen::Until(at),
+            })
         });
         attendance.nodes.insert(*node, seen.optional()?.unwrap_or(LastSeen::Never));
     }
