@@ -28,7 +28,7 @@ pub use ending::{absence, forget_ended};
 pub(crate) use name::is_valid as is_valid_name;
 pub use node::{Node, NodeError, allow_claim, claimable, expire, observe, remove, remove_all, rename, renew};
 pub(crate) use put_back::{put_back, settings_back, take_over, unknown_removal};
-pub(crate) use readoption::{Returning, readopt};
+pub(crate) use readoption::{Readopted, Returning, readopt_all};
 pub use recent::Touched;
 pub(crate) use recovery::{Loss, next_version};
 pub use recovery::{Recovery, VersionsExhausted, restored};
@@ -199,6 +199,14 @@ impl State {
             self.recent.push(change.head.version.revision, change.head.id.mark(), touched);
         }
         self.head = change.head;
+    }
+
+    /// What one op of a change in the making does.
+    fn apply_op(&mut self, op: &Op) {
+        match op {
+            Op::Put(entity) => self.put(entity.clone()),
+            Op::Delete(id) => self.delete(*id),
+        }
     }
 
     fn put(&mut self, entity: Entity) {

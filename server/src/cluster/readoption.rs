@@ -45,8 +45,38 @@ impl Returning {
     }
 }
 
+/// What came of a node that asked to be taken in again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readopted {
+    In,
+    /// Somebody was first.
+    Known,
+    /// Its certificate makes nobody a member.
+    Outside,
+}
+
+/// One change that takes in all who may, and what came of each.
+pub(crate) fn readopt_all(
+    state: &State,
+    now: UnixTime,
+    returning: &[Returning],
+) -> (Vec<Op>, Vec<Readopted>) {
+    let (mut then, mut all) = (state.clone(), Vec::new());
+    let mut take_in = |returning: &Returning| match readopt(&then, now, returning) {
+        None => Readopted::Outside,
+        Some(ops) if ops.is_empty() => Readopted::Known,
+        Some(ops) => {
+            ops.iter().for_each(|op| then.apply_op(op));
+            all.extend(ops);
+            Readopted::In
+        }
+    };
+    let outcomes = returning.iter().map(&mut take_in).collect();
+    (all, outcomes)
+}
+
 /// The ops that take it in again; none where it is known. `None`: it stays outside.
-pub(crate) fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op>> {
+fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op>> {
     let Returning { membership, signed, facts, endpoints } = returning;
     if state.node_by_key(&membership.node_key).is_some() {
         return Some(Vec::new());
@@ -127,6 +157,23 @@ mod tests {
         let back = state.node_by_key(&node.key).unwrap();
         assert!(back.id != node.id && back.address_v4 != node.address_v4 && back.name == "web-1");
         assert!(back.issued_at > node.issued_at);
+    }
+
+    #[test]
+    fn many_that_come_at_once_get_numbers_addresses_and_names_of_their_own() {
+        let (mut state, mut past, node) = lost();
+        let twin = testing::enrol(&mut past, "web");
+        let mut taken = testing::enrol(&mut state, "other");
+        (taken.id, taken.address_v4, taken.address_v6) = (node.id, node.address_v4, node.address_v6);
+        testing::apply(&mut state, vec![Op::put_node(taken)]);
+        let all = [returning(&past, &node), returning(&past, &twin), returning(&past, &node)];
+        let (ops, outcomes) = readopt_all(&state, testing::NOW, &all);
+        assert_eq!(outcomes, [Readopted::In, Readopted::In, Readopted::Known]);
+        testing::apply(&mut state, ops);
+        let back = [&node, &twin].map(|node| Node::clone(state.node_by_key(&node.key).unwrap()));
+        assert_eq!((back[1].id, back[1].addresses()), (twin.id, twin.addresses()), "it kept its own");
+        assert!(back[0].id != back[1].id && back[0].addresses() != back[1].addresses());
+        assert!(back[0].name != back[1].name);
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! The first message of a session: who it is, whether they may be served, and the welcome.
 
 use crate::{
-    cluster::{Actor, Node, Returning, readopt},
+    cluster::{Node, Readopted, Returning},
     connection::ConnectionState,
-    follow::WriteError,
     metrics::database_error,
     serve::Server,
-    session::refusal,
+    session::{refusal, taking_in::take_in},
 };
 use proto::{
     auth,
@@ -66,28 +65,15 @@ async fn take_in_again(server: &Server, key: PublicKey, hello: Hello) -> Option<
     if returning.key() != key {
         return None;
     }
-    let written = server.cluster.write(Actor::Node(key), |state, now| {
-        let ops = readopt(state, now, &returning).ok_or(Outside)?;
-        let is_news = !ops.is_empty();
-        Ok((ops, is_news))
-    });
-    match written.await {
-        Ok(is_news) => {
-            if is_news {
-                tracing::info!(?key, "took in again a node that the database had lost");
-            }
-            Some(member(server, &key))
-        }
-        Err(WriteError::Refused(Outside)) => None,
-        Err(WriteError::Database(error) | WriteError::Unknown(error)) => {
+    match take_in(server, &returning).await {
+        Ok(Readopted::In | Readopted::Known) => Some(member(server, &key)),
+        Ok(Readopted::Outside) => None,
+        Err(error) => {
             database_error("write");
             Some(Err(refusal::database(error)))
         }
     }
 }
-
-/// The certificate makes nobody a member.
-struct Outside;
 
 /// The node of `key`, of which nothing good is known here: until this server was level with the database once, so that an agent may
 /// enrol on one server, even after a removal, and go to another in the same breath. A server that does not get level, or that is behind what the agent `saw`, has

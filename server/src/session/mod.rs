@@ -19,6 +19,7 @@ mod service;
 mod session;
 mod signals;
 mod slot;
+mod taking_in;
 #[cfg(test)]
 mod tests;
 
@@ -28,3 +29,4 @@ pub(crate) use reports::{Reports, write_reports};
 use service::ControlService;
 pub(crate) use signals::{Signals, decode as decode_signal, receive_signals, send_signals};
 pub(crate) use slot::Slot;
+pub(crate) use taking_in::Returns;

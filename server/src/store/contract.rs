@@ -3,7 +3,7 @@
 use crate::{
     cluster::{
         Actor, Change, ChangeId, Head, Node, Refusal, SetupKey, SetupKeyTerms, enrol, remove, rename,
-        testing::applicant,
+        set_membership_lifetime, testing::applicant,
     },
     follow::{Cluster, WriteError},
     store::{
@@ -56,6 +56,7 @@ on_both_databases!(
     a_refused_write_changes_nothing_and_leaves_the_log_free,
     a_lock_that_is_dropped_is_undone,
     a_cluster_opened_again_is_the_same,
+    settings_are_kept_once_set_and_the_last_ones_hold,
     a_newer_schema_is_refused,
     an_older_schema_is_brought_up_to_date_by_a_server_and_no_command,
     numbers_out_of_range_are_refused,
@@ -228,6 +229,21 @@ async fn a_cluster_opened_again_is_the_same(database: Database) {
     assert!(after.setup_keys().eq(before.setup_keys()));
     assert!(after.removals().eq(before.removals()));
     assert_eq!(after.next_node_id(), before.next_node_id());
+}
+
+async fn settings_are_kept_once_set_and_the_last_ones_hold(database: Database) {
+    let (a, b) = (database.cluster().await, database.cluster().await);
+    assert_eq!(a.store().snapshot().await.unwrap().settings, None);
+    for lifetime in [Some(Duration::from_secs(3600)), None, Some(Duration::from_secs(7200))] {
+        let set = a.write(Actor::CommandLine, |state, now| {
+            set_membership_lifetime(state, lifetime, now).map(|ops| (ops, ()))
+        });
+        set.await.unwrap();
+        let stored = a.store().snapshot().await.unwrap().settings.expect("they were set");
+        assert_eq!(stored, *a.state().settings());
+        assert_eq!(stored.membership_lifetime(), lifetime);
+        eventually("the other server has them", async || *b.state().settings() == stored).await;
+    }
 }
 
 async fn a_newer_schema_is_refused(database: Database) {

@@ -44,6 +44,43 @@ async fn a_lost_agent_proves_the_past_and_is_a_member_again_as_it_was() {
 }
 
 #[tokio::test]
+async fn many_lost_agents_that_come_at_once_are_taken_in_by_few_changes() {
+    const LOST: usize = 24;
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start(dir.path(), 1).await;
+    Agent::enrolled("kept", &server).await;
+    let database = Database::at(dir.path());
+    database.copy().await;
+    let mut lost = Vec::new();
+    for number in 0..LOST {
+        lost.push(Agent::enrolled(&format!("lost-{number}"), &server).await);
+    }
+    let past = server.running.server.cluster.state();
+    server.running.drain().await;
+    database.restore_copy().await;
+    let server = TestServer::start(dir.path(), 1).await;
+    let cluster = server.running.server.cluster.clone();
+    cluster.show_version(past.version(), &past.receipt());
+    eventually("an epoch is begun", async || cluster.state().recovery().is_some()).await;
+    let before = cluster.state().version().revision;
+    let log = cluster.store().lock(cluster.state().head()).await.unwrap();
+    let come = lost.iter().map(async |agent| {
+        agent.dial(&server).await.open(hello(agent, &past, past.receipt())).await.welcome().await
+    });
+    let all_wait = async {
+        let returns = &server.running.server.returns;
+        eventually("all but the first wait for its change", async || returns.count() == LOST - 1).await;
+        log.unlock().await;
+    };
+    tokio::join!(futures_util::future::join_all(come), all_wait);
+    for agent in &lost {
+        let (before, after) = (node_of(&past, agent), node_of(&cluster.state(), agent));
+        assert_eq!((after.id, after.addresses()), (before.id, before.addresses()));
+    }
+    assert_eq!(cluster.state().version().revision - before, 2, "the first, and all others");
+}
+
+#[tokio::test]
 async fn without_a_receipt_nothing_is_begun_and_the_unknown_stay_unknown() {
     let dir = tempfile::tempdir().unwrap();
     let (server, lost, past) = restored(dir.path()).await;
