@@ -107,6 +107,7 @@ impl Member {
             activate,
             heartbeat_interval: Duration::from_secs(1),
             membership: Vec::new(),
+            root: None,
         };
         Line::dial(server, root).await?.open(self, hello).await
     }

@@ -16,6 +16,7 @@ pub mod map;
 pub mod peer_message;
 pub mod receipt;
 pub mod root;
+pub mod root_list;
 pub mod server_url;
 pub mod session;
 pub mod setup_key;

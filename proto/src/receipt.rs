@@ -35,6 +35,16 @@ impl ReceiptKey {
         Self { network, key: Zeroizing::new(hasher.finalize().into()) }
     }
 
+    /// A former root's, as it was kept.
+    pub fn from_bytes(network: NetworkId, key: &[u8; 32]) -> Self {
+        Self { network, key: Zeroizing::new(*key) }
+    }
+
+    /// To be kept, encrypted, beyond the root that it comes from.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.key
+    }
+
     pub fn issue(&self, version: MapVersion, mark: Mark) -> Receipt {
         let mac: [u8; 32] = self.mac(version, mark).finalize_fixed().into();
         let mut receipt = [0; 24];

@@ -6,8 +6,9 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The public half of the root.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The public half of the root; as text, in hexadecimal.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RootKey(VerifyingKey);
 
 /// The private half. Cleared on drop; never printed.
@@ -17,7 +18,7 @@ pub struct RootSecret(SigningKey);
 /// The first 16 bytes of the BLAKE2s-256 hash of the root's public key, written in hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Fingerprint([u8; 16]);
+pub struct Fingerprint(pub [u8; 16]);
 
 impl RootKey {
     /// # Errors
@@ -40,6 +41,22 @@ impl RootKey {
 
     pub(crate) fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         self.0.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
+    }
+}
+
+impl TryFrom<String> for RootKey {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        let bytes: [u8; 32] =
+            hex::decode(&text).ok_or_else(|| Invalid::new("root", "expected 64 hexadecimal digits"))?;
+        Self::from_bytes(&bytes)
+    }
+}
+
+impl From<RootKey> for String {
+    fn from(root: RootKey) -> Self {
+        hex::encode(&root.to_bytes())
     }
 }
 

@@ -1,6 +1,9 @@
 //! TLS 1.3 identities. A server makes itself a certificate at start: [leaf, root], both Ed25519. The leaf's names carry what an agent must know before it
 //! speaks: the server's id, and the X25519 key (as long-lived as the process) that session proofs are made for. Agents pin the root's fingerprint and ignore dates and host
 //! names: nobody needs a certificate authority, nor a right clock.
+//!
+//! Where the root was changed, links to the former roots follow, newest first: the newer root under the former, and the former itself. So an agent that pins a
+//! former root, or a setup key made under it, knows the servers until that root is retired.
 
 use crate::{
     Invalid,
@@ -8,6 +11,7 @@ use crate::{
     hex,
     key::{NodeSecret, PublicKey},
     root::{Fingerprint, RootKey, RootSecret},
+    root_list::MAX_ROOTS,
     session::ServerId,
 };
 use ed25519_dalek::pkcs8::EncodePrivateKey;
@@ -45,9 +49,13 @@ pub struct ServerFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotOurs {
     #[error(
-        "the server belongs to another cluster (root {0}); check the address, or the fingerprint in the setup key"
+        "the server belongs to another cluster (root {0}), or the root trusted here was retired there; check the address, or take a new setup key"
     )]
     OtherCluster(Fingerprint),
+    #[error(
+        "the server has root {found}, which this cluster replaced by {known}: its database is older than that; give it a newer copy of the database"
+    )]
+    FormerRoot { found: Fingerprint, known: Fingerprint },
     #[error(
         "its certificate is not a Holdfast server's: something else answers, or a proxy terminates TLS (let it pass TCP through)"
     )]
@@ -78,6 +86,39 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
+/// What leads from a former root to the next, made while there is the former's secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootLink {
+    /// The next root under the former: a certificate, DER.
+    pub next: Vec<u8>,
+    /// The former itself.
+    pub former: Vec<u8>,
+}
+
+impl RootLink {
+    /// # Errors
+    /// [`IdentityError`]
+    pub fn generate(former: &RootSecret, next: &RootSecret) -> Result<Self, IdentityError> {
+        let (params, pair) = authority(former)?;
+        let certificate = params.self_signed(&pair)?;
+        let (next_params, next_pair) = authority(next)?;
+        let next = next_params.signed_by(&next_pair, &Issuer::new(params, pair))?;
+        Ok(Self { next: next.der().to_vec(), former: certificate.der().to_vec() })
+    }
+}
+
+/// A root as one that certifies. Its name is of its own, so that chains are found without trying.
+fn authority(root: &RootSecret) -> Result<(CertificateParams, KeyPair), IdentityError> {
+    let der = ed25519_dalek::SigningKey::from_bytes(root.expose()).to_pkcs8_der()?;
+    let der = PrivatePkcs8KeyDer::from(der.as_bytes());
+    let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ED25519)?;
+    let mut params = CertificateParams::new(Vec::<String>::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let name = format!("Holdfast root {}", root.public().fingerprint());
+    params.distinguished_name.push(DnType::CommonName, name);
+    Ok((params, pair))
+}
+
 impl ServerIdentity {
     /// A fresh identity for a server process.
     ///
@@ -85,32 +126,41 @@ impl ServerIdentity {
     /// [`IdentityError`]
     pub fn generate(root: &RootSecret, id: ServerId) -> Result<Self, IdentityError> {
         let session_secret = NodeSecret::generate()?;
-        let root_der = ed25519_dalek::SigningKey::from_bytes(root.expose()).to_pkcs8_der()?;
-        let root_der = PrivatePkcs8KeyDer::from(root_der.as_bytes());
-        let root_pair = KeyPair::from_pkcs8_der_and_sign_algo(&root_der, &PKCS_ED25519)?;
-        let mut root_params = CertificateParams::new(Vec::<String>::new())?;
-        root_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        root_params.distinguished_name.push(DnType::CommonName, "Holdfast root");
-        let root_certificate = root_params.self_signed(&root_pair)?;
-
-        let key = session_secret.public().0;
-        let leaf_names = vec![
-            format!("{id}{ID_SUFFIX}"),
-            format!("{}.{}{KEY_SUFFIX}", hex::encode(&key[..16]), hex::encode(&key[16..])),
-        ];
-        let leaf_pair = KeyPair::generate_for(&PKCS_ED25519)?;
-        let issuer = Issuer::new(root_params, root_pair);
-        let leaf = CertificateParams::new(leaf_names)?.signed_by(&leaf_pair, &issuer)?;
-        let leaf_key = PrivateKeyDer::Pkcs8(leaf_pair.serialize_der().into());
-        let mut tls = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_no_client_auth()
-            .with_single_cert(vec![leaf.der().clone(), root_certificate.der().clone()], leaf_key)?;
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        // Resumption gains a few percent and keeps state per client.
-        tls.send_tls13_tickets = 0;
-        Ok(Self { tls: Arc::new(tls), session_secret })
+        let tls = server_config(root, id, &session_secret.public(), &[])?;
+        Ok(Self { tls, session_secret })
     }
+}
+
+/// What a server process answers with, under a root. `links` lead to the former ones, newest first.
+///
+/// # Errors
+/// [`IdentityError`]
+pub fn server_config(
+    root: &RootSecret,
+    id: ServerId,
+    session_key: &PublicKey,
+    links: &[RootLink],
+) -> Result<Arc<ServerConfig>, IdentityError> {
+    let (params, pair) = authority(root)?;
+    let root_certificate = params.self_signed(&pair)?;
+    let key = session_key.0;
+    let leaf_names = vec![
+        format!("{id}{ID_SUFFIX}"),
+        format!("{}.{}{KEY_SUFFIX}", hex::encode(&key[..16]), hex::encode(&key[16..])),
+    ];
+    let leaf_pair = KeyPair::generate_for(&PKCS_ED25519)?;
+    let leaf = CertificateParams::new(leaf_names)?.signed_by(&leaf_pair, &Issuer::new(params, pair))?;
+    let leaf_key = PrivateKeyDer::Pkcs8(leaf_pair.serialize_der().into());
+    let mut chain = vec![leaf.der().clone(), root_certificate.der().clone()];
+    chain.extend(links.iter().flat_map(|link| [link.next.clone().into(), link.former.clone().into()]));
+    let mut tls = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, leaf_key)?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    // Resumption gains a few percent and keeps state per client.
+    tls.send_tls13_tickets = 0;
+    Ok(Arc::new(tls))
 }
 
 /// A client configuration that accepts the servers of one cluster.
@@ -118,7 +168,18 @@ impl ServerIdentity {
 /// # Errors
 /// The cryptography provider does not support TLS 1.3.
 pub fn client_config(pinned: Vec<Fingerprint>) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let verifier = PinnedRoot { pinned, provider: provider() };
+    client_config_after(pinned, Vec::new())
+}
+
+/// As [`client_config`], where the roots in `former` were replaced: a server that has one of them is named as that.
+///
+/// # Errors
+/// As there.
+pub fn client_config_after(
+    pinned: Vec<Fingerprint>,
+    former: Vec<Fingerprint>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let verifier = PinnedRoot { pinned, former, provider: provider() };
     let mut tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -163,7 +224,7 @@ pub fn server_binding(connection: &rustls::ServerConnection) -> Result<ChannelBi
 /// # Errors
 /// [`NotOurs::NotHoldfast`]
 pub fn server_facts(chain: &[CertificateDer<'_>]) -> Result<ServerFacts, NotOurs> {
-    let [leaf, root] = chain else { return Err(NotOurs::NotHoldfast) };
+    let [leaf, root, ..] = chain else { return Err(NotOurs::NotHoldfast) };
     let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|_| NotOurs::NotHoldfast)?;
     let (mut id, mut session_key) = (None, None);
     for name in leaf.valid_dns_names() {
@@ -192,29 +253,48 @@ fn root_key(root: &CertificateDer<'_>) -> Result<RootKey, NotOurs> {
 #[derive(Debug)]
 struct PinnedRoot {
     pinned: Vec<Fingerprint>,
+    /// What was pinned earlier.
+    former: Vec<Fingerprint>,
     provider: Arc<CryptoProvider>,
 }
 
 impl PinnedRoot {
     fn verify(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), NotOurs> {
-        let [root] = intermediates else { return Err(NotOurs::NotHoldfast) };
+        let [root, links @ ..] = intermediates else { return Err(NotOurs::NotHoldfast) };
+        if links.len() > 2 * MAX_ROOTS {
+            return Err(NotOurs::NotHoldfast);
+        }
         let facts = server_facts(&[leaf.clone(), root.clone()])?;
-        let anchor = webpki::anchor_from_trusted_cert(root).map_err(|_| NotOurs::NotHoldfast)?;
-        let end_entity = webpki::EndEntityCert::try_from(leaf).map_err(|_| NotOurs::NotHoldfast)?;
-        end_entity
-            .verify_for_usage(
-                &[webpki::ring::ED25519],
-                &[anchor],
-                &[],
-                ANY_TIME,
-                webpki::KeyUsage::server_auth(),
-                None,
-                None,
-            )
-            .map_err(|_| NotOurs::NotHoldfast)?;
-        let fingerprint = facts.root.fingerprint();
-        self.pinned.contains(&fingerprint).then_some(()).ok_or(NotOurs::OtherCluster(fingerprint))
+        verify_under(root, leaf, &[])?;
+        let found = facts.root.fingerprint();
+        if self.pinned.contains(&found) {
+            return Ok(());
+        }
+        let mut newer = Vec::new();
+        for link in links.chunks_exact(2) {
+            newer.push(link[0].clone());
+            if self.pinned.contains(&root_key(&link[1])?.fingerprint()) {
+                return verify_under(&link[1], leaf, &newer);
+            }
+        }
+        match self.pinned.first() {
+            Some(known) if self.former.contains(&found) => Err(NotOurs::FormerRoot { found, known: *known }),
+            Some(_) | None => Err(NotOurs::OtherCluster(found)),
+        }
     }
+}
+
+fn verify_under(
+    root: &CertificateDer<'_>,
+    leaf: &CertificateDer<'_>,
+    between: &[CertificateDer<'_>],
+) -> Result<(), NotOurs> {
+    let anchor = webpki::anchor_from_trusted_cert(root).map_err(|_| NotOurs::NotHoldfast)?;
+    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|_| NotOurs::NotHoldfast)?;
+    let (algorithms, usage) = ([webpki::ring::ED25519], webpki::KeyUsage::server_auth());
+    let verified =
+        leaf.verify_for_usage(&algorithms, &[anchor], between, ANY_TIME, usage, None, None).map(|_| ());
+    verified.map_err(|_| NotOurs::NotHoldfast)
 }
 
 impl ServerCertVerifier for PinnedRoot {
@@ -263,7 +343,7 @@ impl ServerCertVerifier for PinnedRoot {
 #[doc(hidden)]
 pub fn verify_chain(chain: &[CertificateDer<'_>]) {
     let Some((leaf, intermediates)) = chain.split_first() else { return };
-    let verifier = PinnedRoot { pinned: Vec::new(), provider: provider() };
+    let verifier = PinnedRoot { pinned: Vec::new(), former: Vec::new(), provider: provider() };
     // Nothing is pinned, so nothing can be ours.
     assert!(verifier.verify(leaf, intermediates).is_err());
 }
@@ -340,16 +420,63 @@ mod tests {
         assert_eq!(not_ours(&error), Some(NotOurs::OtherCluster(theirs.public().fingerprint())));
     }
 
+    fn verifier(pinned: &[&RootSecret], former: &[&RootSecret]) -> PinnedRoot {
+        let fingerprints =
+            |roots: &[&RootSecret]| roots.iter().map(|root| root.public().fingerprint()).collect();
+        PinnedRoot { pinned: fingerprints(pinned), former: fingerprints(former), provider: provider() }
+    }
+
+    /// The chain of a server under the last of these roots.
+    fn chain(roots: &[&RootSecret]) -> Vec<CertificateDer<'static>> {
+        let links = roots.windows(2).rev().map(|pair| RootLink::generate(pair[0], pair[1]).unwrap());
+        let links: Vec<_> = links.collect();
+        let root = roots.last().unwrap();
+        let tls = server_config(root, ID, &PublicKey([3; 32]), &links).unwrap();
+        let client = client_config(vec![root.public().fingerprint()]).unwrap();
+        handshake(client, tls).unwrap().0.peer_certificates().unwrap().to_vec()
+    }
+
+    #[test]
+    fn who_pins_a_former_root_knows_the_servers_until_it_is_retired() {
+        let roots = [1, 2, 3].map(|seed| RootSecret::from_seed(&[seed; 32]));
+        let [first, second, third] = &roots;
+        let after_two = chain(&[first, second, third]);
+        for pinned in &roots {
+            assert_eq!(verifier(&[pinned], &[]).verify(&after_two[0], &after_two[1..]), Ok(()));
+        }
+        assert_eq!(server_facts(&after_two).unwrap().root, third.public());
+        let retired = chain(&[second, third]);
+        assert_eq!(verifier(&[second], &[]).verify(&retired[0], &retired[1..]), Ok(()));
+        let other = NotOurs::OtherCluster(third.public().fingerprint());
+        assert_eq!(verifier(&[first], &[]).verify(&retired[0], &retired[1..]), Err(other));
+    }
+
+    #[test]
+    fn who_knows_a_newer_root_is_not_led_back_to_a_former() {
+        let (old, new) = (RootSecret::from_seed(&[1; 32]), RootSecret::from_seed(&[2; 32]));
+        let before = chain(&[&old]);
+        let [found, known] = [&old, &new].map(|root| root.public().fingerprint());
+        let refused = verifier(&[&new], &[&old]).verify(&before[0], &before[1..]);
+        assert_eq!(refused, Err(NotOurs::FormerRoot { found, known }));
+    }
+
+    #[test]
+    fn a_link_that_the_former_root_did_not_make_leads_nowhere() {
+        let (ours, thief, next) = (
+            RootSecret::from_seed(&[1; 32]),
+            RootSecret::from_seed(&[2; 32]),
+            RootSecret::from_seed(&[3; 32]),
+        );
+        let mut forged = chain(&[&thief, &next]);
+        forged[3] = chain(&[&ours])[1].clone();
+        assert_eq!(verifier(&[&ours], &[]).verify(&forged[0], &forged[1..]), Err(NotOurs::NotHoldfast));
+    }
+
     #[test]
     fn a_leaf_that_the_root_did_not_sign_is_refused() {
         let (ours, theirs) = (RootSecret::generate().unwrap(), RootSecret::generate().unwrap());
-        let chain = |root: &RootSecret| {
-            let identity = ServerIdentity::generate(root, ID).unwrap();
-            let config = client_config(vec![root.public().fingerprint()]).unwrap();
-            handshake(config, identity.tls).unwrap().0.peer_certificates().unwrap().to_vec()
-        };
-        let (ours_chain, theirs_chain) = (chain(&ours), chain(&theirs));
-        let verifier = PinnedRoot { pinned: vec![ours.public().fingerprint()], provider: provider() };
+        let (ours_chain, theirs_chain) = (chain(&[&ours]), chain(&[&theirs]));
+        let verifier = verifier(&[&ours], &[]);
         assert_eq!(verifier.verify(&ours_chain[0], &ours_chain[1..]), Ok(()));
         assert_eq!(verifier.verify(&theirs_chain[0], &ours_chain[1..]), Err(NotOurs::NotHoldfast));
     }

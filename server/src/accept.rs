@@ -5,11 +5,11 @@
 
 use crate::{
     connection::{Connection, ConnectionState},
-    gate::{Gate, Pass},
+    gate::Pass,
+    serve::Server,
 };
 use anyhow::Context;
 use proto::tls::server_binding;
-use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{fs::File, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -102,21 +102,16 @@ const ADDRESS_FAMILY_UNSUPPORTED: i32 = 10047;
 const ADDRESS_FAMILY_UNSUPPORTED: i32 = 47;
 
 /// Accepts until `ready` is closed or the task is aborted; handshakes under way end with it.
-pub(crate) async fn accept(
-    mut listener: TcpListener,
-    gate: Arc<Gate>,
-    tls: Arc<ServerConfig>,
-    ready: mpsc::Sender<Connection>,
-) {
-    let acceptor = TlsAcceptor::from(tls);
+pub(crate) async fn accept(mut listener: TcpListener, server: Arc<Server>, ready: mpsc::Sender<Connection>) {
     let mut spare = Spare::new();
     let mut handshakes = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => match gate.admit(peer.ip()) {
+                Ok((stream, peer)) => match server.gate.admit(peer.ip()) {
                     Ok(pass) => {
-                        handshakes.spawn(welcome(acceptor.clone(), stream, peer, pass, ready.clone()));
+                        let acceptor = TlsAcceptor::from(server.tls.load_full());
+                        handshakes.spawn(welcome(acceptor, stream, peer, pass, ready.clone()));
                     }
                     Err(full) => refused(full.label()),
                 },

@@ -5,6 +5,7 @@
 //! A log that no longer has what was seen went back in time: the state is loaded again and a new epoch begun, above every revision seen.
 
 mod recover;
+mod rotation;
 
 use crate::{
     clock::{Clock, machine_ms},
@@ -312,12 +313,11 @@ impl Cluster {
         for _ in 0..WRITE_ATTEMPTS {
             let locked = self.0.store.lock(self.state().head()).await;
             let mut locked = locked.map_err(WriteError::Database)?;
-            let Tail::Changes(changes) = locked.tail() else {
+            if !self.0.take_tail(locked.tail()) {
                 locked.unlock().await;
                 self.0.catch_up().await.map_err(WriteError::Database)?;
                 continue;
-            };
-            self.0.advance(changes);
+            }
             let attendance = match &work {
                 Some(work) => work.look(&mut *locked).await.map_err(WriteError::Database)?,
                 None => None,
@@ -400,6 +400,10 @@ impl Inner {
         let fresh = changes.iter().filter(|change| change.head.version.revision > revision);
         let mut next: Option<State> = None;
         for change in fresh {
+            // The secret of another root is not in the log: the state is loaded again.
+            if change.changes_root(&current.root.public()) {
+                break;
+            }
             let state = next.get_or_insert_with(|| State::clone(&current));
             if change.head.version == (MapVersion { epoch, revision: state.version().revision + 1 }) {
                 state.apply(change);
@@ -442,7 +446,14 @@ impl Inner {
     async fn read_log(&self) -> Result<(), StoreError> {
         let known = self.state.load().head();
         match self.store.tail(known).await? {
-            Tail::Changes(changes) => self.advance(&changes),
+            Tail::Changes(changes) => {
+                self.advance(&changes);
+                if self.lacks_root_of(&changes) {
+                    self.reload().await?;
+                    let root = self.state.load().root.public().fingerprint();
+                    tracing::info!(%root, "the cluster's root was changed");
+                }
+            }
             Tail::Lost(Lost::Pruned) => self.reload().await?,
             Tail::Lost(Lost::NewEpoch) => {
                 let past = self.state.load_full();

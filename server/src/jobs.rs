@@ -6,6 +6,7 @@ use crate::{
     cluster::{self, Actor, Node, Op, State, absence},
     follow::{JobWork, WriteError},
     metrics::database_error,
+    reissue,
     serve::Server,
     store::{Attendance, Job, JobLock, StoreError},
 };
@@ -96,6 +97,7 @@ pub(crate) async fn run_job(server: &Server, job: Job, every: Duration) -> Resul
     match job {
         Job::Ephemeral => remove_absent(server, lock).await?,
         Job::Expiry => forget_ended(server, lock).await?,
+        Job::Root => reissue::sign_some(server, lock).await?,
     }
     Ok(store.end_job(lock).await?)
 }
@@ -157,7 +159,7 @@ async fn forget_ended(server: &Server, lock: JobLock) -> Result<(), JobError> {
     }
 }
 
-async fn write<T: Send>(
+pub(crate) async fn write<T: Send>(
     server: &Server,
     lock: JobLock,
     nodes: &[NodeId],

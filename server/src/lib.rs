@@ -28,6 +28,7 @@ mod map;
 mod metrics;
 mod presence;
 mod private_file;
+mod reissue;
 mod serve;
 mod session;
 pub mod settings;

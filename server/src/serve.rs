@@ -2,7 +2,7 @@
 
 use crate::{
     accept::{self, Bound},
-    cluster::Touched,
+    cluster::{State, Touched},
     connection::ConnectionState,
     follow::Cluster,
     gate::Gate,
@@ -11,13 +11,19 @@ use crate::{
     lease::{self, Servers},
     map::Atlas,
     presence::{self, Presence},
+    reissue,
     session::{Hub, LimitedService, Reports, Returns, Signals, receive_signals, send_signals, write_reports},
     settings::Settings,
     store::{Incarnation, ServerRow},
 };
 use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
-use proto::{session::ServerId, tls::ServerIdentity};
+use proto::{
+    key::{NodeSecret, PublicKey},
+    session::ServerId,
+    tls,
+};
+use rustls::ServerConfig;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -44,7 +50,10 @@ pub(crate) struct Server {
     pub(crate) id: ServerId,
     pub(crate) name: String,
     pub(crate) cluster: Cluster,
-    pub(crate) identity: ServerIdentity,
+    /// The key that session proofs are made for: as long-lived as this process.
+    pub(crate) session_secret: NodeSecret,
+    /// What new connections are answered with: under the current root.
+    pub(crate) tls: ArcSwap<ServerConfig>,
     pub(crate) hub: Hub,
     /// The objects of all maps, as of the newest state.
     pub(crate) atlas: ArcSwap<Atlas>,
@@ -77,12 +86,13 @@ impl Server {
         gate: Arc<Gate>,
     ) -> anyhow::Result<Self> {
         let state = cluster.state();
-        let root = state.root.secret().context("the root key is wrapped and was not opened")?;
-        let identity = ServerIdentity::generate(root, row.id).context("cannot make a TLS identity")?;
+        let session_secret = NodeSecret::generate().context("no random source")?;
+        let tls = server_config(&state, row.id, &session_secret.public())?;
         Ok(Self {
             id: row.id,
             name: row.name.clone(),
-            identity,
+            tls: ArcSwap::new(tls),
+            session_secret,
             hub: Hub::new(),
             atlas: ArcSwap::from_pointee(Atlas::of(&state)),
             presence: Presence::new(row.id),
@@ -98,6 +108,18 @@ impl Server {
         })
     }
 
+    /// The root was changed, or a former one retired. Connections that are open stay open.
+    fn renew_tls(&self, state: &State) {
+        match server_config(state, self.id, &self.session_secret.public()) {
+            Ok(tls) => self.tls.store(tls),
+            Err(error) => {
+                tracing::error!(
+                    "{error:#}; new connections get the certificate of before: start this server again"
+                );
+            }
+        }
+    }
+
     /// The agent's own address, as far as this server sees it: not that of a balancer, another server, or a crowd.
     pub(crate) fn observed(&self, connection: &ConnectionState) -> Option<IpAddr> {
         let ip = connection.peer.ip();
@@ -105,6 +127,12 @@ impl Server {
         let is_advertised = urls.iter().any(|url| url.literal().is_some_and(|addr| addr.ip() == ip));
         (!is_advertised && self.gate.is_own_address(ip)).then_some(ip)
     }
+}
+
+fn server_config(state: &State, id: ServerId, session_key: &PublicKey) -> anyhow::Result<Arc<ServerConfig>> {
+    let root = state.root.secret().context("the root key is wrapped and was not opened")?;
+    let links = state.roots().map(|roots| roots.links()).unwrap_or_default();
+    tls::server_config(root, id, session_key, &links).context("cannot make a TLS identity")
 }
 
 /// Starts to serve agents that connect to `listener`.
@@ -131,7 +159,7 @@ pub(crate) async fn start(
     let listener = bound.listen()?;
     let mut tasks = JoinSet::new();
     let (ready, connections) = mpsc::channel(READY_CONNECTIONS);
-    let accepting = accept::accept(listener, server.gate.clone(), server.identity.tls.clone(), ready);
+    let accepting = accept::accept(listener, server.clone(), ready);
     let accepting = tasks.spawn(named("accept", accepting));
     let service = LimitedService::new(server.clone());
     let grpc = tonic::transport::Server::builder()
@@ -156,6 +184,7 @@ pub(crate) async fn start(
     tasks.spawn(named("follow presence", presence::follow(server.clone(), seats)));
     tasks.spawn(named("write reports", write_reports(server.clone())));
     tasks.spawn(named("do periodic jobs", jobs::run(server.clone())));
+    tasks.spawn(named("sign under a new root", reissue::run(server.clone())));
     tasks.spawn(named("send signals", send_signals(server.clone())));
     tasks.spawn(named("receive signals", receive_signals(server.clone())));
     Ok(Running { server, accepting, tasks })
@@ -169,10 +198,16 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
 /// Keeps the atlas level with the state, for ever.
 async fn follow_state(server: Arc<Server>) {
     let mut changed = server.cluster.changed();
+    let state = server.cluster.state();
+    let mut root = (state.root.public(), state.roots().cloned());
     loop {
         let state = server.cluster.state();
         let atlas = server.atlas.load_full();
         if state.version() > atlas.version() {
+            if state.root.public() != root.0 || state.roots() != root.1.as_ref() {
+                server.renew_tls(&state);
+                root = (state.root.public(), state.roots().cloned());
+            }
             server.atlas.store(Arc::new(atlas.advanced(&state)));
             server.hub.wake_all();
             let is_removal = |touched: &Touched| matches!(touched, Touched::Removal(_));

@@ -21,6 +21,7 @@ pub mod peer;
 pub mod removals;
 pub mod status;
 pub mod time;
+pub mod trust;
 pub mod trusted_time;
 
 pub use agent::{Agent, Identity, Saved};

@@ -1,16 +1,16 @@
 //! The map that this agent holds: objects from servers, and the peers that they prove to be members.
 //!
-//! A map never goes backwards, and a peer is in it only with a certificate under the root that no removal ends, whoever told that. What is not understood or not proven stays among the
+//! A map never goes backwards, and a peer is in it only with a certificate under a trusted root that no removal ends, whoever told that. What is not understood or not proven stays among the
 //! objects (so that the digest is the servers') but has no effect.
 
-use crate::{cache::Cached, removals::Removals};
+use crate::{cache::Cached, removals::Removals, trust::Trust};
 use proto::{
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
     receipt::Receipt,
-    root::RootKey,
+    root_list::RootList,
     session::MapState,
-    statement::{Membership, NetworkId, Removal, Statement, StatementError},
+    statement::{Membership, Removal, Statement, StatementError},
     time::UnixTime,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,7 +68,7 @@ pub enum Applied {
 #[derive(Debug, Clone)]
 pub struct NetMap {
     own: PublicKey,
-    trust: Option<(NetworkId, RootKey)>,
+    trust: Option<Trust>,
     map: Map,
     /// Of the last step that was applied: an older one is stale.
     version: MapVersion,
@@ -85,7 +85,7 @@ pub struct NetMap {
 }
 
 impl NetMap {
-    pub fn new(own: PublicKey, trust: Option<(NetworkId, RootKey)>) -> Self {
+    pub fn new(own: PublicKey, trust: Option<Trust>) -> Self {
         Self {
             own,
             trust,
@@ -110,7 +110,7 @@ impl NetMap {
             }
         }
         for object in objects {
-            self.put(object, &mut changes, |_, _, signed| {
+            self.put(object, &mut changes, |_, signed| {
                 Statement::trust(signed).map(|(_, statement)| statement)
             });
         }
@@ -121,21 +121,51 @@ impl NetMap {
     }
 
     /// We enrolled: from now on certificates can be judged.
-    pub fn set_trust(&mut self, network: NetworkId, root: RootKey) {
-        self.trust = Some((network, root));
+    pub fn set_trust(&mut self, trust: Trust) {
+        self.trust = Some(trust);
     }
 
-    pub fn trust(&self) -> Option<(NetworkId, RootKey)> {
-        self.trust
+    pub fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
+    }
+
+    /// The roots that a server tells. What could not be judged under those known before is judged again, and so is what a retired one may have signed. `None`: nothing is
+    /// new.
+    ///
+    /// # Errors
+    /// The list is no chain.
+    pub fn learn_roots(&mut self, list: &RootList, own: &[u8]) -> Result<Option<Changes>, StatementError> {
+        let Some(trust) = &mut self.trust else { return Ok(None) };
+        let Some(learned) = trust.learn(list, own)? else { return Ok(None) };
+        let objects = self.map.iter().filter(|(id, ..)| learned.retired || !self.is_judged(id));
+        let objects: Vec<(ObjectId, Vec<u8>)> =
+            objects.map(|(id, _, content)| (id.clone(), content.to_vec())).collect();
+        let mut changes = Changes::default();
+        for (id, content) in objects {
+            self.judge(&id, &content, &mut changes, verify);
+        }
+        Ok(Some(changes))
+    }
+
+    /// Whether the object had the effect that it asks for.
+    fn is_judged(&self, id: &ObjectId) -> bool {
+        let content = self.map.content(id).map(|content| Content::decode(id, content));
+        match content {
+            Some(Ok(Content::Peer(peer))) => {
+                key_of(id).and_then(|key| self.members.get(&key)).is_some_and(|member| member.peer == peer)
+            }
+            Some(Ok(Content::Removal(signed))) => self.removals.holds(&signed),
+            Some(Ok(Content::Network(_) | Content::Unknown) | Err(_)) | None => true,
+        }
     }
 
     /// A removal that a peer told: it counts only under the root's signature.
     pub fn on_removal(&mut self, signed: &[u8]) -> Changes {
         let mut changes = Changes::default();
-        let Some((network, root)) = self.trust.filter(|_| !self.removals.holds(signed)) else {
+        let Some(trust) = self.trust.as_ref().filter(|_| !self.removals.holds(signed)) else {
             return changes;
         };
-        if let Ok(Statement::Removal(removal)) = Statement::verify(signed, network, &root) {
+        if let Ok((Statement::Removal(removal), _)) = trust.verify(signed) {
             self.learn(removal, signed, &mut changes);
         }
         changes
@@ -196,7 +226,7 @@ impl NetMap {
             self.drop(id, begins_epoch, &mut changes);
         }
         for object in delta.put {
-            self.put(object, &mut changes, |network, root, signed| Statement::verify(signed, network, root));
+            self.put(object, &mut changes, verify);
         }
         if !delta.last {
             return Applied::Partial(changes);
@@ -230,39 +260,45 @@ impl NetMap {
         &mut self,
         object: Object,
         changes: &mut Changes,
-        verify: impl Fn(NetworkId, &RootKey, &[u8]) -> Result<Statement, StatementError>,
+        verify: impl Fn(&Trust, &[u8]) -> Result<Statement, StatementError>,
     ) {
-        let id = object.id.clone();
-        let content = Content::decode(&id, &object.content);
+        let Object { id, content } = object.clone();
         if !self.map.put(object) {
             return;
         }
-        let Some((network_id, root)) = self.trust else { return };
-        let refuse = |changes: &mut Changes, reason: String| {
-            if let Some(key) = key_of(&id) {
-                changes.refused.push((key, reason));
+        match Content::decode(&id, &content) {
+            Ok(Content::Peer(peer)) if self.trust.is_some() && self.is_verified(&id, &peer) => {
+                self.update_peer(&id, peer, changes);
             }
-        };
-        match content {
-            Ok(Content::Peer(peer)) if self.is_verified(&id, &peer) => self.update_peer(&id, peer, changes),
-            Ok(Content::Peer(peer)) => match verify(network_id, &root, &peer.membership) {
-                Ok(Statement::Membership(membership)) if Some(membership.node_key) == key_of(&id) => {
+            Ok(_) | Err(_) => self.judge(&id, &content, changes, verify),
+        }
+    }
+
+    /// Gives an object of the map its effect.
+    fn judge(
+        &mut self,
+        id: &ObjectId,
+        content: &[u8],
+        changes: &mut Changes,
+        verify: impl Fn(&Trust, &[u8]) -> Result<Statement, StatementError>,
+    ) {
+        let Some(trust) = &self.trust else { return };
+        match Content::decode(id, content) {
+            Ok(Content::Peer(peer)) => match verify(trust, &peer.membership) {
+                Ok(Statement::Membership(membership)) if Some(membership.node_key) == key_of(id) => {
                     self.put_member(Member { peer, membership }, changes);
                 }
-                Ok(_) => {
-                    self.remove_member(&id, changes);
-                    refuse(changes, "its certificate is for another key".into());
-                }
-                Err(error) => {
-                    self.remove_member(&id, changes);
-                    refuse(changes, error.to_string());
-                }
+                Ok(_) => self.refuse(id, "its certificate is for another key".into(), changes),
+                // Under a root that we have not heard of yet, perhaps: then it is judged again.
+                Err(StatementError::Signature) if self.is_proved(id) => {}
+                Err(error) => self.refuse(id, error.to_string(), changes),
             },
             Ok(Content::Removal(signed)) => {
                 if !self.removals.holds(&signed)
-                    && let Ok(Statement::Removal(removal)) = verify(network_id, &root, &signed)
+                    && let Ok(Statement::Removal(removal)) = verify(trust, &signed)
                 {
                     self.learn(removal, &signed, changes);
+                    self.removals.sign_anew(removal, &signed);
                 }
             }
             Ok(Content::Network(network)) => {
@@ -270,8 +306,25 @@ impl NetMap {
                 self.network = Some(network);
             }
             Ok(Content::Unknown) => {}
-            Err(error) => refuse(changes, error.to_string()),
+            Err(error) => {
+                if let Some(key) = key_of(id) {
+                    changes.refused.push((key, error.to_string()));
+                }
+            }
         }
+    }
+
+    fn refuse(&mut self, id: &ObjectId, reason: String, changes: &mut Changes) {
+        self.remove_member(id, changes);
+        changes.refused.extend(key_of(id).map(|key| (key, reason)));
+    }
+
+    /// Whether it is a member whose earlier certificate a trusted root signed.
+    fn is_proved(&self, id: &ObjectId) -> bool {
+        let member = key_of(id).and_then(|key| self.members.get(&key));
+        let verified =
+            self.trust.as_ref().zip(member).map(|(trust, member)| trust.verify(&member.peer.membership));
+        verified.is_some_and(|verified| verified.is_ok())
     }
 
     /// It comes with the certificate that was verified before: then only the rest may have changed.
@@ -340,6 +393,10 @@ impl NetMap {
             changes.removed.push(key);
         }
     }
+}
+
+fn verify(trust: &Trust, signed: &[u8]) -> Result<Statement, StatementError> {
+    trust.verify(signed).map(|(statement, _)| statement)
 }
 
 fn key_of(id: &ObjectId) -> Option<PublicKey> {

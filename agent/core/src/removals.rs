@@ -67,6 +67,13 @@ impl Removals {
         true
     }
 
+    /// The same removal under a newer root: from now on it is told so.
+    pub fn sign_anew(&mut self, removal: Removal, signed: &[u8]) {
+        if let Some(known) = self.known.get_mut(&removal.node_key).filter(|known| known.removal == removal) {
+            known.signed = signed.to_vec();
+        }
+    }
+
     /// Whether these very bytes are known: then nothing has to be verified.
     pub fn holds(&self, signed: &[u8]) -> bool {
         match Statement::trust(signed) {

@@ -2,7 +2,7 @@
 
 use crate::{cache::Source, config::PeerMode};
 use ipnet::IpNet;
-use proto::{key::PublicKey, session::ServerId};
+use proto::{key::PublicKey, root::Fingerprint, session::ServerId};
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 
@@ -37,6 +37,8 @@ pub struct Own {
     /// When the membership certificate ends, seconds since 1970; `None`: never, or no certificate.
     pub certificate_not_after: Option<u64>,
     pub certificate: Certificate,
+    /// The fingerprint of the cluster's root; `None`: not a member.
+    pub root: Option<Fingerprint>,
     /// The wall clock less the servers' time; `None` while only one of them is known.
     pub clock_ahead_seconds: Option<i64>,
     pub draining: bool,

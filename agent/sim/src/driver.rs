@@ -158,7 +158,8 @@ impl World {
             | AgentMessage::Signal(_)
             | AgentMessage::Update { .. }
             | AgentMessage::Leave { .. }
-            | AgentMessage::Removal(_) => return,
+            | AgentMessage::Removal(_)
+            | AgentMessage::Root(_) => return,
         };
         let before = std::mem::replace(&mut self.nodes[at].watch.version, map.version);
         if map.version < before && !self.nodes[at].is_refused {

@@ -71,6 +71,7 @@ impl World {
                 membership: member.certificate.clone(),
                 node_id: member.node.0,
                 servers: Vec::new(),
+                roots: None,
             };
             self.say(id, Lane::Down, Said::Enrolled(Box::new(enrolled)));
         }
@@ -140,6 +141,7 @@ impl World {
             unix_ms: self.unix_ms(),
             observed_address: Some(node.endpoint().ip()),
             membership: members::of(agent).certificate.clone(),
+            roots: None,
         }
     }
 
@@ -201,7 +203,7 @@ impl World {
         let Some(session) = self.servers[server].sessions.get_mut(&id) else { return };
         let agent = session.agent;
         match message {
-            AgentMessage::Hello(_) => {}
+            AgentMessage::Hello(_) | AgentMessage::Root(_) => {}
             AgentMessage::Heartbeat { sequence, .. } => {
                 let ack = self.ack(server, sequence);
                 self.answer(id, ServerMessage::Heartbeat(ack));

@@ -5,7 +5,7 @@ use crate::{
     config::{Options, Settings},
     local::{Answer, Call, Refusal, Request, SecretKey},
 };
-use agent_core::BootTime;
+use agent_core::{BootTime, trust::Pins};
 use proto::{key::PublicKey, setup_key::SetupKey};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -57,14 +57,14 @@ impl Driver<'_> {
 
     fn take_setup_key(&mut self, key: SetupKey, now: BootTime) -> Result<(), Refusal> {
         if self.agent.is_enrolled() {
-            return match self.world.state.core.fingerprint() {
-                Some(root) if root != key.fingerprint => {
-                    Err(Refusal::failed(super::DaemonError::OtherNetwork(root).to_string()))
+            return match self.agent.pins() {
+                Some(pins) if !pins.knows(key.fingerprint) => {
+                    Err(Refusal::failed(super::DaemonError::OtherNetwork(pins.newest).to_string()))
                 }
                 Some(_) | None => Ok(()),
             };
         }
-        self.trust(Some(key.fingerprint));
+        self.trust(Pins::only(key.fingerprint));
         self.world.setup_key = Some(key);
         self.agent.set_can_enrol(now);
         Ok(())

@@ -10,10 +10,9 @@ use crate::{
     local::{Answer, Call, Snapshot},
     platform::{self, Network, boot_time},
 };
-use agent_core::{Agent, BootTime, Identity, cache, config::PeerConfig};
+use agent_core::{Agent, BootTime, Identity, cache, config::PeerConfig, trust::Pins};
 use proto::{
     map::MAX_ENDPOINTS,
-    root::Fingerprint,
     session::{Reason, Refused, ServerMessage},
     time::UnixTime,
     tls,
@@ -90,6 +89,8 @@ pub(super) struct Driver<'w> {
     pub(super) events: mpsc::Sender<Event>,
     happened: mpsc::Receiver<Event>,
     pub(super) tls: Option<Arc<ClientConfig>>,
+    /// What that was made from.
+    pins: Option<Pins>,
     pub(super) pings: BTreeMap<u64, (String, oneshot::Sender<Answer>)>,
     pub(super) last_ping: u64,
     pub(super) own_endpoints: Vec<SocketAddr>,
@@ -115,10 +116,10 @@ impl<'w> Driver<'w> {
         let settings = world.settings()?;
         settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         world.state = world.state.clone().started();
-        let saved_root = world.state.core.fingerprint();
-        match (saved_root, &world.setup_key) {
-            (Some(root), Some(key)) if root != key.fingerprint => {
-                return Err(DaemonError::OtherNetwork(root));
+        let saved = world.state.core.pins();
+        match (&saved, &world.setup_key) {
+            (Some(pins), Some(key)) if !pins.knows(key.fingerprint) => {
+                return Err(DaemonError::OtherNetwork(pins.newest));
             }
             (Some(_), _) => world.setup_key = None,
             (None, _) => {}
@@ -144,6 +145,7 @@ impl<'w> Driver<'w> {
             events,
             happened,
             tls: None,
+            pins: None,
             pings: BTreeMap::new(),
             last_ping: 0,
             own_endpoints: Vec::new(),
@@ -158,20 +160,32 @@ impl<'w> Driver<'w> {
             started: Instant::now(),
             world,
         };
-        driver.trust(saved_root.or(driver.world.setup_key.as_ref().map(|key| key.fingerprint)));
+        let invited = driver.world.setup_key.as_ref().map(|key| Pins::only(key.fingerprint));
+        if let Some(pins) = saved.or(invited) {
+            driver.trust(pins);
+        }
         driver.apply_modes();
         Ok(driver)
     }
 
     /// Connections are made to servers of this cluster from now on.
-    pub(super) fn trust(&mut self, root: Option<Fingerprint>) {
-        let config = root.map(|root| tls::client_config(vec![root]));
-        self.tls = config.map(|config| config.expect("ring speaks TLS 1.3"));
+    pub(super) fn trust(&mut self, pins: Pins) {
+        let config = tls::client_config_after(vec![pins.newest], pins.former.clone());
+        self.tls = Some(config.expect("ring speaks TLS 1.3"));
+        self.pins = Some(pins);
+    }
+
+    /// The cluster's root may have changed.
+    fn update_trust(&mut self) {
+        if let Some(pins) = self.agent.pins().filter(|pins| self.pins.as_ref() != Some(pins)) {
+            self.trust(pins);
+        }
     }
 
     pub(super) async fn run(&mut self) -> Result<End, DaemonError> {
         loop {
             self.look_at_clocks();
+            self.update_trust();
             self.do_outputs().await?;
             self.update_endpoints();
             if self.ending.is_some() {

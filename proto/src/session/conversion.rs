@@ -9,6 +9,8 @@ use crate::{
     key::PublicKey,
     map::{MAX_ENDPOINTS, MapDigest, MapVersion},
     receipt::Receipt,
+    root::Fingerprint,
+    root_list::RootList,
     statement::NodeId,
     wire,
 };
@@ -38,6 +40,7 @@ impl AgentMessage {
             },
             Some(Kind::Leave(leave)) => Self::Leave { logout: leave.logout },
             Some(Kind::Removal(removal)) => Self::Removal(removal.signed),
+            Some(Kind::Root(known)) => Self::Root(Fingerprint(fixed("root", &known.root)?)),
         }))
     }
 
@@ -55,6 +58,7 @@ impl AgentMessage {
                 activate: hello.activate,
                 heartbeat_interval_ms: millis(hello.heartbeat_interval),
                 membership: hello.membership,
+                root: hello.root.map_or_else(Vec::new, |root| root.0.to_vec()),
             }),
             Self::Heartbeat { sequence, standby, interval } => {
                 Kind::Heartbeat(wire::Heartbeat { sequence, standby, interval_ms: millis(interval) })
@@ -69,6 +73,7 @@ impl AgentMessage {
             }
             Self::Leave { logout } => Kind::Leave(wire::Leave { logout }),
             Self::Removal(signed) => Kind::Removal(wire::KnownRemoval { signed }),
+            Self::Root(root) => Kind::Root(wire::RootKnown { root: root.0.to_vec() }),
         };
         wire::AgentMessage { kind: Some(kind) }
     }
@@ -102,6 +107,7 @@ impl ServerMessage {
             Some(Kind::Drain(drain)) => Self::Drain { reason: clipped(drain.reason) },
             Some(Kind::Membership(membership)) => Self::Membership(membership.signed),
             Some(Kind::Servers(list)) => Self::Servers(list.into()),
+            Some(Kind::Roots(list)) => Self::Roots(list.try_into()?),
         }))
     }
 
@@ -130,6 +136,7 @@ impl ServerMessage {
             Self::Drain { reason } => Kind::Drain(wire::Drain { reason }),
             Self::Membership(signed) => Kind::Membership(wire::Membership { signed }),
             Self::Servers(list) => Kind::Servers(list.into()),
+            Self::Roots(list) => Kind::Roots(list.into()),
         };
         wire::ServerMessage { kind: Some(kind) }
     }
@@ -147,6 +154,10 @@ impl TryFrom<wire::Hello> for Hello {
             activate: wire.activate,
             heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
             membership: wire.membership,
+            root: match wire.root.is_empty() {
+                true => None,
+                false => Some(Fingerprint(fixed("root", &wire.root)?)),
+            },
         })
     }
 }
@@ -163,6 +174,7 @@ impl Welcome {
             unix_ms: self.unix_ms,
             observed_address: self.observed_address.map_or_else(String::new, |address| address.to_string()),
             membership: self.membership,
+            roots: self.roots.map(Into::into),
         }
     }
 }
@@ -181,6 +193,7 @@ impl TryFrom<wire::Welcome> for Welcome {
             unix_ms: wire.unix_ms,
             observed_address: wire.observed_address.parse().ok(),
             membership: wire.membership,
+            roots: wire.roots.map(RootList::try_from).transpose()?,
         })
     }
 }

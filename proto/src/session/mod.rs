@@ -12,6 +12,8 @@ use crate::{
     key::PublicKey,
     map::{Delta, MapDigest, MapVersion},
     receipt::Receipt,
+    root::Fingerprint,
+    root_list::RootList,
     server_url::ServerUrl,
     statement::NodeId,
     wire,
@@ -122,6 +124,8 @@ pub struct Hello {
     pub heartbeat_interval: Duration,
     /// The node's own newest certificate, an encoded `Signed`, or empty.
     pub membership: Vec<u8>,
+    /// The newest root that the agent keeps.
+    pub root: Option<Fingerprint>,
 }
 
 /// What an agent says.
@@ -149,6 +153,8 @@ pub enum AgentMessage {
     },
     /// An encoded `Signed` removal that the server may have lost.
     Removal(Vec<u8>),
+    /// The newest root that the agent keeps from now on.
+    Root(Fingerprint),
 }
 
 /// A peer asks another, through the servers, to open its side.
@@ -183,6 +189,7 @@ pub enum ServerMessage {
     /// An encoded `Signed` membership of the node itself.
     Membership(Vec<u8>),
     Servers(ServerList),
+    Roots(RootList),
 }
 
 /// The servers that live.
@@ -206,6 +213,8 @@ pub struct Welcome {
     pub observed_address: Option<IpAddr>,
     /// An encoded `Signed` membership of the node itself.
     pub membership: Vec<u8>,
+    /// `None`: the root never changed.
+    pub roots: Option<RootList>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

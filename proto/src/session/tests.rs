@@ -1,6 +1,7 @@
 //! Messages survive the wire, and foreign ones are survived.
 
 use super::*;
+use crate::root::RootSecret;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -26,6 +27,7 @@ fn from_agent() -> Vec<AgentMessage> {
             activate: true,
             heartbeat_interval: Duration::from_millis(1500),
             membership: vec![7, 8],
+            root: Some(Fingerprint([6; 16])),
         }),
         AgentMessage::Heartbeat { sequence: 8, standby: true, interval: Duration::from_secs(15) },
         AgentMessage::Activate { number, map },
@@ -34,7 +36,12 @@ fn from_agent() -> Vec<AgentMessage> {
         AgentMessage::Update { facts, endpoints },
         AgentMessage::Leave { logout: true },
         AgentMessage::Removal(vec![9]),
+        AgentMessage::Root(Fingerprint([5; 16])),
     ]
+}
+
+fn roots() -> RootList {
+    RootList { first: RootSecret::from_seed(&[1; 32]).public(), next: vec![vec![1], vec![2]] }
 }
 
 fn from_server() -> Vec<ServerMessage> {
@@ -52,8 +59,10 @@ fn from_server() -> Vec<ServerMessage> {
             unix_ms: 1_700_000_000_123,
             observed_address: Some("192.0.2.7".parse().unwrap()),
             membership: vec![1, 2, 3],
+            roots: Some(roots()),
         }),
         refused(Reason::UnknownNode),
+        ServerMessage::Roots(roots()),
         refused(Reason::Database),
         refused(Reason::StaleSession),
         ServerMessage::Heartbeat(HeartbeatAck {

@@ -1,9 +1,9 @@
 //! Whether a snapshot is what a cluster can be. Whoever could make a server load another would own the network, so names, numbers, addresses and every
 //! signature are checked before a database sees them.
 
-use crate::cluster::{Node, Removed, Snapshot, in_ula, is_valid_name};
+use crate::cluster::{Founding, Node, Removed, Snapshot, in_ula, is_valid_name};
 use ipnet::IpNet;
-use proto::statement::Statement;
+use proto::statement::{Statement, StatementError};
 use std::collections::HashSet;
 
 const NAME_LIMIT: usize = 255;
@@ -25,6 +25,10 @@ pub(crate) fn check(snapshot: &Snapshot) -> Result<(), String> {
     }
     if snapshot.settings.is_some_and(|settings| !settings.is_valid()) {
         return Err("a membership lifetime that nobody can set".to_owned());
+    }
+    let founding = &snapshot.founding;
+    if let Some(roots) = &snapshot.roots {
+        roots.check(founding.network_id, founding.root.public())?;
     }
     let (nodes, keys) = (&snapshot.nodes, &snapshot.setup_keys);
     unique("node number", nodes.iter().map(|node| node.id))?;
@@ -92,7 +96,12 @@ fn check_removed(snapshot: &Snapshot, removed: &Removed) -> Result<(), String> {
 }
 
 fn verify(snapshot: &Snapshot, signed: &[u8]) -> Result<Statement, String> {
-    let founding = &snapshot.founding;
-    let verified = Statement::verify(signed, founding.network_id, &founding.root.public());
-    verified.map_err(|error| error.to_string())
+    let Founding { network_id, root, network: _ } = &snapshot.founding;
+    let former = snapshot.roots.iter().flat_map(|roots| roots.former.iter().rev());
+    let mut keys = [root.public()].into_iter().chain(former.map(|former| former.key));
+    let verified = keys.find_map(|key| match Statement::verify(signed, *network_id, &key) {
+        Err(StatementError::Signature) => None,
+        verified => Some(verified),
+    });
+    verified.unwrap_or(Err(StatementError::Signature)).map_err(|error| error.to_string())
 }

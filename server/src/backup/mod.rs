@@ -18,7 +18,7 @@ pub(crate) use read::read;
 pub(crate) use write::write;
 
 use crate::cluster::{
-    ChangeId, Founding, Head, Recovery, Settings, Snapshot, StoredRoot, WrappedRoot, base64_text,
+    ChangeId, Founding, Head, Recovery, Roots, Settings, Snapshot, StoredRoot, WrappedRoot, base64_text,
 };
 use proto::{
     map::{MapVersion, Network},
@@ -82,6 +82,8 @@ struct Header {
     removals: usize,
     recovery: Option<Recovery>,
     settings: Option<Settings>,
+    #[serde(default)]
+    roots: Option<Roots>,
 }
 
 /// The root as the database holds it.
@@ -141,6 +143,7 @@ impl Header {
             removals: snapshot.removals.len(),
             recovery: snapshot.recovery.clone(),
             settings: snapshot.settings,
+            roots: snapshot.roots.clone(),
         }
     }
 
@@ -162,6 +165,7 @@ impl Header {
             removals: Vec::new(),
             recovery: self.recovery,
             settings: self.settings,
+            roots: self.roots,
         })
     }
 }

@@ -109,7 +109,9 @@ fn take(snapshot: &mut Snapshot, entity: Entity) -> Result<(), &'static str> {
         Entity::Node(node) => snapshot.nodes.push(*node),
         Entity::SetupKey(key) => snapshot.setup_keys.push(*key),
         Entity::Removal(removed) => snapshot.removals.push(*removed),
-        Entity::Recovery(_) | Entity::Settings(_) => return Err("it belongs into the header"),
+        Entity::Recovery(_) | Entity::Settings(_) | Entity::Roots(_) => {
+            return Err("it belongs into the header");
+        }
     }
     Ok(())
 }

@@ -89,6 +89,8 @@ pub fn enrol_within(
         None => newcomer(state, now, setup_key, applicant)?,
     };
     node.certify(state, now);
+    // It is told the root together with the certificate.
+    node.confirmed_root = state.root_number();
     let mut ops = vec![Op::put_node(node.clone()), Op::put_setup_key(setup_key.used(now))];
     if state.removal(&applicant.node_key).is_some() {
         ops.push(Op::Delete(EntityId::Removal(applicant.node_key)));
@@ -120,6 +122,8 @@ fn newcomer(
         membership: Vec::new(),
         issued_at: now,
         not_after: None,
+        root: 0,
+        confirmed_root: 0,
         expires_at: None,
         created_at: now,
         updated_at: now,

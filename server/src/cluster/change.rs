@@ -2,9 +2,10 @@
 //! deleted, so that a follower applies it without asking the database again. Its random id tells two logs apart
 //! that have the same revision: after a database went back in time.
 
-use crate::cluster::{Node, Recovery, Removed, Settings, SetupKey, SetupKeyId};
+use crate::cluster::{Node, Recovery, Removed, Roots, Settings, SetupKey, SetupKeyId};
 use proto::{
-    key::PublicKey, map::MapVersion, receipt::Mark, session::ServerId, statement::NodeId, time::UnixTime,
+    key::PublicKey, map::MapVersion, receipt::Mark, root::RootKey, session::ServerId, statement::NodeId,
+    time::UnixTime,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -57,6 +58,8 @@ pub enum Entity {
     Recovery(Box<Recovery>),
     /// There is one at most.
     Settings(Box<Settings>),
+    /// There is one at most.
+    Roots(Box<Roots>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +78,13 @@ impl Op {
 
     pub fn put_setup_key(key: SetupKey) -> Self {
         Self::Put(Entity::SetupKey(Box::new(key)))
+    }
+}
+
+impl Change {
+    /// Whether another root is the current one after it.
+    pub(crate) fn changes_root(&self, root: &RootKey) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Put(Entity::Roots(roots)) if roots.current != *root))
     }
 }
 

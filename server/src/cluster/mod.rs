@@ -16,6 +16,7 @@ mod recent;
 mod recovery;
 mod removal;
 mod root;
+mod roots;
 mod settings;
 mod setup_key;
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub(crate) use recovery::{Loss, next_version};
 pub use recovery::{Recovery, VersionsExhausted, restored};
 pub use removal::Removed;
 pub use root::{Root, StoredRoot, WrappedRoot};
+pub(crate) use roots::confirm;
+pub use roots::{FormerRoot, RetirementError, Roots, RotationError, retire, rotate, sign_anew};
 pub use settings::{Settings, SettingsError, set_membership_lifetime};
 pub use setup_key::{SetupKey, SetupKeyId, SetupKeyState, SetupKeyTerms};
 
@@ -78,6 +81,8 @@ pub struct Snapshot {
     pub recovery: Option<Recovery>,
     /// `None`: the defaults.
     pub settings: Option<Settings>,
+    /// `None`: the root was never changed.
+    pub roots: Option<Roots>,
 }
 
 /// The cluster at one revision.
@@ -96,6 +101,7 @@ pub struct State {
     resting: OrdMap<Ipv4Addr, PublicKey>,
     recovery: Option<Arc<Recovery>>,
     settings: Settings,
+    roots: Option<Arc<Roots>>,
     recent: Recent,
 }
 
@@ -168,6 +174,7 @@ impl State {
             resting: OrdMap::new(),
             recovery: None,
             settings: snapshot.settings.unwrap_or_default(),
+            roots: snapshot.roots.map(Arc::new),
             recent: Recent::from(snapshot.head.version.revision),
         };
         let nodes = snapshot.nodes.into_iter().map(|node| Entity::Node(Box::new(node)));
@@ -228,6 +235,13 @@ impl State {
                 self.recovery = Some(Arc::new(*recovery));
             }
             Entity::Settings(settings) => self.settings = *settings,
+            Entity::Roots(roots) => {
+                // The secret of a new root does not come with the log.
+                if roots.current != self.root.public() {
+                    self.root = Root::Public(roots.current);
+                }
+                self.roots = Some(Arc::new(*roots));
+            }
         }
     }
 
@@ -263,7 +277,8 @@ impl State {
 
     /// Whether a server of this cluster once was at this version.
     pub fn is_proved(&self, version: MapVersion, receipt: &Receipt) -> bool {
-        self.receipt_key().is_some_and(|key| key.verifies(version, receipt))
+        let keys = self.receipt_key().into_iter().chain(self.former_receipt_keys());
+        keys.into_iter().any(|key| key.verifies(version, receipt))
     }
 
     /// Whether the change of this version is another than the one that the receipt is for: as far as this process has followed the log.

@@ -28,6 +28,12 @@ pub struct Node {
     pub membership: Vec<u8>,
     pub issued_at: UnixTime,
     pub not_after: Option<UnixTime>,
+    /// The number of the root that signed the certificate.
+    #[serde(default)]
+    pub root: u32,
+    /// The number of the newest root that its agent said it keeps.
+    #[serde(default)]
+    pub confirmed_root: u32,
     /// When its login ends; `None`: never.
     pub expires_at: Option<UnixTime>,
     pub created_at: UnixTime,
@@ -92,6 +98,7 @@ impl Node {
             not_after: self.not_after,
         };
         self.membership = state.sign(&Statement::Membership(membership));
+        self.root = state.root_number();
     }
 
     /// Whether its certificate was issued under these settings.

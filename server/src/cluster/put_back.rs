@@ -177,6 +177,7 @@ pub(crate) fn take_over<'a>(
             address_v4: node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.address_v4),
             removed_at: removal.removed_at,
             until: removal.until,
+            root: state.verify(signed).map_or(0, |(_, root)| root),
             signed: signed.to_vec(),
         });
     }
@@ -190,9 +191,9 @@ pub(crate) fn unknown_removal(state: &State, signed: &[u8]) -> Option<Removal> {
     if !removal_is_news(state, &told.node_key, told.removed_at) {
         return None;
     }
-    match Statement::verify(signed, state.network_id, &state.root.public()) {
-        Ok(Statement::Removal(removal)) => Some(removal),
-        Ok(Statement::Membership(_) | Statement::NextRoot(_) | Statement::Unknown) | Err(_) => None,
+    match state.verify(signed) {
+        Ok((Statement::Removal(removal), _)) => Some(removal),
+        Ok((Statement::Membership(_) | Statement::NextRoot(_) | Statement::Unknown, _)) | Err(_) => None,
     }
 }
 

@@ -22,21 +22,25 @@ const NO_SETUP_KEY: SetupKeyId = SetupKeyId(0);
 pub(crate) struct Returning {
     membership: Membership,
     signed: Vec<u8>,
+    /// The number of the root that signed it.
+    root: u32,
     facts: Facts,
     endpoints: Vec<SocketAddr>,
 }
 
 impl Returning {
-    /// `None`: `signed` is no certificate under the cluster's root.
+    /// `None`: `signed` is no certificate under a root of the cluster.
     pub(crate) fn verified(
         state: &State,
         signed: Vec<u8>,
         facts: Facts,
         endpoints: Vec<SocketAddr>,
     ) -> Option<Self> {
-        match Statement::verify(&signed, state.network_id, &state.root.public()) {
-            Ok(Statement::Membership(membership)) => Some(Self { membership, signed, facts, endpoints }),
-            Ok(Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown) | Err(_) => None,
+        match state.verify(&signed) {
+            Ok((Statement::Membership(membership), root)) => {
+                Some(Self { membership, signed, root, facts, endpoints })
+            }
+            Ok((Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown, _)) | Err(_) => None,
         }
     }
 
@@ -77,7 +81,7 @@ pub(crate) fn readopt_all(
 
 /// The ops that take it in again; none where it is known. `None`: it stays outside.
 fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op>> {
-    let Returning { membership, signed, facts, endpoints } = returning;
+    let Returning { membership, signed, root, facts, endpoints } = returning;
     if state.node_by_key(&membership.node_key).is_some() {
         return Some(Vec::new());
     }
@@ -97,6 +101,8 @@ fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op
         membership: signed.clone(),
         issued_at: membership.issued_at,
         not_after: membership.not_after,
+        root: *root,
+        confirmed_root: 0,
         expires_at: None,
         created_at: now,
         updated_at: now,

@@ -33,7 +33,7 @@ impl Touched {
             Op::Put(Entity::Removal(removed)) => Some(Self::Removal(removed.key)),
             Op::Delete(EntityId::Node(id)) => key_of(*id).map(Self::Node),
             Op::Delete(EntityId::Removal(key)) => Some(Self::Removal(*key)),
-            Op::Put(Entity::SetupKey(_) | Entity::Recovery(_) | Entity::Settings(_))
+            Op::Put(Entity::SetupKey(_) | Entity::Recovery(_) | Entity::Settings(_) | Entity::Roots(_))
             | Op::Delete(EntityId::SetupKey(_)) => None,
         }
     }

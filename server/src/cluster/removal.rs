@@ -23,6 +23,9 @@ pub struct Removed {
     /// An encoded `Signed` removal.
     #[serde(with = "base64_text")]
     pub signed: Vec<u8>,
+    /// The number of the root that signed it.
+    #[serde(default)]
+    pub root: u32,
 }
 
 impl Removed {
@@ -40,6 +43,7 @@ impl Removed {
             removed_at: removal.removed_at,
             until: removal.until,
             signed,
+            root: state.root_number(),
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) fn state() -> State {
         removals: vec![],
         recovery: None,
         settings: None,
+        roots: None,
     })
 }
 
@@ -75,6 +76,7 @@ pub(crate) fn snapshot(state: &State) -> Snapshot {
         removals: state.removals().map(|removed| super::Removed::clone(removed)).collect(),
         recovery: state.recovery().map(|recovery| super::Recovery::clone(recovery)),
         settings: Some(*state.settings()),
+        roots: state.roots().map(|roots| super::Roots::clone(roots)),
     }
 }
 

@@ -6,6 +6,7 @@ mod logging;
 mod migrate;
 mod network;
 mod node;
+mod root;
 pub mod run;
 mod setup_key;
 mod status;
@@ -53,6 +54,11 @@ enum Command {
     ClusterKey {
         #[command(subcommand)]
         command: cluster_key::Command,
+    },
+    /// The key that signs for the cluster, and its changes
+    Root {
+        #[command(subcommand)]
+        command: root::Command,
     },
     /// Write the cluster to a file, while servers run
     Backup(backup::BackupArgs),
@@ -130,6 +136,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Network { command } => in_runtime(network::run(command)),
         Command::Node { command } => in_runtime(node::run(command)),
         Command::ClusterKey { command } => in_runtime(cluster_key::run(command)),
+        Command::Root { command } => in_runtime(root::run(command)),
         Command::Backup(args) => in_runtime(backup::backup(args)),
         Command::Restore(args) => in_runtime(backup::restore(args)),
         Command::Migrate(args) => in_runtime(migrate::run(args)),

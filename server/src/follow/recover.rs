@@ -112,7 +112,13 @@ impl Inner {
         let mut found = self.load().await?;
         let locked = self.store.lock(found.head()).await?;
         match locked.tail() {
-            Tail::Changes(changes) => changes.iter().for_each(|change| found.apply(change)),
+            Tail::Changes(changes) => {
+                changes.iter().for_each(|change| found.apply(change));
+                if let Err(error) = self.check_root(&found) {
+                    locked.unlock().await;
+                    return Err(error);
+                }
+            }
             Tail::Lost(_) => {
                 locked.unlock().await;
                 return Err(self.unavailable("its log is being replaced"));

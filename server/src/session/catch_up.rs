@@ -11,7 +11,7 @@
 //! ```
 
 use crate::{
-    cluster::Node,
+    cluster::{Node, Roots},
     lease::LiveServers,
     map::{Atlas, Step},
     serve::Server,
@@ -40,6 +40,7 @@ pub(super) struct News {
     membership: Vec<u8>,
     expires_at: Option<UnixTime>,
     servers: Arc<LiveServers>,
+    roots: Option<Arc<Roots>>,
     drain_told: bool,
 }
 
@@ -51,6 +52,8 @@ impl News {
             membership: node.membership.clone(),
             expires_at: node.expires_at,
             servers: server.servers.current(),
+            // As the welcome, or news to come: told twice does no harm.
+            roots: None,
             drain_told: false,
         }
     }
@@ -101,6 +104,11 @@ impl News {
                 None => refusal::unknown_node(),
             });
         };
+        // Before anything that the newest root signed.
+        if let Some(roots) = state.roots().filter(|roots| self.roots.as_ref() != Some(*roots)) {
+            self.roots = Some(roots.clone());
+            outbox.push_back(ServerMessage::Roots(roots.list()));
+        }
         self.expires_at = node.expires_at;
         if node.is_expired(server.cluster.now()) {
             return Err(refusal::expired());

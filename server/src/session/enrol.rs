@@ -125,10 +125,12 @@ fn applicant(
 }
 
 fn enrolled(server: &Server, node: Node) -> wire::Enrolled {
+    let state = server.cluster.state();
     wire::Enrolled {
-        root: server.cluster.state().root.public().to_bytes().to_vec(),
+        root: state.root.public().to_bytes().to_vec(),
         node_id: node.id.0,
         servers: server.servers.urls().iter().map(ToString::to_string).collect(),
         membership: node.membership,
+        roots: state.roots().map(|roots| roots.list().into()),
     }
 }

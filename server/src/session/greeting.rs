@@ -122,8 +122,7 @@ pub(super) fn prove(
         return Err(refusal::version(protocol));
     }
     let proof = proof.ok_or_else(|| refusal::missing("proof"))?;
-    auth::verify(proof, &server.identity.session_secret, &connection.binding)
-        .map_err(|error| refusal::proof(&error))
+    auth::verify(proof, &server.session_secret, &connection.binding).map_err(|error| refusal::proof(&error))
 }
 
 /// A proxy that terminates TLS is the operator's to mend: each is told once in a while.
@@ -147,14 +146,16 @@ pub(super) fn member(server: &Server, key: &PublicKey) -> Result<Arc<Node>, Refu
 }
 
 pub(super) fn welcome(server: &Server, connection: &ConnectionState, node: &Node) -> Welcome {
+    let state = server.cluster.state();
     Welcome {
         server: server.id,
         server_name: server.name.clone(),
         servers: server.servers.current().told(),
         heartbeat_interval: server.settings.heartbeat,
-        at: server.cluster.state().version(),
+        at: state.version(),
         unix_ms: server.cluster.clock().now_ms(),
         observed_address: server.observed(connection),
         membership: node.membership.clone(),
+        roots: state.roots().map(|roots| roots.list()),
     }
 }

@@ -34,7 +34,7 @@ impl Class {
             Some(Kind::Signal(_)) => Self::Signal,
             Some(Kind::Update(_)) => Self::Update,
             Some(Kind::Removal(_)) => Self::Removal,
-            Some(Kind::Hello(_) | Kind::Leave(_)) | None => Self::Other,
+            Some(Kind::Hello(_) | Kind::Leave(_) | Kind::Root(_)) | None => Self::Other,
         }
     }
 

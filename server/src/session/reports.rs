@@ -3,13 +3,13 @@
 //! certificates goes along, and their reissue when their lifetime is changed.
 
 use crate::{
-    cluster::{Actor, Entity, Node, Op, Settings, State, observe, renew},
+    cluster::{Actor, Entity, Node, Op, Settings, State, confirm, observe, renew},
     follow::WriteError,
     limit::{Buckets, Rate},
     metrics::database_error,
     serve::Server,
 };
-use proto::{map::MAX_ENDPOINTS, session::Facts, statement::NodeId, time::UnixTime};
+use proto::{map::MAX_ENDPOINTS, root::Fingerprint, session::Facts, statement::NodeId, time::UnixTime};
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -50,6 +50,8 @@ pub(crate) struct Report {
     endpoints: Vec<SocketAddr>,
     /// Where a server sees it; with its WireGuard port a guess that is often right.
     observed: Option<SocketAddr>,
+    /// The newest root that the agent keeps.
+    root: Option<Fingerprint>,
 }
 
 /// Reports that wait to be written.
@@ -64,7 +66,16 @@ impl Report {
     pub(super) fn new(facts: Facts, mut endpoints: Vec<SocketAddr>, seen_at: Option<IpAddr>) -> Self {
         endpoints.retain(|addr| addr.port() != 0 && may_be_reached(addr.ip()));
         let observed = endpoints.first().zip(seen_at).map(|(told, ip)| SocketAddr::new(ip, told.port()));
-        Self { facts, endpoints, observed: observed.filter(|addr| may_be_reached(addr.ip())) }
+        Self { facts, endpoints, observed: observed.filter(|addr| may_be_reached(addr.ip())), root: None }
+    }
+
+    /// With the newest root that the agent says it keeps.
+    pub(super) fn with_root(self, root: Option<Fingerprint>) -> Self {
+        Self { root, ..self }
+    }
+
+    pub(super) fn root(&self) -> Option<Fingerprint> {
+        self.root
     }
 
     /// The endpoints that the node's row should have: those told, then those observed. Two servers may see a node at two addresses: both stay,
@@ -83,8 +94,12 @@ impl Report {
 
     /// What it changes in the node's row, renewal included.
     fn op(&self, state: &State, node: &Node, now: UnixTime) -> Option<Op> {
+        let confirmed = self.root.and_then(|root| confirm(state, node, root));
+        let node = confirmed.as_ref().unwrap_or(node);
         let observed = observe(node, now, Some(&self.facts), Some(&self.endpoints(node, state)));
-        let Some(Op::Put(Entity::Node(changed))) = &observed else { return renew(state, node, now) };
+        let Some(Op::Put(Entity::Node(changed))) = &observed else {
+            return renew(state, node, now).or(confirmed.map(Op::put_node));
+        };
         renew(state, changed, now).or(observed)
     }
 }

@@ -181,7 +181,8 @@ impl Session {
             heartbeat_interval: hello.heartbeat_interval,
             serving: None,
             seating: None,
-            report: Report::new(hello.facts, hello.endpoints, self.server.observed(&self.connection)),
+            report: Report::new(hello.facts, hello.endpoints, self.server.observed(&self.connection))
+                .with_root(hello.root),
         }));
         self.server.cluster.show_version(hello.map.version, &hello.map.receipt);
         match hello.activate {
@@ -207,7 +208,13 @@ impl Session {
                 self.server.signals.forward(&self.server, session.seat.slot.key, signal)
             }
             AgentMessage::Update { facts, endpoints } => {
-                session.report = Report::new(facts, endpoints, self.server.observed(&self.connection));
+                let root = session.report.root();
+                session.report =
+                    Report::new(facts, endpoints, self.server.observed(&self.connection)).with_root(root);
+                session.publish();
+            }
+            AgentMessage::Root(root) => {
+                session.report = session.report.clone().with_root(Some(root));
                 session.publish();
             }
             AgentMessage::Leave { logout } => return self.handle_leave(logout),

@@ -196,6 +196,8 @@ pub enum Job {
     Ephemeral,
     /// What ended by time long ago is forgotten.
     Expiry,
+    /// What a former root signed is signed under the current one.
+    Root,
 }
 
 impl Job {
@@ -204,6 +206,7 @@ impl Job {
         match self {
             Self::Ephemeral => "ephemeral",
             Self::Expiry => "expiry",
+            Self::Root => "root",
         }
     }
 }

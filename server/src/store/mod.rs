@@ -218,6 +218,9 @@ pub trait LockedLog: Send {
     /// As [`Store::attendance`]; nobody comes or goes before this is over.
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError>;
 
+    /// Keeps another root from the change on that is committed next.
+    async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError>;
+
     /// Appends, durably, and unlocks. After an error it is unknown whether the change is in the log.
     async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError>;
 

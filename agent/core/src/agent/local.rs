@@ -226,6 +226,7 @@ impl Agent {
             listen_port: self.listen_port,
             certificate_not_after: membership.and_then(|m| m.not_after).map(|end| end.0),
             certificate: self.own_certificate_status(now),
+            root: self.newest_root(),
             clock_ahead_seconds: self.time.wall_ahead(now),
             draining: self.draining,
         }

@@ -6,6 +6,7 @@
 mod gossip;
 mod local;
 mod pings;
+mod roots;
 mod saved;
 mod session;
 mod standing;
@@ -37,6 +38,7 @@ use proto::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
+use roots::Confirmed;
 use standing::Standing;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -106,6 +108,7 @@ pub struct Agent {
     map_saving: Saving,
     draining: bool,
     standing: Standing,
+    confirmed: Confirmed,
     outputs: VecDeque<Output>,
 }
 
@@ -153,6 +156,7 @@ impl Agent {
             map_saving: Saving::default(),
             draining: false,
             standing: Standing::default(),
+            confirmed: Confirmed::default(),
             outputs: VecDeque::new(),
         };
         if let Some((_, own)) = &agent.membership {
@@ -238,6 +242,7 @@ impl Agent {
             + self.peer_deadlines.len()
             + self.seen_signals.len()
             + self.endpoints_told.len()
+            + self.roots_load()
             + self.outputs.len()
             + self.pings.len()
             + self.gossip.len()
@@ -262,6 +267,7 @@ impl Agent {
             control::Output::Dial(dial) => Output::Dial(dial),
             control::Output::Hello { conn, number, activate } => {
                 self.endpoints_told.insert(conn, self.endpoints_changes);
+                self.on_root_told(conn);
                 let hello = Hello {
                     number,
                     facts: self.config.facts.clone(),
@@ -270,6 +276,7 @@ impl Agent {
                     activate,
                     heartbeat_interval: self.config.control.keepalive,
                     membership: self.membership.as_ref().map_or_else(Vec::new, |(signed, _)| signed.clone()),
+                    root: self.newest_root(),
                 };
                 Output::Send { conn, message: AgentMessage::Hello(hello) }
             }
@@ -284,6 +291,7 @@ impl Agent {
             control::Output::Close { conn } => {
                 self.fetching = self.fetching.filter(|fetching| fetching.conn != conn);
                 self.endpoints_told.remove(&conn);
+                self.forget_root_told(conn);
                 Output::Close { conn }
             }
             control::Output::Served(served) => {

@@ -1,6 +1,7 @@
 //! What an agent keeps on disk beside its key and its map, so that it comes up with every server down.
 
 use super::Agent;
+use crate::trust::{Pins, Trust};
 use proto::{
     key::PublicKey,
     root::{Fingerprint, RootKey},
@@ -25,7 +26,13 @@ pub struct Saved {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Network {
     id: [u8; 16],
+    /// The newest.
     root: [u8; 32],
+    /// Roots before it that are still trusted, oldest first.
+    #[serde(default)]
+    former_roots: Vec<RootKey>,
+    #[serde(default)]
+    retired_roots: Vec<Fingerprint>,
     /// Our own certificate, as signed.
     membership: Vec<u8>,
 }
@@ -45,14 +52,9 @@ pub(super) struct SavedPeer {
 }
 
 impl Saved {
-    /// The root that our certificate stands under.
-    pub fn root(&self) -> Option<RootKey> {
-        RootKey::from_bytes(&self.network.as_ref()?.root).ok()
-    }
-
-    /// The fingerprint that the cluster's servers must show.
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.root().map(|root| root.fingerprint())
+    /// What the cluster's servers must show.
+    pub fn pins(&self) -> Option<Pins> {
+        self.trust().map(|trust| trust.pins())
     }
 
     /// Whether we are a member of a network.
@@ -60,17 +62,17 @@ impl Saved {
         self.membership().is_some()
     }
 
-    pub(super) fn trust(&self) -> Option<(NetworkId, RootKey)> {
-        let network = self.network.as_ref()?;
-        Some((NetworkId(network.id), self.root()?))
+    pub(super) fn trust(&self) -> Option<Trust> {
+        let Network { id, root, former_roots, retired_roots, membership: _ } = self.network.as_ref()?;
+        let newest = RootKey::from_bytes(root).ok()?;
+        Some(Trust::restored(NetworkId(*id), newest, former_roots.clone(), retired_roots.clone()))
     }
 
     pub(super) fn membership(&self) -> Option<(Vec<u8>, Membership)> {
-        let (network, root) = self.trust()?;
         let signed = &self.network.as_ref()?.membership;
-        match Statement::verify(signed, network, &root) {
-            Ok(Statement::Membership(membership)) => Some((signed.clone(), membership)),
-            Ok(Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown) | Err(_) => None,
+        match self.trust()?.verify(signed) {
+            Ok((Statement::Membership(membership), _)) => Some((signed.clone(), membership)),
+            Ok((Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown, _)) | Err(_) => None,
         }
     }
 
@@ -91,9 +93,11 @@ impl Agent {
     /// What is to be written to disk.
     pub fn saved(&self) -> Saved {
         let network = self.netmap.trust().zip(self.membership.as_ref());
-        let network = network.map(|((id, root), (signed, _))| Network {
-            id: id.0,
-            root: root.to_bytes(),
+        let network = network.map(|(trust, (signed, _))| Network {
+            id: trust.network.0,
+            root: trust.newest().to_bytes(),
+            former_roots: trust.former().to_vec(),
+            retired_roots: trust.retired().to_vec(),
             membership: signed.clone(),
         });
         let servers = self.control.known().into_iter();

@@ -5,15 +5,17 @@ use crate::{
     io::{Closed, ConnId, Connected, Notice, Output},
     netmap::{Applied, Changes},
     time::BootTime,
+    trust::Trust,
 };
 use proto::{
     Invalid,
     map::{Delta, MapVersion},
     receipt::Receipt,
     root::RootKey,
+    root_list::RootList,
     server_url::ServerUrl,
     session::{HeartbeatAck, Presence, Reason, Refused, ServerMessage, Signal, Welcome},
-    statement::{Membership, NetworkId, Removal, Statement, StatementError},
+    statement::{Membership, Removal, Statement, StatementError},
     time::UnixTime,
     wire,
 };
@@ -51,9 +53,11 @@ impl Agent {
 
     fn on_enrolled(&mut self, enrolled: &wire::Enrolled) -> Result<(), StatementError> {
         let root = RootKey::from_bytes(&enrolled.root)?;
+        let roots = enrolled.roots.clone().map(RootList::try_from).transpose()?;
         let (network, _) = Statement::trust(&enrolled.membership)?;
-        let membership = self.own_certificate(&enrolled.membership, network, &root)?;
-        self.netmap.set_trust(network, root);
+        let trust = Trust::enrolled(network, root, roots.as_ref())?;
+        let (membership, _) = self.own_certificate(&enrolled.membership, &trust)?;
+        self.netmap.set_trust(trust);
         self.membership = Some((enrolled.membership.clone(), membership));
         self.control.set_enrol(false);
         self.configure_interface();
@@ -62,18 +66,18 @@ impl Agent {
         Ok(())
     }
 
-    fn own_certificate(
-        &self,
-        signed: &[u8],
-        network: NetworkId,
-        root: &RootKey,
-    ) -> Result<Membership, StatementError> {
-        match Statement::verify(signed, network, root)? {
-            Statement::Membership(membership) if membership.node_key == self.identity.key => Ok(membership),
-            Statement::Membership(_)
-            | Statement::Removal(_)
-            | Statement::NextRoot(_)
-            | Statement::Unknown => {
+    fn own_certificate(&self, signed: &[u8], trust: &Trust) -> Result<(Membership, usize), StatementError> {
+        match trust.verify(signed)? {
+            (Statement::Membership(membership), back) if membership.node_key == self.identity.key => {
+                Ok((membership, back))
+            }
+            (
+                Statement::Membership(_)
+                | Statement::Removal(_)
+                | Statement::NextRoot(_)
+                | Statement::Unknown,
+                _,
+            ) => {
                 let reason = "not this node's certificate".to_owned();
                 Err(Invalid { field: "membership", reason }.into())
             }
@@ -113,12 +117,16 @@ impl Agent {
             ServerMessage::Drain { .. } => self.control.handle_drain(conn, self.now),
             ServerMessage::Membership(signed) => self.on_own_certificate(&signed),
             ServerMessage::Servers(servers) => self.control.handle_servers(&servers, self.now),
+            ServerMessage::Roots(list) => self.on_roots(&list),
         }
         self.drain_control();
     }
 
     fn on_welcome(&mut self, conn: ConnId, welcome: &Welcome) {
         self.on_time_told(welcome.unix_ms);
+        if let Some(roots) = &welcome.roots {
+            self.on_roots(roots);
+        }
         if !welcome.membership.is_empty() {
             self.on_own_certificate(&welcome.membership);
         }
@@ -129,6 +137,10 @@ impl Agent {
             self.observed = Some(observed);
             self.publish_endpoints();
         }
+        if let Some(roots) = &welcome.roots {
+            // Our own certificate may have held on to one that is retired.
+            self.on_roots(roots);
+        }
         self.save_state_soon();
     }
 
@@ -136,6 +148,7 @@ impl Agent {
         self.on_time_told(ack.unix_ms);
         self.control.handle_heartbeat(conn, ack, self.now);
         self.on_level(conn, ack.at, ack.receipt);
+        self.confirm_root(conn);
         self.tell_server_of_removals(conn, ack.at);
     }
 
@@ -293,11 +306,14 @@ impl Agent {
         if self.membership.as_ref().is_some_and(|(held, _)| held == signed) {
             return;
         }
-        let Some((network, root)) = self.netmap.trust() else { return };
-        let Ok(membership) = self.own_certificate(signed, network, &root) else { return };
+        let Some(trust) = self.netmap.trust() else { return };
+        let Ok((membership, back)) = self.own_certificate(signed, trust) else { return };
+        let held = self.membership.as_ref().and_then(|(held, _)| trust.verify(held).ok());
+        let is_under_newer_root = held.is_none_or(|(_, held_back)| back < held_back);
         self.time.on_signed(membership.issued_at);
         let known = self.membership.as_ref().map(|(_, known)| known);
-        if known.is_some_and(|known| known.issued_at > membership.issued_at || *known == membership) {
+        let is_same = |known: &Membership| *known == membership && !is_under_newer_root;
+        if known.is_some_and(|known| known.issued_at > membership.issued_at || is_same(known)) {
             return;
         }
         let moved = known.is_none_or(|known| known.addresses != membership.addresses);
@@ -311,11 +327,11 @@ impl Agent {
 
     /// Only a removal that the root signed ends our membership; every other refusal leaves the tunnels alone.
     pub(super) fn on_refused(&mut self, refused: &Refused) {
-        let Some((network, root)) = self.netmap.trust() else { return };
+        let Some(trust) = self.netmap.trust() else { return };
         if refused.reason != Reason::Removed {
             return;
         }
-        if let Ok(Statement::Removal(removal)) = Statement::verify(&refused.removal, network, &root)
+        if let Ok((Statement::Removal(removal), _)) = trust.verify(&refused.removal)
             && self.ends_us(&removal)
         {
             self.forget_network();

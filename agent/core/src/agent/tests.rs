@@ -84,6 +84,7 @@ impl Bench {
             membership: certificate(1, None),
             node_id: 1,
             servers: Vec::new(),
+            roots: None,
         };
         bench.agent.handle_enrolled(conn, &enrolled, bench.now);
         bench.connect(conn);
@@ -114,6 +115,7 @@ impl Bench {
             unix_ms: NOW_S * 1000,
             observed_address: None,
             membership: Vec::new(),
+            roots: None,
         };
         self.say(conn, ServerMessage::Welcome(welcome));
         let number = proto::session::SessionNumber { boot: 1, counter: 1 };

@@ -178,6 +178,7 @@ impl Bench {
                     unix_ms: 0,
                     observed_address: None,
                     membership: Vec::new(),
+                    roots: None,
                 };
                 self.control.handle_welcome(conn, &welcome, self.now);
                 if activate {

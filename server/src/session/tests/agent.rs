@@ -100,6 +100,7 @@ impl Agent {
             activate: false,
             heartbeat_interval: Duration::from_secs(1),
             membership: vec![],
+            root: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //! appends and commits.
 
 use crate::{
-    cluster::{Change, Head},
+    cluster::{Change, Head, StoredRoot},
     store::{
         Attendance, CALL_TIMEOUT, JobLock, LockedLog, StoreError, Tail,
         postgres::{
@@ -10,7 +10,7 @@ use crate::{
             error::PgError,
             jobs, log,
             pool::{Held, Lane, Pools},
-            sql,
+            root, sql,
         },
     },
 };
@@ -86,6 +86,10 @@ impl LockedLog for PostgresLock {
 
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
         self.inside(async |client| jobs::attendance_held(&**client, nodes).await).await
+    }
+
+    async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError> {
+        self.inside(async |client| root::set(client, root).await).await
     }
 
     async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError> {

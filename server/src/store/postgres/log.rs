@@ -2,8 +2,8 @@
 
 use crate::{
     cluster::{
-        Change, ChangeId, Entity, EntityId, Founding, Head, Node, Op, Recovery, Removed, Settings, SetupKey,
-        SetupKeyId, Snapshot,
+        Change, ChangeId, Entity, EntityId, Founding, Head, Node, Op, Recovery, Removed, Roots, Settings,
+        SetupKey, SetupKeyId, Snapshot,
     },
     store::{
         CALL_TIMEOUT, CHANGES_KEPT, Hint, Lost, Tail, column,
@@ -84,10 +84,11 @@ async fn read_snapshot(
             contents(client, came, "SELECT content FROM removals ORDER BY node_key"),
             contents(client, came, "SELECT content FROM recovery"),
             contents(client, came, "SELECT content FROM settings"),
+            contents(client, came, "SELECT content FROM roots"),
             live::now_ms(client),
         )
     };
-    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings, now_ms) =
+    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings, mut roots, now_ms) =
         in_one_flight(client, BEGIN_SNAPSHOT, tables).await?;
     let Some(row) = cluster.first() else { return Ok(None) };
     let snapshot = Snapshot {
@@ -99,6 +100,7 @@ async fn read_snapshot(
         removals,
         recovery: recovery.pop(),
         settings: settings.pop(),
+        roots: roots.pop(),
     };
     snapshot.check().map(|snapshot| Some((snapshot, now_ms))).map_err(PgError::unreadable)
 }
@@ -275,7 +277,7 @@ enum Seen {
 
 async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
     let (mut nodes, mut setup_keys, mut removals) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut recovery, mut settings) = (None, None);
+    let (mut recovery, mut settings, mut roots) = (None, None, None);
     // One statement cannot change a row twice; of several puts of an entity the last one counts.
     let mut seen = BTreeSet::new();
     for op in change.ops.iter().rev() {
@@ -286,6 +288,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
             Entity::Removal(removed) if seen.insert(Seen::Removal(removed.key)) => removals.push(&**removed),
             Entity::Recovery(one) => recovery = recovery.or(Some(&**one)),
             Entity::Settings(one) => settings = settings.or(Some(&**one)),
+            Entity::Roots(one) => roots = roots.or(Some(&**one)),
             Entity::Node(_) | Entity::SetupKey(_) | Entity::Removal(_) => {}
         }
     }
@@ -297,6 +300,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
         put_removals(client, &removals),
         put_recovery(client, recovery),
         put_settings(client, settings),
+        put_roots(client, roots),
     )?;
     Ok(())
 }
@@ -360,4 +364,10 @@ pub(crate) async fn put_settings(client: &Client, settings: Option<&Settings>) -
     let Some(settings) = settings else { return Ok(()) };
     let row = "INSERT INTO settings (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
     execute(client, row, &[&Json(settings)]).await.map(|_| ())
+}
+
+pub(crate) async fn put_roots(client: &Client, roots: Option<&Roots>) -> Result<(), PgError> {
+    let Some(roots) = roots else { return Ok(()) };
+    let row = "INSERT INTO roots (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
+    execute(client, row, &[&Json(roots)]).await.map(|_| ())
 }

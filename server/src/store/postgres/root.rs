@@ -45,6 +45,15 @@ impl ToSql for Seed<'_> {
     to_sql_checked!();
 }
 
+/// The cluster's row is the caller's.
+pub(crate) async fn set(client: &Client, root: &StoredRoot) -> Result<(), PgError> {
+    let (seed, public) = root_columns(root);
+    let (seed, public) = (Seed(seed), public.as_ref().map(<[u8; 32]>::as_slice));
+    let set =
+        "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL";
+    execute(client, set, &[&seed, &public]).await.map(|_| ())
+}
+
 pub(crate) async fn put(client: &Client, was: &StoredRoot, root: &StoredRoot) -> Result<bool, PgError> {
     let ((was, _), (seed, public)) = (root_columns(was), root_columns(root));
     let (was, seed, public) = (Seed(was), Seed(seed), public.as_ref().map(<[u8; 32]>::as_slice));

@@ -66,6 +66,7 @@ pub(crate) fn import(
         "removals",
         "recovery",
         "settings",
+        "roots",
         "changes",
         "servers",
         "sessions",
@@ -79,7 +80,8 @@ pub(crate) fn import(
     let removals = snapshot.removals.iter().map(|removed| Entity::Removal(Box::new(removed.clone())));
     let recovery = snapshot.recovery.iter().map(|recovery| Entity::Recovery(Box::new(recovery.clone())));
     let settings = snapshot.settings.iter().map(|settings| Entity::Settings(Box::new(*settings)));
-    for entity in nodes.chain(keys).chain(removals).chain(recovery).chain(settings) {
+    let roots = snapshot.roots.iter().map(|roots| Entity::Roots(Box::new(roots.clone())));
+    for entity in nodes.chain(keys).chain(removals).chain(recovery).chain(settings).chain(roots) {
         log::put(&transaction, &entity)?;
     }
     transaction.commit()?;

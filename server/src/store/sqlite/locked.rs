@@ -1,10 +1,10 @@
 //! The locked log: the log's thread stays inside an immediate transaction until it is told what to append, or that nothing comes.
 
 use crate::{
-    cluster::{Change, Head},
+    cluster::{Change, Head, StoredRoot},
     store::{
         Attendance, CALL_TIMEOUT, JobLock, LockedLog, StoreError, Tail,
-        sqlite::{SqliteError, jobs, log, worker::Worker},
+        sqlite::{SqliteError, jobs, log, root, worker::Worker},
     },
 };
 use async_trait::async_trait;
@@ -131,6 +131,11 @@ impl LockedLog for SqliteLock {
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
         let nodes = nodes.to_vec();
         self.ask(move |transaction| jobs::attendance(transaction, &nodes)).await
+    }
+
+    async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError> {
+        let root = root.clone();
+        self.ask(move |transaction| root::set(transaction, &root)).await
     }
 
     async fn commit(self: Box<Self>, change: &Change) -> Result<(), StoreError> {

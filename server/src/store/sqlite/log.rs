@@ -52,6 +52,7 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
         removals: contents(&transaction, "SELECT content FROM removals ORDER BY node_key")?,
         recovery: contents(&transaction, "SELECT content FROM recovery")?.pop(),
         settings: contents(&transaction, "SELECT content FROM settings")?.pop(),
+        roots: contents(&transaction, "SELECT content FROM roots")?.pop(),
     };
     snapshot.check().map(Some).map_err(SqliteError::unreadable)
 }
@@ -219,6 +220,7 @@ pub(crate) fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), 
             raise_next_node_id(transaction, recovery.next_node_id.0)?;
         }
         Entity::Settings(settings) => put_only_row(transaction, "settings", settings)?,
+        Entity::Roots(roots) => put_only_row(transaction, "roots", roots)?,
     }
     Ok(())
 }

@@ -6,6 +6,17 @@ use crate::{
 };
 use rusqlite::{Connection, params};
 
+/// Inside a transaction.
+pub(crate) fn set(connection: &Connection, root: &StoredRoot) -> Result<(), SqliteError> {
+    connection.pragma_update(None, "secure_delete", true)?;
+    let (seed, public) = root_columns(root);
+    connection.execute(
+        "UPDATE cluster SET root_seed = ?1, root_public = ?2, root_wrapped = ?2 IS NOT NULL",
+        params![seed, public],
+    )?;
+    Ok(())
+}
+
 pub(crate) fn put(
     connection: &mut Connection,
     was: &StoredRoot,

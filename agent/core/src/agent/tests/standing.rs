@@ -99,6 +99,7 @@ fn a_session_number_that_is_refused_as_old_is_overtaken_by_ever_longer_leaps() {
         membership: certificate(1, None),
         node_id: 1,
         servers: Vec::new(),
+        roots: None,
     };
     let (mut boots, mut seconds) = (Vec::new(), 0);
     let mut outputs = bench.outputs();

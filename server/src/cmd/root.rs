@@ -1,0 +1,167 @@
+//! `server root show | rotate | retire`: which key signs for the cluster, and which are still believed.
+
+use crate::{
+    cluster::{Actor, State, retire, sign_anew},
+    cmd::{CommonArgs, Failure, text},
+    follow::Cluster,
+};
+use clap::Subcommand;
+use proto::{root::Fingerprint, time::UnixTime};
+use serde::Serialize;
+use std::convert::Infallible;
+
+/// What one change signs anew: small enough for a statement's deadline.
+const BATCH: usize = 500;
+/// Of the nodes that are waited for, so many are named to people.
+const NAMED: usize = 10;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The roots that are trusted, and who still needs a former one
+    Show(CommonArgs),
+    /// Make the next root, signed by the current one; servers and agents take it up by themselves
+    Rotate {
+        /// Also while a former root is still trusted
+        #[arg(long)]
+        anyway: bool,
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+    /// End the trust in former roots
+    Retire {
+        /// Sign now what a former root signed, and cut off nodes that have not yet said that they keep the new root
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        common: CommonArgs,
+    },
+}
+
+/// The roots as JSON.
+#[derive(Serialize)]
+struct Shown {
+    /// The current root's fingerprint.
+    root: Fingerprint,
+    /// How often the root was changed.
+    number: u32,
+    /// The current one first.
+    roots: Vec<ShownRoot>,
+    nodes: usize,
+    /// Certificates and removals that a former root signed.
+    to_sign_anew: usize,
+    /// Names of nodes that have not yet said that they keep the current root.
+    unconfirmed: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ShownRoot {
+    fingerprint: Fingerprint,
+    current: bool,
+    /// `None`: since the cluster was made.
+    since_unix_s: Option<u64>,
+    /// Nodes whose certificate it signed.
+    memberships: usize,
+}
+
+pub(crate) async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Show(common) => {
+            let cluster = common.database.load().await?;
+            print(&cluster, common.json)
+        }
+        Command::Rotate { anyway, common } => {
+            let cluster = common.database.load_to_sign().await?;
+            let root = cluster.state().root.public();
+            cluster.rotate_root(&root, anyway).await.map_err(Failure::failed)?;
+            print(&cluster, common.json)?;
+            eprintln!(
+                "take a backup now: one of before has the former root alone. When `server root show` waits for nobody, end the former root with `server root retire`"
+            );
+            Ok(())
+        }
+        Command::Retire { force, common } => retire_former(force, common).await,
+    }
+}
+
+async fn retire_former(force: bool, common: CommonArgs) -> Result<(), Failure> {
+    let cluster = match force {
+        true => common.database.load_to_sign().await?,
+        false => common.database.load().await?,
+    };
+    while force && cluster.state().under_former_roots() > 0 {
+        let signed = cluster.write::<_, Infallible>(Actor::CommandLine, |state, _| {
+            let ops = sign_anew(state, BATCH);
+            Ok((ops, ()))
+        });
+        signed.await.map_err(Failure::failed)?;
+    }
+    let retired = cluster.write(Actor::CommandLine, |state, _| Ok((retire(state, force)?, ())));
+    retired.await.map_err(|error: crate::follow::WriteError<crate::cluster::RetirementError>| {
+        Failure::failed(error)
+    })?;
+    print(&cluster, common.json)?;
+    eprintln!(
+        "setup keys made before the last change of the root let nobody in any more: make new ones with `server setup-key create`"
+    );
+    Ok(())
+}
+
+fn print(cluster: &Cluster, json: bool) -> Result<(), Failure> {
+    let shown = Shown::of(&cluster.state());
+    if json {
+        return Ok(text::print_json(&shown)?);
+    }
+    let row = |root: &ShownRoot| {
+        let since = root.since_unix_s.map(UnixTime);
+        [
+            root.fingerprint.to_string(),
+            if root.current { "current" } else { "former, trusted" }.to_owned(),
+            since.map_or_else(|| "the beginning".to_owned(), |at| text::moment(Some(at), cluster.now())),
+            root.memberships.to_string(),
+        ]
+    };
+    let rows: Vec<_> = shown.roots.iter().map(row).collect();
+    text::print_table(["ROOT", "STATE", "SINCE", "MEMBERSHIPS"], &rows);
+    if shown.to_sign_anew > 0 {
+        text::print(&format!("\nto be signed anew   {} certificates and removals", shown.to_sign_anew));
+    }
+    if let Some(names) = waited_for(&shown.unconfirmed) {
+        text::print(&format!(
+            "\nnot yet confirmed   {} of {} nodes: {names}",
+            shown.unconfirmed.len(),
+            shown.nodes
+        ));
+    }
+    Ok(())
+}
+
+fn waited_for(names: &[String]) -> Option<String> {
+    let more = if names.len() > NAMED { ", .." } else { "" };
+    (!names.is_empty()).then(|| names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ") + more)
+}
+
+impl Shown {
+    fn of(state: &State) -> Self {
+        let number = state.root_number();
+        let current = state.root.public();
+        let former = state.roots().map(|roots| roots.former.as_slice()).unwrap_or_default();
+        let since = state.roots().map(|roots| roots.since);
+        let newest_first = former.iter().rev().map(|former| (former.key, former.since));
+        let roots = [(current, since)].into_iter().chain(newest_first).zip((0..=number).rev());
+        let signed_by = |root: u32| state.nodes().filter(|node| node.root == root).count();
+        let roots = roots.map(|((key, since), root)| ShownRoot {
+            fingerprint: key.fingerprint(),
+            current: root == number,
+            since_unix_s: since.map(|at| at.0),
+            memberships: signed_by(root),
+        });
+        Self {
+            root: current.fingerprint(),
+            number,
+            roots: roots.collect(),
+            nodes: state.node_count(),
+            to_sign_anew: state.under_former_roots(),
+            unconfirmed: state.unconfirmed().map(|node| node.name.clone()).collect(),
+        }
+    }
+}
