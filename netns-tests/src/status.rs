@@ -26,6 +26,8 @@ pub struct Own {
     pub listen_port: u16,
     #[serde(default)]
     pub certificate: Certificate,
+    #[serde(default)]
+    pub root: Option<String>,
     pub clock_ahead_seconds: Option<i64>,
 }
 

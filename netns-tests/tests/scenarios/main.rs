@@ -33,6 +33,7 @@ mod outage;
 mod removal;
 mod replaced;
 mod restarts;
+mod root;
 mod two_servers;
 mod wg;
 mod wg_life;
@@ -194,6 +195,7 @@ const CASES: &[Case] = &[
         "replaced_sqlite_by_postgres_with_a_wrapped_root",
         replaced::sqlite_by_postgres_with_a_wrapped_root,
     ),
+    together("root_is_changed_under_traffic", root::is_changed_under_traffic),
     together("removal_reaches_all_by_servers_or_tunnels", removal::reaches_all_by_servers_or_tunnels),
     together("identity_a_copied_server_is_refused", identity::a_copied_server_is_refused),
     together(

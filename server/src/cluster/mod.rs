@@ -126,6 +126,9 @@ impl Snapshot {
         if let Some(key) = self.setup_keys.iter().find(|key| key.id.0 >= LIMIT || key.uses >= LIMIT) {
             return Err(format!("a number of setup key {} is out of range", key.id));
         }
+        if self.roots.as_ref().is_some_and(|roots| roots.current != self.founding.root.public()) {
+            return Err("its list of roots ends with another root than it holds".to_owned());
+        }
         match self.next_node_id.0 >= LIMIT || self.head.version.revision >= LIMIT {
             true => Err("its counters are out of range".to_owned()),
             false => Ok(()),

@@ -180,7 +180,8 @@ impl Inner {
         let mut ops = vec![recovery.into_op()];
         let head = Head { version, id: self.change_id()? };
         with_gap.apply(&Change { head, at: now, actor: Actor::Recovery, ops: ops.clone() });
-        if let Some(past) = past {
+        // What a root signed that the log does not know comes after the root.
+        if let Some(past) = past.filter(|past| past.root_number() <= found.root_number()) {
             ops.extend(settings_back(&with_gap, &past));
             ops.extend(put_back(&with_gap, &past, BATCH, now));
         }
@@ -202,6 +203,7 @@ impl Inner {
     async fn settle_pasts(self: &Arc<Self>) -> Result<(), StoreError> {
         loop {
             let Some(past) = self.told.facts().pasts.last().cloned() else { return Ok(()) };
+            self.put_root_back(&past).await?;
             // Where nothing is missing the log need not be locked to see that.
             let is_level = put_back(&self.state.load(), &past, 1, UnixTime(0)).is_empty();
             let is_done = is_level || self.put_back(&past).await?;

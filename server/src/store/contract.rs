@@ -44,6 +44,7 @@ macro_rules! on_both_databases {
 mod jobs;
 mod live;
 mod recovery;
+mod roots;
 mod vault;
 
 on_both_databases!(

@@ -125,7 +125,7 @@ impl Database {
 }
 
 fn for_each_table(statements: &str) -> String {
-    let tables = ["cluster", "nodes", "setup_keys", "removals", "changes", "recovery", "settings"];
+    let tables = ["cluster", "nodes", "setup_keys", "removals", "changes", "recovery", "settings", "roots"];
     tables.map(|table| statements.replace("{}", table)).join(" ")
 }
 
