@@ -138,6 +138,7 @@ impl Hand {
             membership: CERTIFICATES[1].clone(),
             node_id: 1,
             servers: Vec::new(),
+            roots: None,
         };
         hand.agent.handle_enrolled(hand.conn(), &enrolled, hand.now);
         hand.connect();
@@ -172,6 +173,7 @@ impl Hand {
             unix_ms: NOW_S * 1000,
             observed_address: None,
             membership: Vec::new(),
+            roots: None,
         }));
         let number = SessionNumber { boot: 1, counter: 1 };
         self.hear(ServerMessage::Activated { number, version, receipt: Receipt([1; 24]) });

@@ -39,6 +39,7 @@ pub(crate) fn write_state(
         membership: membership(&root, secret.public(), NodeId(0), addresses),
         node_id: 0,
         servers: Vec::new(),
+        roots: None,
     };
     agent.handle_enrolled(ConnId(1), &enrolled, now);
     agent.handle_message(ConnId(1), ServerMessage::Map(whole_map(peers(&root))), now);
