@@ -1,9 +1,9 @@
-//! Datagrams of one size to one place, sealed one after the other into one buffer and sent with one call (GSO).
+//! Datagrams of one size to one place, alike in what they let routers say of congestion, sealed one after the other into one buffer and sent with one call (GSO).
 //!
 //! The kernel splits at multiples of the first datagram's size, so only the last may be shorter: it closes the
 //! batch. A pure buffer; whoever fills it sends it.
 
-use crate::socket::Path;
+use crate::socket::{Datagrams, Ecn, Path};
 
 /// The largest UDP payload over IPv4: 65,535 less 20 for IP and 8 for UDP. 45 datagrams of 1452 bytes fit.
 const MAX_BYTES: usize = 65_507;
@@ -19,20 +19,21 @@ pub(crate) struct Batch {
     count: usize,
     closed: bool,
     path: Option<Path>,
+    ecn: Option<Ecn>,
 }
 
 impl Batch {
     pub(crate) fn new() -> Self {
         let buffer = vec![0; MAX_BYTES].into_boxed_slice();
-        Self { buffer, len: 0, segment: 0, count: 0, closed: false, path: None }
+        Self { buffer, len: 0, segment: 0, count: 0, closed: false, path: None, ecn: None }
     }
 
     /// Whether a datagram may join. If not, the batch must be sent and cleared; an empty one takes any up to the
     /// largest UDP payload.
-    pub(crate) fn takes(&self, path: Path, size: usize) -> bool {
+    pub(crate) fn takes(&self, path: Path, ecn: Option<Ecn>, size: usize) -> bool {
         let fits = size <= MAX_BYTES - self.len;
-        let follows =
-            self.path == Some(path) && !self.closed && size <= self.segment && self.count < MAX_DATAGRAMS;
+        let is_alike = self.path == Some(path) && self.ecn == ecn;
+        let follows = is_alike && !self.closed && size <= self.segment && self.count < MAX_DATAGRAMS;
         fits && (self.count == 0 || follows)
     }
 
@@ -42,9 +43,9 @@ impl Batch {
     }
 
     /// Adds what was written to the room. The batch takes it ([`Batch::takes`]).
-    pub(crate) fn keep(&mut self, path: Path, size: usize) {
+    pub(crate) fn keep(&mut self, path: Path, ecn: Option<Ecn>, size: usize) {
         if self.count == 0 {
-            self.path = Some(path);
+            (self.path, self.ecn) = (Some(path), ecn);
             self.segment = size;
         }
         self.closed = size < self.segment;
@@ -52,9 +53,10 @@ impl Batch {
         self.count += 1;
     }
 
-    /// The path, bytes and the size to split them at; `None` if empty.
-    pub(crate) fn contents(&self) -> Option<(Path, &[u8], usize)> {
-        self.path.map(|path| (path, &self.buffer[..self.len], self.segment))
+    /// `None` if empty.
+    pub(crate) fn contents(&self) -> Option<(Path, Datagrams<'_>)> {
+        let datagrams = Datagrams { bytes: &self.buffer[..self.len], segment: self.segment, ecn: self.ecn };
+        self.path.map(|path| (path, datagrams))
     }
 
     pub(crate) fn clear(&mut self) {
@@ -76,8 +78,8 @@ mod tests {
     fn forty_five_full_datagrams_fit_and_64_small_ones() {
         for (size, expected) in [(1452, 45), (100, 64)] {
             let mut batch = Batch::new();
-            while batch.takes(address(1), size) {
-                batch.keep(address(1), size);
+            while batch.takes(address(1), None, size) {
+                batch.keep(address(1), None, size);
             }
             assert_eq!(batch.count, expected);
         }
@@ -86,17 +88,20 @@ mod tests {
     #[test]
     fn a_shorter_datagram_closes_and_a_longer_one_or_another_place_does_not_join() {
         let mut batch = Batch::new();
-        batch.keep(address(1), 100);
-        assert!(!batch.takes(address(1), 101) && !batch.takes(address(2), 100));
-        batch.keep(address(1), 99);
-        assert!(!batch.takes(address(1), 99));
+        batch.keep(address(1), None, 100);
+        assert!(!batch.takes(address(1), None, 101) && !batch.takes(address(2), None, 100));
+        batch.keep(address(1), None, 99);
+        assert!(!batch.takes(address(1), None, 99));
         batch.clear();
-        assert!(batch.contents().is_none() && batch.takes(address(2), 101));
+        assert!(batch.contents().is_none() && batch.takes(address(2), None, 101));
     }
 
     #[test]
     fn more_than_one_udp_payload_is_never_taken() {
-        assert!(Batch::new().takes(address(1), MAX_BYTES) && !Batch::new().takes(address(1), MAX_BYTES + 1));
+        assert!(
+            Batch::new().takes(address(1), None, MAX_BYTES)
+                && !Batch::new().takes(address(1), None, MAX_BYTES + 1)
+        );
     }
 
     proptest! {
@@ -107,19 +112,20 @@ mod tests {
         ) {
             let (mut batch, mut sent) = (Batch::new(), Vec::new());
             let mut send = |batch: &mut Batch| {
-                if let Some((to, bytes, segment)) = batch.contents() {
-                    sent.extend(bytes.chunks(segment).map(|datagram| (to, datagram.to_vec())));
+                if let Some((to, datagrams)) = batch.contents() {
+                    let split = datagrams.bytes.chunks(datagrams.segment);
+                    sent.extend(split.map(|datagram| (to, datagrams.ecn, datagram.to_vec())));
                 }
                 batch.clear();
             };
             let expected: Vec<_> =
-                datagrams.iter().map(|&(port, size, byte)| (address(port), vec![byte; size * 500])).collect();
-            for (to, datagram) in &expected {
-                if !batch.takes(*to, datagram.len()) {
+                datagrams.iter().map(|&(port, size, byte)| (address(port), Ecn::from_bits(byte), vec![byte; size * 500])).collect();
+            for (to, ecn, datagram) in &expected {
+                if !batch.takes(*to, *ecn, datagram.len()) {
                     send(&mut batch);
                 }
                 batch.room()[..datagram.len()].copy_from_slice(datagram);
-                batch.keep(*to, datagram.len());
+                batch.keep(*to, *ecn, datagram.len());
             }
             send(&mut batch);
             prop_assert_eq!(sent, expected);

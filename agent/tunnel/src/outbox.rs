@@ -3,7 +3,8 @@
 use crate::{
     batch::Batch,
     noise::{Noise, OVERHEAD},
-    socket::{Path, Sockets},
+    packet,
+    socket::{Datagrams, Path, Sockets},
 };
 
 pub(crate) struct Outbox {
@@ -21,12 +22,14 @@ impl Outbox {
     /// Seals a packet into the batch. It is on its way after [`Outbox::flush`]. The datagram's size.
     pub(crate) fn seal(&mut self, noise: &mut Noise, packet: &[u8], path: Path) -> u64 {
         let size = packet.len() + OVERHEAD;
-        if !self.batch.takes(path, size) {
+        let ecn = packet::ecn(packet);
+        if !self.batch.takes(path, ecn, size) {
             self.flush();
         }
-        let sealed = self.batch.takes(path, size).then(|| noise.seal(packet, self.batch.room())).flatten();
+        let sealed =
+            self.batch.takes(path, ecn, size).then(|| noise.seal(packet, self.batch.room())).flatten();
         match sealed {
-            Some(size) => self.batch.keep(path, size),
+            Some(size) => self.batch.keep(path, ecn, size),
             None => self.refused += 1,
         }
         size as u64
@@ -35,12 +38,12 @@ impl Outbox {
     /// Sends a finished message, after what was sealed before it.
     pub(crate) fn send(&mut self, message: &[u8], path: Path) {
         self.flush();
-        self.refused += self.sockets.send(path, message, message.len()) as u64;
+        self.refused += self.sockets.send(path, Datagrams::one(message)) as u64;
     }
 
     pub(crate) fn flush(&mut self) {
-        if let Some((path, bytes, segment)) = self.batch.contents() {
-            self.refused += self.sockets.send(path, bytes, segment) as u64;
+        if let Some((path, datagrams)) = self.batch.contents() {
+            self.refused += self.sockets.send(path, datagrams) as u64;
             self.batch.clear();
         }
     }

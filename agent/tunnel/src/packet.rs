@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::socket::Ecn;
+
 const UDP: u8 = 17;
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
@@ -26,6 +28,42 @@ pub(crate) fn destination(packet: &[u8]) -> Option<IpAddr> {
 /// The source, or `None` if it is not an IP packet.
 pub(crate) fn source(packet: &[u8]) -> Option<IpAddr> {
     address(packet, 12, 8)
+}
+
+/// What the packet lets routers say of congestion. Nothing else of its header shows outside of the tunnel.
+pub(crate) fn ecn(packet: &[u8]) -> Option<Ecn> {
+    Ecn::from_bits(traffic_class(packet)?)
+}
+
+fn traffic_class(packet: &[u8]) -> Option<u8> {
+    match packet {
+        [first, second, ..] if first >> 4 == 6 => Some(first << 4 | second >> 4),
+        [_, second, ..] => Some(*second),
+        _ => None,
+    }
+}
+
+/// A router met congestion on the tunnel's way: says so to who can understand it (RFC 6040, as WireGuard does).
+pub(crate) fn mark_congestion(packet: &mut [u8]) {
+    match (ecn(packet), packet.first().map(|first| first >> 4)) {
+        (Some(Ecn::Ect0 | Ecn::Ect1), Some(4)) if packet.len() >= V4_HEADER => {
+            let before = word(packet, 0);
+            packet[1] |= Ecn::Ce as u8;
+            let sum = update_checksum(word(packet, 10), before, word(packet, 0));
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        (Some(Ecn::Ect0 | Ecn::Ect1), Some(6)) => packet[1] |= (Ecn::Ce as u8) << 4,
+        (Some(Ecn::Ect0 | Ecn::Ect1 | Ecn::Ce) | None, _) => {}
+    }
+}
+
+/// The checksum after one word of what it covers was changed (RFC 1624, equation 3).
+fn update_checksum(sum: u16, before: u16, after: u16) -> u16 {
+    let mut total = u32::from(!sum) + u32::from(!before) + u32::from(after);
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    !(total as u16)
 }
 
 fn address(packet: &[u8], v4_offset: usize, v6_offset: usize) -> Option<IpAddr> {
@@ -151,6 +189,32 @@ mod tests {
         assert_eq!(padded_len(1409, 1420), 1420);
         assert_eq!(padded_len(1420, 1420), 1420);
         assert_eq!(padded_len(1500, 1420), 1500);
+    }
+
+    #[test]
+    fn congestion_is_marked_where_it_is_understood_and_checksums_hold() {
+        for (from, to) in [("10.0.0.1:7", "10.0.0.2:9"), ("[fd00::1]:7", "[fd00::2]:9")] {
+            let plain = udp_packet(from.parse().unwrap(), to.parse().unwrap(), b"x").unwrap();
+            assert_eq!(ecn(&plain), None);
+            for (class, expected) in
+                [(0, None), (0b0110, Some(Ecn::Ce)), (0b01, Some(Ecn::Ce)), (0b11, Some(Ecn::Ce))]
+            {
+                let mut packet = plain.clone();
+                if packet[0] >> 4 == 4 {
+                    (packet[1], packet[10], packet[11]) = (class, 0, 0);
+                    let sum = checksum(&[&packet[..V4_HEADER]]);
+                    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+                } else {
+                    packet[1] = class << 4;
+                }
+                mark_congestion(&mut packet);
+                assert_eq!(ecn(&packet), expected, "{class:b}");
+                assert_eq!(traffic_class(&packet).unwrap() >> 2, class >> 2);
+                assert!(packet[0] >> 4 == 6 || checksum(&[&packet[..V4_HEADER]]) == 0);
+            }
+        }
+        mark_congestion(&mut []);
+        mark_congestion(&mut [0x45, 2]);
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub(crate) struct Live {
     pub(crate) trying: Vec<SocketAddr>,
     /// When the endpoint may follow the peer again.
     pub(crate) roams_from: Instant,
+    /// When something authentic came last.
+    pub(crate) heard_at: Instant,
     /// The last packet to the endpoint.
     pub(crate) sent_at: Instant,
     /// The first data since something came.
@@ -197,7 +199,8 @@ impl Live {
     }
 
     /// Something authentic came.
-    pub(crate) fn on_heard(&mut self) {
+    pub(crate) fn on_heard(&mut self, now: Instant) {
+        self.heard_at = now;
         self.unanswered_since = None;
         self.is_unanswered_told = false;
     }
@@ -215,6 +218,7 @@ impl Live {
             tried: Vec::new(),
             trying: Vec::new(),
             roams_from: now,
+            heard_at: now,
             sent_at: now,
             unanswered_since: None,
             is_unanswered_told: false,

@@ -51,6 +51,27 @@ impl Path {
     }
 }
 
+/// What routers say of congestion, and are allowed to (RFC 3168).
+pub(crate) type Ecn = quinn_udp::EcnCodepoint;
+
+/// Datagrams of `segment` bytes each; the last may be shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Datagrams<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) segment: usize,
+    pub(crate) ecn: Option<Ecn>,
+}
+
+impl<'a> Datagrams<'a> {
+    pub(crate) fn one(bytes: &'a [u8]) -> Self {
+        Self { bytes, segment: bytes.len(), ecn: None }
+    }
+
+    fn count(&self) -> usize {
+        self.bytes.len().div_ceil(self.segment)
+    }
+}
+
 /// The source address is not ours any more, or there is no way there at all.
 struct SourceRefused;
 
@@ -60,7 +81,7 @@ pub(crate) struct Sockets {
     v4: Option<Socket>,
     v6: Option<Socket>,
     port: u16,
-    /// Own addresses that were refused as sources, until the sockets are renewed.
+    /// Own addresses that were refused as sources, until the sockets are renewed or something arrives there.
     gone: Vec<IpAddr>,
 }
 
@@ -138,16 +159,23 @@ impl Sockets {
         }
     }
 
-    /// Sends datagrams of `segment` bytes each (the last may be shorter). Returns how many were refused.
-    pub(crate) fn send(&mut self, path: Path, bytes: &[u8], segment: usize) -> usize {
+    /// A datagram came to this address of ours: it is one.
+    pub(crate) fn on_arrival(&mut self, at: Option<IpAddr>) {
+        if !self.gone.is_empty() {
+            self.gone.retain(|gone| Some(*gone) != at);
+        }
+    }
+
+    /// Returns how many datagrams were refused.
+    pub(crate) fn send(&mut self, path: Path, datagrams: Datagrams<'_>) -> usize {
         let socket = if path.to.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
-        let Some(socket) = socket else { return bytes.len().div_ceil(segment) };
+        let Some(socket) = socket else { return datagrams.count() };
         let source = path.from.filter(|source| !self.gone.contains(source));
-        match (socket.send(path.to, source, bytes, segment), source) {
+        match (socket.send(path.to, source, datagrams), source) {
             (Ok(refused), _) => refused,
             (Err(SourceRefused), source) => {
                 socket.forget_failures();
-                let refused = socket.send(path.to, None, bytes, segment).unwrap_or_default();
+                let refused = socket.send(path.to, None, datagrams).unwrap_or_default();
                 if refused == 0 {
                     self.gone.extend(source);
                 }
@@ -181,7 +209,7 @@ impl Socket {
         socket.bind(&address.into()).map_err(StartError::Socket)?;
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into()).map_err(StartError::Socket)?;
-        allow_fragments(&socket, address);
+        adjust(&socket, address);
         Ok(Self { socket, state })
     }
 
@@ -207,11 +235,11 @@ impl Socket {
         &self,
         to: SocketAddr,
         source: Option<IpAddr>,
-        bytes: &[u8],
-        segment: usize,
+        datagrams: Datagrams<'_>,
     ) -> Result<usize, SourceRefused> {
+        let Datagrams { bytes, segment, ecn } = datagrams;
         let transmit = |contents, segment_size| {
-            self.transmit(&Transmit { destination: to, ecn: None, contents, segment_size, src_ip: source })
+            self.transmit(&Transmit { destination: to, ecn, contents, segment_size, src_ip: source })
         };
         let is_source_refused = |error: &io::Error| {
             use io::ErrorKind::{AddrNotAvailable, InvalidInput, NetworkUnreachable};
@@ -224,7 +252,7 @@ impl Socket {
                 // A narrower link: the kernel does not both split and fragment. Or quinn-udp has just switched GSO
                 // off. The datagrams are still here.
                 Err(error) if is_msg_size_err(&error) || self.state.max_gso_segments() == 1 => {}
-                Err(_) => return Ok(bytes.len().div_ceil(segment)),
+                Err(_) => return Ok(datagrams.count()),
             }
         }
         let mut refused = 0;
@@ -244,7 +272,7 @@ impl Socket {
             (UdpSocketState::new((&self.socket).into()), self.socket.local_addr())
         {
             self.state = state;
-            allow_fragments(&self.socket, address);
+            adjust(&self.socket, address);
         }
     }
 
@@ -296,15 +324,22 @@ fn set_mark(_socket: &RawSocket, _fwmark: Option<u32>) -> io::Result<()> {
     Ok(())
 }
 
-/// quinn-udp forbids fragments. A tunnel's packets must pass links narrower than its MTU, if slowly.
+/// quinn-udp forbids fragments; a tunnel's packets must pass links narrower than its MTU, if slowly. And it asks for the
+/// times of arrival, which fill the room in which marks of congestion would come.
 #[cfg(target_os = "linux")]
-fn allow_fragments(socket: &UdpSocket, address: SocketAddr) {
-    use std::os::fd::AsRawFd;
+fn adjust(socket: &UdpSocket, address: SocketAddr) {
     let (level, option) = match address {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     };
-    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+    set_option(socket, level, option, libc::IP_PMTUDISC_DONT);
+    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0);
+}
+
+/// Without it there is less comfort, and nothing fails.
+#[cfg(target_os = "linux")]
+fn set_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value: libc::c_int) {
+    use std::os::fd::AsRawFd;
     // SAFETY: the value is a c_int that lives through the call, of the size given.
     unsafe {
         let len = size_of_val(&value) as libc::socklen_t;
@@ -313,7 +348,7 @@ fn allow_fragments(socket: &UdpSocket, address: SocketAddr) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn allow_fragments(_socket: &UdpSocket, _address: SocketAddr) {}
+fn adjust(_socket: &UdpSocket, _address: SocketAddr) {}
 
 /// The buffers that messages are received into.
 pub(crate) struct Arena {
@@ -339,13 +374,13 @@ impl Arena {
         self.filled > 0
     }
 
-    /// Each datagram with the path back.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Path, &[u8])> {
+    /// Each datagram with the path back, and what routers say.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Path, Option<Ecn>, &[u8])> {
         let messages = self.metas[..self.filled].iter().zip(self.bytes.chunks(MESSAGE_BYTES));
         messages.flat_map(|(meta, bytes)| {
             bytes[..meta.len]
                 .chunks(meta.stride.max(1))
-                .map(move |datagram| (Path { to: meta.addr, from: meta.dst_ip }, datagram))
+                .map(move |datagram| (Path { to: meta.addr, from: meta.dst_ip }, meta.ecn, datagram))
         })
     }
 }
@@ -388,12 +423,16 @@ mod tests {
         let bytes: Vec<u8> = (0..1000).map(|i| (i / 100) as u8).collect();
         let mut arena = Arena::new();
         for segment in [300, 1000] {
-            assert_eq!(from.send(Path::to(address), &bytes, segment), 0);
+            let datagrams = Datagrams { bytes: &bytes, segment, ecn: Some(Ecn::Ect0) };
+            assert_eq!(from.send(Path::to(address), datagrams), 0);
             let mut got = Vec::new();
             while got.len() < 1000usize.div_ceil(segment) {
                 both(&to).for_each(|socket| {
                     if arena.receive(socket) {
-                        got.extend(arena.datagrams().map(|(_, datagram)| datagram.to_vec()));
+                        got.extend(arena.datagrams().map(|(_, ecn, datagram)| {
+                            assert_eq!(ecn, Some(Ecn::Ect0));
+                            datagram.to_vec()
+                        }));
                     }
                 });
             }
@@ -408,12 +447,16 @@ mod tests {
             |source: [u8; 4]| Path { to: ([127, 0, 0, 1], to.port()).into(), from: Some(source.into()) };
         let mut arena = Arena::new();
         for (source, seen) in [([127, 0, 0, 9], [127, 0, 0, 9]), ([192, 0, 2, 1], [127, 0, 0, 1])] {
-            assert_eq!(from.send(path(source), &[7; 1000], 500), 0);
+            let datagrams = Datagrams { bytes: &[7; 1000], segment: 500, ecn: None };
+            assert_eq!(from.send(path(source), datagrams), 0);
             while !arena.receive(to.socket(Family::V4).unwrap()) {}
-            let (back, _) = arena.datagrams().next().unwrap();
+            let (back, ..) = arena.datagrams().next().unwrap();
             assert_eq!((back.to.ip(), back.from), (seen.into(), Some([127, 0, 0, 1].into())));
         }
         assert_eq!(from.gone, [IpAddr::from([192, 0, 2, 1])]);
         assert!(from.socket(Family::V4).unwrap().state.max_gso_segments() > 1);
+        // It may come back.
+        from.on_arrival(Some([192, 0, 2, 1].into()));
+        assert!(from.gone.is_empty());
     }
 }

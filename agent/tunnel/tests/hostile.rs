@@ -1,4 +1,4 @@
-//! A peer made of the noise library and a plain socket, so that its datagrams can be kept, repeated and bent.
+//! A peer whose datagrams are kept, repeated and bent.
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
@@ -7,66 +7,7 @@ mod support;
 use std::{net::UdpSocket, time::Duration};
 
 use agent_tunnel::{Command, Event};
-use boringtun::noise::{Tunn, TunnResult};
-use support::{Netns, Node, key, peer, wait_until};
-
-/// Number 7, on loopback beside the node.
-struct Stranger {
-    socket: UdpSocket,
-    noise: Tunn,
-}
-
-impl Stranger {
-    fn new(netns: &Netns, node: &Node) -> Self {
-        let address = ("127.0.0.1", node.tunnel.listen_port());
-        let socket = netns.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
-        socket.connect(address).unwrap();
-        socket.set_read_timeout(Some(support::PATIENCE)).unwrap();
-        // The same secret as the support's key 7, whose bytes are private to the crate.
-        let noise = Tunn::new([7; 32].into(), node.key.0.into(), None, None, 1, None);
-        Self { socket, noise }
-    }
-
-    fn initiation(&mut self) -> Vec<u8> {
-        let mut buffer = [0; 256];
-        match self.noise.format_handshake_initiation(&mut buffer, true) {
-            TunnResult::WriteToNetwork(message) => message.to_vec(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits for a datagram and lets the library answer it.
-    fn turn(&mut self) -> Vec<u8> {
-        let (mut datagram, mut buffer) = ([0; 256], [0; 256]);
-        let len = self.socket.recv(&mut datagram).unwrap();
-        match self.noise.decapsulate(None, &datagram[..len], &mut buffer) {
-            TunnResult::WriteToNetwork(message) => message.to_vec(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A whole handshake; the initiation that began it.
-    fn connect(&mut self) -> Vec<u8> {
-        let initiation = self.initiation();
-        self.socket.send(&initiation).unwrap();
-        let keepalive = self.turn();
-        self.socket.send(&keepalive).unwrap();
-        initiation
-    }
-
-    fn is_answered(&self) -> bool {
-        self.socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        self.socket.recv(&mut [0; 256]).is_ok()
-    }
-}
-
-fn node_and_stranger() -> (Netns, Node, Stranger) {
-    let netns = Netns::new();
-    let node = Node::start(&netns, 1, 0);
-    node.tunnel.command(Command::Upsert(peer(7)));
-    let stranger = Stranger::new(&netns, &node);
-    (netns, node, stranger)
-}
+use support::{key, stranger::node_and_stranger, wait_until};
 
 #[test]
 fn a_handshake_from_a_configured_key_is_answered_without_being_asked() {

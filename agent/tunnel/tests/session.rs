@@ -219,3 +219,24 @@ fn data_that_was_answered_is_not_called_unanswered_when_silence_follows() {
         assert!(!matches!(event, Event::Unanswered { .. }), "{event:?}");
     }
 }
+
+/// After 15 s of silence an answer that is not there at once is no reason for a handshake.
+#[test]
+fn the_first_packet_after_a_silence_begins_no_handshake() {
+    let pair = Pair::connected();
+    pair.ping("100.64.0.2", 1, 56);
+    let events_within = |span| {
+        let deadline = Instant::now() + span;
+        let next = || pair.left.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).collect::<Vec<_>>()
+    };
+    let is_handshake = |event: &Event| matches!(event, Event::HandshakeDone { .. });
+    events_within(Duration::from_secs(16));
+    // Taken, and not answered.
+    let _silent = pair.wire.right.run(|| UdpSocket::bind("100.64.0.2:9").unwrap());
+    let sender = pair.wire.left.run(|| UdpSocket::bind("100.64.0.1:9").unwrap());
+    sender.send_to(b"once", "100.64.0.2:9").unwrap();
+    let events = events_within(Duration::from_secs(3));
+    assert!(!events.iter().any(is_handshake), "{events:?}");
+    assert!(events.iter().any(|event| matches!(event, Event::Active(_))), "nothing was sent");
+}

@@ -205,6 +205,7 @@ const CASES: &[Case] = &[
     together("database_restored_under_running_servers", database_back::restored_under_running_servers),
     together("database_restored_and_nobody_remembers", database_back::restored_and_nobody_remembers),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
+    background("wg_a_persistent_keepalive_never_gives_up", wg::a_persistent_keepalive_never_gives_up),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background("membership_that_never_ends_needs_no_server", membership::never_ends),
     background("membership_ends_by_time_and_one_server_mends_it", membership::ends_by_time),

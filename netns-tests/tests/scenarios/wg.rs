@@ -339,3 +339,19 @@ pub(crate) fn carries_tcp_over_both_families(s: &mut Scenario) -> Result<()> {
     }
     Ok(())
 }
+
+/// Its peer comes long after WireGuard would have stopped trying (90 s).
+pub(crate) fn a_persistent_keepalive_never_gives_up(s: &mut Scenario) -> Result<()> {
+    let (mut nodes, _switch) = nodes(s, "wgg", 2)?;
+    let (right, left) = (nodes.pop().context("two")?, nodes.pop().context("two")?);
+    left.add(&right, &format!("endpoint {} persistent-keepalive 1", right.outer()))?;
+    hold_for(Duration::from_secs(100), || Ok(()))?;
+    ensure!(left.shows("latest-handshakes", &right)? == "0", "somebody answered");
+    let at = Instant::now();
+    right.add(&left, "")?;
+    wait_until("there is a session", TIMEOUT, || {
+        Ok((left.shows("latest-handshakes", &right)? != "0").then_some(()))
+    })?;
+    s.note(format!("a session {} after the peer came", ms(at.elapsed())));
+    Ok(())
+}

@@ -153,7 +153,7 @@ impl Bench {
         else {
             panic!("the peer does not answer");
         };
-        self.worker.handle_datagram(Path::to(PEER_ENDPOINT.into()), answer);
+        self.worker.handle_datagram(Path::to(PEER_ENDPOINT.into()), None, answer);
         let keepalive = self.say(|noise, out| noise.seal(&[], out));
         let mut nothing = [0; 256];
         let opened = self.noise.decapsulate(None, &keepalive, &mut nothing);
@@ -177,7 +177,7 @@ impl Bench {
         };
         let path = Path::to(from);
         match kind % 4 {
-            0 => self.worker.handle_datagram(path, bytes),
+            0 => self.worker.handle_datagram(path, None, bytes),
             1 => self.seal(bytes),
             2 => self.bend(path, bytes),
             _ => {
@@ -195,7 +195,7 @@ impl Bench {
         if let TunnResult::WriteToNetwork(sealed) = self.noise.encapsulate(inner, &mut sealed)
             && sealed.len() <= MAX_DATAGRAM
         {
-            self.worker.handle_datagram(Path::to(PEER_ENDPOINT.into()), sealed);
+            self.worker.handle_datagram(Path::to(PEER_ENDPOINT.into()), None, sealed);
         }
     }
 
@@ -213,7 +213,7 @@ impl Bench {
         }
         // Without it nothing behind would ever be reached.
         macs[..16].copy_from_slice(&mac1(content));
-        self.worker.handle_datagram(path, initiation);
+        self.worker.handle_datagram(path, None, initiation);
     }
 
     fn send(&mut self, kind: u8, bytes: &[u8]) {

@@ -8,7 +8,7 @@ use crate::{
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
-    socket::{Arena, Family, Path},
+    socket::{Arena, Ecn, Family, Path},
 };
 
 /// For how long an endpoint that was just chosen or followed is kept, whatever comes from elsewhere. Longer than
@@ -32,7 +32,7 @@ impl Worker {
         for family in [Family::V4, Family::V6] {
             if self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
                 received = true;
-                arena.datagrams().for_each(|(path, datagram)| self.handle_datagram(path, datagram));
+                arena.datagrams().for_each(|(path, ecn, datagram)| self.handle_datagram(path, ecn, datagram));
             }
         }
         self.write();
@@ -45,12 +45,13 @@ impl Worker {
         }
     }
 
-    pub(super) fn handle_datagram(&mut self, path: Path, datagram: &[u8]) {
+    pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) {
         if !self.is_up {
             return;
         }
+        self.outbox.sockets.on_arrival(path.from);
         match Kind::of(datagram) {
-            Some(Kind::Data(session)) => self.handle_data(path, session, datagram),
+            Some(Kind::Data(session)) => self.handle_data(path, session, ecn, datagram),
             Some(Kind::Initiation) => self.timed(|worker| worker.handle_initiation(path, datagram)),
             Some(kind @ Kind::Response(session)) => {
                 if self.admit(path, datagram) {
@@ -62,7 +63,7 @@ impl Worker {
         }
     }
 
-    fn handle_data(&mut self, path: Path, session: u32, datagram: &[u8]) {
+    fn handle_data(&mut self, path: Path, session: u32, ecn: Option<Ecn>, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
             self.drops.unknown_index += 1;
             if self.strangers.admit(path.to, self.now) {
@@ -78,6 +79,9 @@ impl Worker {
         match live.opener(session).open(Kind::Data(session), datagram, self.writer.room()) {
             Opened::Packet(len) => {
                 state.rx_datagram_bytes += datagram.len() as u64;
+                if ecn == Some(Ecn::Ce) {
+                    packet::mark_congestion(&mut self.writer.room()[..len]);
+                }
                 self.handle_packet(id, path, session, len);
             }
             Opened::Keepalive => {
@@ -154,9 +158,10 @@ impl Worker {
     /// Something authentic came. A first packet proves a session that we answered; data and keepalives (not
     /// messages, which may try a path) move the endpoint.
     fn on_heard(&mut self, id: PeerId, path: Path, session: u32, moves: bool) {
+        let now = self.now;
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
-        live.on_heard();
+        live.on_heard(now);
         let proves = live.answered.is_some_and(|(answered, _)| answered == session);
         if proves || !live.is_established {
             self.establish(id, path, false);
@@ -192,7 +197,7 @@ impl Worker {
         live.is_initiating = false;
         live.retry_at = None;
         live.trying.clear();
-        live.on_heard();
+        live.on_heard(now);
         live.former.iter_mut().for_each(|former| former.seals = false);
         if !initiator {
             live.answered = None;

@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use crate::{Event, noise::Tick, peer::PeerId};
+use crate::{
+    Event,
+    noise::Tick,
+    peer::{Live, PeerId},
+};
 
 /// WireGuard's timers are in seconds; a quarter is early enough.
 const TICK_INTERVAL: Duration = Duration::from_millis(250);
@@ -12,6 +16,8 @@ const TICK_INTERVAL: Duration = Duration::from_millis(250);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// WireGuard's keepalive and rekey timeouts together: the time in which anything alive has answered.
 const UNANSWERED_AFTER: Duration = Duration::from_secs(15);
+/// The library's times are those of its last tick.
+const TICK_SLACK: Duration = Duration::from_millis(500);
 /// How long an answered initiation may stay without the packet that proves it.
 const UNPROVEN_FOR: Duration = Duration::from_secs(30);
 /// When a session kept up by keepalives is renewed: by its initiator as WireGuard does (REKEY_AFTER_TIME), by the
@@ -54,7 +60,12 @@ impl Worker {
     }
 
     fn tick(&mut self, id: PeerId) {
-        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        let Some(state) = self.peers.get(id) else { return };
+        let age = state.last_handshake_at.map(|at| self.now.saturating_duration_since(at));
+        let Some(live) = state.live.as_deref_mut() else { return };
+        if awaits_first_answer(live, self.now) && age.is_some_and(|age| age < RENEW_PASSIVE_AFTER) {
+            return self.keep_alive(id);
+        }
         match live.noise.tick(&mut self.scratch) {
             Tick::Nothing => {}
             Tick::Initiation(_) if live.is_initiating => self.retry_later(id),
@@ -159,4 +170,14 @@ impl Worker {
             self.send_initiation(id);
         }
     }
+}
+
+/// After a silence of 15 s the library takes the first packet for unanswered at once, and begins a handshake at its next
+/// tick. WireGuard gives the answer 15 s: until they are over, or it is there, no tick.
+fn awaits_first_answer(live: &Live, now: Instant) -> bool {
+    let since = |at: Instant| now.saturating_duration_since(at);
+    let is_waiting = live.unanswered_since.is_some_and(|at| since(at) < UNANSWERED_AFTER);
+    let was_silent = since(live.heard_at) + TICK_SLACK >= UNANSWERED_AFTER;
+    let is_settled = live.is_established && !live.is_initiating && live.answered.is_none();
+    is_waiting && was_silent && is_settled && live.former.is_none()
 }

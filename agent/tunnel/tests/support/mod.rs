@@ -27,6 +27,8 @@ use agent_tunnel::{Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey,
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const MESSAGE_PORT: u16 = 7444;
 
+pub mod stranger;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A network namespace and the thread in it.
