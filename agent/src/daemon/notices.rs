@@ -68,8 +68,6 @@ fn log_served(served: &Served) {
     let (url, server) = (&served.url, &served.server);
     match served.after {
         None => tracing::info!(%url, ?server, "served"),
-        Some(after) => {
-            tracing::info!(%url, ?server, after_ms = after.as_secs_f64() * 1000.0, "served again")
-        }
+        Some(after) => tracing::info!(%url, ?server, ?after, "served again"),
     }
 }

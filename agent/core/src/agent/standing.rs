@@ -29,7 +29,7 @@ impl Agent {
     pub(super) fn judge_own(&mut self) {
         let certificate = self.own_certificate_status(self.now);
         if certificate.state != self.standing.certificate {
-            self.standing.certificate = certificate.state;
+            let before = std::mem::replace(&mut self.standing.certificate, certificate.state);
             let by = match self.time.source(self.now) {
                 Some(Source::Told) | None => "the servers' time",
                 Some(Source::WallClock { .. }) => "this machine's clock, as no server has told the time",
@@ -37,24 +37,25 @@ impl Agent {
                     "the newest certificate, as this machine's clock is behind it"
                 }
             };
-            match (certificate.state, certificate.ends_in_seconds) {
-                (CertificateState::Ending, _) => {
+            match (before, certificate.state) {
+                (_, CertificateState::Ending) => {
                     tracing::warn!(
                         ends_in_s = certificate.ends_in_seconds,
                         by,
                         "no server has renewed this node's membership certificate; peers end its tunnels when it ends"
                     );
                 }
-                (CertificateState::Ended, _) => {
+                (_, CertificateState::Ended) => {
                     tracing::warn!(
                         by,
                         "this node's membership certificate has ended: peers refuse its tunnels until a server renews it"
                     );
                 }
-                (CertificateState::Good, _) => {
+                (CertificateState::Ending | CertificateState::Ended, CertificateState::Good) => {
                     tracing::info!("this node's membership certificate is good again")
                 }
-                (CertificateState::None, _) => {}
+                (_, CertificateState::None)
+                | (CertificateState::None | CertificateState::Good, CertificateState::Good) => {}
             }
         }
         let off = self.time.wall_ahead(self.now);
