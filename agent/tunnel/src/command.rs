@@ -12,7 +12,7 @@ pub enum Command {
     Upsert(Peer),
     Remove(PublicKey),
     /// Sends one fresh handshake initiation, the same datagram to each endpoint (at most [`crate::MAX_ENDPOINTS`]).
-    /// May be repeated as fast as the caller likes; by itself WireGuard repeats it to the same endpoints after 5 s
+    /// May be repeated as fast as the caller likes; by itself WireGuard repeats it to the same endpoints after 5 s and a little
     /// until it gives up after 90 s ([`crate::Event::SessionLost`]). Packets that wait keep waiting.
     Initiate {
         peer: PublicKey,

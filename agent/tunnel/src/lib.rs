@@ -1,9 +1,9 @@
 //! Holdfast's data plane: WireGuard on one thread, in batches.
 //!
 //! In go [`Command`]s (keys, endpoints, prefixes), out come packets and [`Event`]s. The crate knows packets, not
-//! policies: whom to wake, which path is best and when to give up is decided by whoever started it. One OS thread
-//! owns the TUN interface, the UDP sockets and every session and runs each batch to completion; there is no lock,
-//! channel, clock read, allocation or log line per packet.
+//! policies: whom to wake, which path is best and when to give up is decided by whoever started it, or else by
+//! WireGuard's own rules ([`Policy`]). One OS thread owns the TUN interface, the UDP sockets and every session and runs
+//! each batch to completion; there is no lock, channel, clock read, allocation or log line per packet.
 //!
 //! An idle peer is an entry in a table. Its session (about 11 KB) exists from the first handshake, in either
 //! direction, until [`Command::Forget`] or until it expires; an idle peer has no timers and sends nothing.
