@@ -4,7 +4,7 @@
 use proto::{key::NodeSecret, session::Facts, setup_key::SetupKey};
 use serde_json::Value;
 use server::{
-    cluster::{Actor, Applicant, enrol},
+    cluster::{Actor, Applicant, StoredRoot, enrol},
     follow::Cluster,
     store::{self, DatabaseUrl, Missing},
 };
@@ -96,6 +96,39 @@ async fn a_node_is_renamed_granted_expired_and_removed() {
     fixture.json(&["node", "remove", "db"]);
     assert_eq!(fixture.json(&["node", "list"]), Value::Array(vec![]));
     fixture.fails(1, &["node", "remove", "db"], "no node db");
+}
+
+#[tokio::test]
+async fn the_root_is_changed_shown_and_retired_and_the_old_secret_leaves_the_file() {
+    let fixture = Fixture::new().await;
+    let key = fixture.json(&["setup-key", "create"])["key"].as_str().unwrap().to_owned();
+    fixture.enrol(&key, "laptop").await;
+    let StoredRoot::Plain(old) = fixture.cluster().await.store().snapshot().await.unwrap().founding.root
+    else {
+        panic!("it is wrapped")
+    };
+    let holds_old = || {
+        let files = std::fs::read_dir(fixture.directory.path()).unwrap();
+        files
+            .filter_map(|file| std::fs::read(file.unwrap().path()).ok())
+            .any(|bytes| bytes.windows(32).any(|window| window == old.expose()))
+    };
+    assert!(holds_old());
+    fixture.fails(1, &["root", "retire"], "nothing to retire");
+    let first = fixture.json(&["root", "show"]);
+    assert_eq!((&first["number"], &first["roots"][0]["memberships"]), (&0.into(), &1.into()));
+    let rotated = fixture.json(&["root", "rotate"]);
+    assert_ne!(rotated["root"], first["root"]);
+    assert_eq!(rotated["roots"][1]["fingerprint"], first["root"]);
+    assert_eq!((&rotated["to_sign_anew"], &rotated["unconfirmed"][0]), (&1.into(), &"laptop".into()));
+    assert_eq!(fixture.json(&["status"])["cluster"], rotated["root"]);
+    assert!(!holds_old(), "the former root's secret is still in the database's files");
+    fixture.fails(1, &["root", "rotate"], "root retire");
+    assert_eq!(fixture.json(&["root", "rotate", "--anyway"])["roots"].as_array().unwrap().len(), 3);
+    fixture.fails(1, &["root", "retire"], "--force");
+    let retired = fixture.json(&["root", "retire", "--force"]);
+    assert_eq!((&retired["number"], &retired["roots"][0]["memberships"]), (&2.into(), &1.into()));
+    assert_eq!(retired["roots"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

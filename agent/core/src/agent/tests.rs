@@ -1,6 +1,7 @@
 //! The agent as a whole against one hand that plays the server.
 
 mod removals;
+mod roots;
 mod standing;
 
 use super::*;
