@@ -13,7 +13,7 @@ use netns_tests::figures::{Bound, Samples, ms};
 use netns_tests::mesh::{Database, FIVE_MS, Mesh, overlay_address, ping};
 use netns_tests::ping::Pinger;
 use netns_tests::scenario::Scenario;
-use netns_tests::wait::hold_for;
+use netns_tests::wait::{hold_for, wait_until};
 use proto::setup_key::SetupKey;
 
 const HOUR: i64 = 3600;
@@ -98,6 +98,7 @@ fn newcomers_are_let_in(s: &mut Scenario, mesh: &mut Mesh) -> Result<()> {
     within(&crowd.namespace, || async { Member::new("late")?.join(address, &key).await })?;
     let offset = logged_offset(&mesh.servers[0].log())?;
     s.require((offset - SKEW).abs() < TOLERANCE, format!("the clock of s1 was {offset} s off, not 6 h"));
+    wrong_clock_is_told(mesh)?;
     let newcomer = mesh.add_agent(4)?;
     newcomer.options[1] = url;
     let at = newcomer.launch()?;
@@ -109,6 +110,22 @@ fn newcomers_are_let_in(s: &mut Scenario, mesh: &mut Mesh) -> Result<()> {
     }
     s.note(format!("a newcomer at the server whose clock is wrong talks to all after {}", ms(at.elapsed())));
     Ok(())
+}
+
+/// By the server itself, and by the command line on any host.
+fn wrong_clock_is_told(mesh: &Mesh) -> Result<()> {
+    let tells = |degraded: &serde_json::Value| {
+        let faults = degraded.as_array().into_iter().flatten();
+        faults.into_iter().any(|fault| fault["what"] == "clock-wrong")
+    };
+    let (own, others) = (&mesh.servers[0], &mesh.servers[1]);
+    wait_until("a wrong clock is told in health and status", TIMEOUT, || {
+        let (status, health) = own.admin_json("/readyz")?;
+        let listed = others.json(&["status"])?["servers"].clone();
+        let row = listed.as_array().into_iter().flatten().find(|row| row["id"] == health["server"]);
+        let is_listed = row.is_some_and(|row| tells(&row["health"]["degraded"]));
+        Ok((status == 200 && tells(&health["degraded"]) && is_listed).then_some(()))
+    })
 }
 
 /// One after the other, so that all are served by the one with the wrong clock for a while.

@@ -15,6 +15,8 @@ use std::{
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+/// No error may repeat it.
+const PASSWORD: &str = "hunter2";
 const SOON: Duration = Duration::from_secs(2);
 
 fn target(url: &DatabaseUrl) -> Target {
@@ -26,6 +28,7 @@ fn target(url: &DatabaseUrl) -> Target {
 async fn pooled(database: &Database, size: usize) -> (Arc<PostgresStore>, Cluster) {
     let mut target = target(&database.url);
     target.handle_pool_size(size);
+    target.handle_password(PASSWORD);
     let store = Arc::new(PostgresStore::open(&target, Missing::Create).await.unwrap());
     let cluster = Cluster::open(store.clone()).await.unwrap();
     (store, cluster)
@@ -55,11 +58,16 @@ async fn what_has_a_lane_of_its_own_does_not_wait_for_a_pool_that_is_full() {
     assert_eq!(store.connections(), Some((2, 2)));
     let Err(error) = store.pools.take(Lane::Shared, deadline()).await else { panic!("there was a third") };
     assert!(error.is_retriable() && error.to_string().contains("all 2 connections"), "{error}");
+    assert!(!format!("{error} {error:?}").contains(PASSWORD), "{error}");
     let begun_at = Instant::now();
     store.tail(cluster.state().head()).await.unwrap();
     store.live_servers().await.unwrap();
     assert!(begun_at.elapsed() < SOON);
     drop(held);
+    let fails = async |client: &mut Connected| Ok(client.batch_execute("SELECT nonsense").await?);
+    let error = store.call(Lane::Shared, fails).await.unwrap_err();
+    assert!(!error.is_retriable() && error.to_string().contains("nonsense"), "{error}");
+    assert!(!format!("{error} {error:?}").contains(PASSWORD), "{error}");
     change(&cluster).await.unwrap();
 }
 
@@ -84,10 +92,10 @@ async fn a_host_that_is_a_black_hole_is_named_in_time_and_passed_over_for_anothe
     let (listener, _queue) = black_hole().await;
     let hole = listener.local_addr().unwrap();
     let begun_at = Instant::now();
-    let alone = format!("postgres://me:hunter2@{hole}/mesh").parse().unwrap();
+    let alone = format!("postgres://me:{PASSWORD}@{hole}/mesh").parse().unwrap();
     let Err(error) = PostgresStore::open(&target(&alone), Missing::Create).await else { panic!("opened") };
     assert!(error.is_retriable() && error.to_string().contains(&hole.to_string()), "{error}");
-    assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+    assert!(!format!("{error} {error:?}").contains(PASSWORD), "{error}");
     assert!(begun_at.elapsed() < SOON, "{:?}", begun_at.elapsed());
 
     let database = Database::postgres().await;
