@@ -8,6 +8,7 @@
 //! 6. A map never goes back (`driver`).
 //! 7. After everything is healed all are served, hold the newest map and reach each other, within [`World::service_bound`] and a little.
 //! 8. Then each agent has one serving session, and agents and servers agree which.
+//! 9. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
 
 use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
@@ -69,6 +70,7 @@ impl World {
             self.watch_flow(flow);
             self.check_flow(flow);
         }
+        self.check_gossip();
     }
 
     fn watch_service(&mut self, at: usize) {

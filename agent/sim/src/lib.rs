@@ -13,6 +13,7 @@ mod database;
 mod driver;
 mod event;
 mod faults;
+mod gossip;
 mod members;
 mod network;
 mod news;

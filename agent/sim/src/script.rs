@@ -33,6 +33,9 @@ impl Script {
         if seed % 4 == 1 {
             writer.restore();
         }
+        if seed % 8 == 6 && agents > 2 {
+            writer.removal_apart();
+        }
         writer.script.faults.sort_by_key(|(at, _)| *at);
         writer.script
     }
@@ -130,6 +133,18 @@ impl Writer {
         if self.agents > 2 && self.rng.random_bool(0.1) {
             self.script.faults.push((start, Fault::Remove(self.agents - 1)));
         }
+    }
+
+    /// A node is removed while another hears no server, but its peers.
+    fn removal_apart(&mut self) {
+        let apart = self.rng.random_range(0..self.agents - 1);
+        let (start, end) = self.times();
+        for server in 0..self.servers {
+            let (one, other) = (Host::Agent(apart), Host::Server(server));
+            self.script.faults.push((start, Fault::Partition(one, other)));
+            self.script.faults.push((end, Fault::Join(one, other)));
+        }
+        self.script.faults.push((start + (end - start) / 4, Fault::Remove(self.agents - 1)));
     }
 
     /// The database goes back, while servers run or while none does. A removal that nobody remembers then is undone, which no invariant can bear.

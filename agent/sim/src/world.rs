@@ -5,6 +5,7 @@ use crate::{
     database::Database,
     event::{Event, Queue},
     faults::Fault,
+    gossip::Gossip,
     members,
     network::{Host, Network},
     node::Node,
@@ -76,6 +77,7 @@ pub struct World {
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) next_stream: u64,
     pub(crate) flows: Vec<Flow>,
+    pub(crate) gossip: Gossip,
     pub(crate) trace: Trace,
 }
 
@@ -131,6 +133,7 @@ impl World {
             streams: BTreeMap::new(),
             next_stream: 0,
             flows: Vec::new(),
+            gossip: Gossip::default(),
             trace: Trace::new(setup.traced),
         };
         (0..setup.servers).for_each(|server| world.apply(&Fault::Start(server)));

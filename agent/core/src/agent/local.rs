@@ -163,6 +163,11 @@ impl Agent {
         self.expiry_at = ends.min().map(|wait| self.now + wait.max(Duration::from_secs(1)));
     }
 
+    /// Whether a removal of this key was proven to us.
+    pub fn knows_removal(&self, key: &PublicKey) -> bool {
+        self.netmap.removals().signed(key).is_some()
+    }
+
     /// A peer by its name, one of its addresses, or its key.
     pub fn find_peer(&self, text: &str) -> Option<PublicKey> {
         if let Ok(key) = text.parse::<PublicKey>() {
