@@ -14,6 +14,7 @@ pub mod clock;
 pub mod crowd;
 pub mod figures;
 pub mod mesh;
+pub mod names;
 pub mod namespace;
 pub mod ping;
 pub mod postgres;

@@ -92,6 +92,7 @@ pub struct Delta {
 pub struct Map {
     objects: BTreeMap<ObjectId, (ContentHash, Vec<u8>)>,
     digest: MapDigest,
+    size_bytes: usize,
 }
 
 impl Object {
@@ -127,9 +128,16 @@ impl Map {
         self.objects.is_empty()
     }
 
+    /// Of all contents.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
+    }
+
     /// Adds or replaces; returns whether the content is new.
     pub fn put(&mut self, object: Object) -> bool {
         let hash = object.hash();
+        let replaced = self.content(&object.id).map_or(0, <[u8]>::len);
+        self.size_bytes = self.size_bytes + object.content.len() - replaced;
         match self.objects.insert(object.id, (hash, object.content)) {
             Some((old, _)) if old == hash => false,
             old => {
@@ -144,7 +152,8 @@ impl Map {
 
     /// Returns whether it was there.
     pub fn drop(&mut self, id: &ObjectId) -> bool {
-        let Some((hash, _)) = self.objects.remove(id) else { return false };
+        let Some((hash, content)) = self.objects.remove(id) else { return false };
+        self.size_bytes -= content.len();
         self.digest.subtract(hash);
         true
     }

@@ -49,6 +49,10 @@ pub struct ControlConfig {
     pub enrolment_timeout: Duration,
     /// Bad news about the agent is believed when a second server says the same, or after this.
     pub bad_news_timeout: Duration,
+    /// A server that breaks the protocol is not tried again before this.
+    pub broken_patience: Duration,
+    /// Messages of one session within a second: more is a flood. Many peers that wake, or a map in steps, are a tenth of it.
+    pub flood: u32,
     /// A server whose revision is older than this is left for one that is level.
     pub stale_revision: Duration,
     /// Without a standby, an address that led to a server we already had a session with is tried again after this: another may answer there by now.
@@ -74,6 +78,8 @@ impl Default for ControlConfig {
             greeting_timeout: Duration::from_secs(3),
             enrolment_timeout: Duration::from_secs(6),
             bad_news_timeout: Duration::from_secs(10),
+            broken_patience: Duration::from_secs(10),
+            flood: 5000,
             stale_revision: Duration::from_secs(10),
             twin_recheck: Duration::from_secs(60),
             resolve_interval: Duration::from_secs(30),

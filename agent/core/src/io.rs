@@ -87,12 +87,16 @@ pub enum Closed {
     Refused(Refused),
     /// Reset or ended after the session was open.
     Ended(String),
+    /// It does what no server does: it is left alone for a while.
+    Broken(String),
 }
 
 impl std::fmt::Display for Closed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Connect(error) | Self::NotOurs(error) | Self::Ended(error) => f.write_str(error),
+            Self::Connect(error) | Self::NotOurs(error) | Self::Ended(error) | Self::Broken(error) => {
+                f.write_str(error)
+            }
             Self::TimedOut => f.write_str("no answer in time"),
             Self::Refused(refused) => refused.fmt(f),
         }

@@ -39,6 +39,10 @@ impl Member {
     }
 }
 
+/// Objects of a map, and their bytes: many times what a network has, and no more than a machine can bear.
+const MAX_OBJECTS: usize = 50_000;
+const MAX_BYTES: usize = 32 * 1024 * 1024;
+
 /// What a step changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -62,6 +66,8 @@ pub enum Applied {
     Whole(Changes),
     /// The digest is not the server's: the map must be fetched against its objects.
     Diverged(Changes),
+    /// It is more than a map may be; what was not proven of it is forgotten.
+    TooLarge(Changes),
 }
 
 /// The map.
@@ -226,6 +232,10 @@ impl NetMap {
             self.drop(id, begins_epoch, &mut changes);
         }
         for object in delta.put {
+            if self.map.len() >= MAX_OBJECTS || self.map.size_bytes() + object.content.len() > MAX_BYTES {
+                self.forget_unproven();
+                return Applied::TooLarge(changes);
+            }
             self.put(object, &mut changes, verify);
         }
         if !delta.last {
@@ -237,6 +247,19 @@ impl NetMap {
         self.version = delta.version;
         self.on_seen(delta.version, delta.receipt);
         Applied::Whole(changes)
+    }
+
+    /// Back to what another server can go on from.
+    fn forget_unproven(&mut self) {
+        let is_proven = |id: &ObjectId| {
+            let known = |key| self.members.contains_key(&key) || self.removals.signed(&key).is_some();
+            key_of(id).map_or(*id == ObjectId::network(), known)
+        };
+        let unproven = self.map.iter().filter(|(id, _, _)| !is_proven(id));
+        let unproven: Vec<ObjectId> = unproven.map(|(id, _, _)| id.clone()).collect();
+        for id in &unproven {
+            self.map.drop(id);
+        }
     }
 
     /// The server that serves us is at this version, and gave this receipt for it.

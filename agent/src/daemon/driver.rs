@@ -295,10 +295,10 @@ impl<'w> Driver<'w> {
                 self.connections.on_connected(conn);
                 self.agent.handle_connected(conn, connected, now);
             }
-            Event::Message(conn, message) if self.connections.is_open(conn) => {
+            Event::Message(conn, message, _turn) if self.connections.is_open(conn) => {
                 self.agent.handle_message(conn, *message, now);
             }
-            Event::Fetched(conn, delta) if self.connections.is_open(conn) => {
+            Event::Fetched(conn, delta, _turn) if self.connections.is_open(conn) => {
                 self.agent.handle_fetched(conn, delta, now);
             }
             Event::Closed(conn, why) if self.connections.is_open(conn) => {
@@ -306,7 +306,7 @@ impl<'w> Driver<'w> {
                 self.connections.close(conn);
                 self.agent.handle_closed(conn, &why, now);
             }
-            Event::Message(_, message) if self.leaving.is_some() => self.on_last_words(&message),
+            Event::Message(_, message, _turn) if self.leaving.is_some() => self.on_last_words(&message),
             // Of a connection that the core has given up.
             Event::Enrolled(..)
             | Event::Connected(..)

@@ -97,8 +97,8 @@ enum Event {
     Resolved(ServerUrl, Result<Vec<SocketAddr>, String>),
     Enrolled(ConnId, Enrolled),
     Connected(ConnId, Connected),
-    Message(ConnId, Box<ServerMessage>),
-    Fetched(ConnId, Delta),
+    Message(ConnId, Box<ServerMessage>, connection::Turn),
+    Fetched(ConnId, Delta, connection::Turn),
     Closed(ConnId, Closed),
 }
 

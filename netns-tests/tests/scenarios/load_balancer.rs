@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Agents are given the balancer's address alone. Where the servers advertise themselves, too, agents find a standby beside it; where
-//! they advertise nothing but the balancer, agents dial it again until it leads to another server.
+//! they advertise nothing but the balancer, agents dial it again until it leads to another server. A gateway that routes by names has one address for many.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use netns_tests::agent::Agent;
 use netns_tests::figures::{Bound, Samples};
 use netns_tests::mesh::Mesh;
+use netns_tests::names::Names;
 use netns_tests::process::Process;
 use netns_tests::scenario::Scenario;
 use netns_tests::server::Server;
@@ -23,6 +24,7 @@ use netns_tests::wait::wait_until;
 
 const BALANCER: &str = "192.0.2.10";
 const PUBLIC: &str = "192.0.2.10:7443";
+const NAMES: [&str; 2] = ["s1.example.net", "s2.example.net"];
 const AGENTS: u8 = 4;
 /// A balancer may lead to the server that an agent has a few times in a row; then it is asked more rarely.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,6 +37,28 @@ const SILENT: Duration = Duration::from_millis(1500);
 enum Product {
     Nginx,
     Haproxy,
+    /// nginx, by the name that is asked for.
+    Gateway,
+}
+
+/// What servers say of where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Advertised {
+    /// Their own address beside the balancer's.
+    OwnToo,
+    /// The balancer's alone.
+    Common,
+    /// A name of their own that leads to the gateway.
+    Name,
+}
+
+impl Advertised {
+    fn to_agents(self, server: u8) -> String {
+        match self {
+            Self::OwnToo | Self::Common => PUBLIC.to_owned(),
+            Self::Name => format!("{}:7443", NAMES[usize::from(server)]),
+        }
+    }
 }
 
 /// A balancer that runs.
@@ -45,27 +69,36 @@ struct Balancer {
 }
 
 pub(crate) fn nginx_with_servers_of_their_own_address(s: &mut Scenario) -> Result<()> {
-    behind(s, Product::Nginx, true)
+    behind(s, Product::Nginx, Advertised::OwnToo)
 }
 
 pub(crate) fn haproxy_with_servers_of_their_own_address(s: &mut Scenario) -> Result<()> {
-    behind(s, Product::Haproxy, true)
+    behind(s, Product::Haproxy, Advertised::OwnToo)
 }
 
 pub(crate) fn nginx_alone(s: &mut Scenario) -> Result<()> {
-    behind(s, Product::Nginx, false)
+    behind(s, Product::Nginx, Advertised::Common)
 }
 
 pub(crate) fn haproxy_alone(s: &mut Scenario) -> Result<()> {
-    behind(s, Product::Haproxy, false)
+    behind(s, Product::Haproxy, Advertised::Common)
+}
+
+/// A gateway that reads the name in the TLS greeting: each server has one, and all names have the gateway's address.
+pub(crate) fn gateway_by_names(s: &mut Scenario) -> Result<()> {
+    let names = Names::new(&s.directory)?;
+    for name in NAMES {
+        names.set(name, BALANCER.parse()?)?;
+    }
+    behind(s, Product::Gateway, Advertised::Name)
 }
 
 /// Enrolment, sessions, and each way to lose a server; tunnels lose nothing.
-fn behind(s: &mut Scenario, product: Product, own_addresses: bool) -> Result<()> {
+fn behind(s: &mut Scenario, product: Product, advertised: Advertised) -> Result<()> {
     let mut mesh = Mesh::plan(2, 0).server_options(&["--behind-proxy", BALANCER]).database_only(s)?;
     for number in 0..2 {
         let server = mesh.add_server(number)?;
-        if !own_addresses {
+        if advertised != Advertised::OwnToo {
             server.only(&[
                 "--listen",
                 "--admin-listen",
@@ -75,14 +108,14 @@ fn behind(s: &mut Scenario, product: Product, own_addresses: bool) -> Result<()>
                 "--behind-proxy",
             ]);
         }
-        server.add_options(&["--advertise".to_owned(), PUBLIC.to_owned()]);
+        server.add_options(&["--advertise".to_owned(), advertised.to_agents(number)]);
         server.start()?;
     }
     mesh.setup_key = mesh.servers[0].first_setup_key()?;
     let balancer = balancer(s, &mesh, product)?;
     for number in 0..AGENTS {
         let agent = mesh.add_agent(number)?;
-        agent.options[1] = PUBLIC.to_owned();
+        agent.options[1] = advertised.to_agents(number % 2);
         agent.start()?;
     }
     for agent in &mesh.agents {
@@ -160,6 +193,7 @@ fn balancer(s: &Scenario, mesh: &Mesh, product: Product) -> Result<Balancer> {
     fs::create_dir_all(&directory)?;
     let (program, arguments, text) = match product {
         Product::Nginx => ("/usr/sbin/nginx", ["-e", "stderr", "-c"], nginx(&directory, &servers)),
+        Product::Gateway => ("/usr/sbin/nginx", ["-e", "stderr", "-c"], gateway(&directory, &servers)),
         Product::Haproxy => ("/usr/sbin/haproxy", ["-db", "-q", "-f"], haproxy(&servers)),
     };
     start(s, mesh, program, &arguments, &text)
@@ -185,13 +219,23 @@ fn start(s: &Scenario, mesh: &Mesh, program: &str, arguments: &[&str], text: &st
 fn nginx(directory: &std::path::Path, servers: &[&str]) -> String {
     let upstream: String =
         servers.iter().map(|server| format!("server {server} max_fails=1 fail_timeout=2s; ")).collect();
+    nginx_stream(directory, &format!("upstream servers {{ {upstream} }}"), "proxy_pass servers;")
+}
+
+fn gateway(directory: &std::path::Path, servers: &[&str]) -> String {
+    let each: String = NAMES.iter().zip(servers).map(|(name, server)| format!("{name} {server}; ")).collect();
+    let map = format!("map $ssl_preread_server_name $server {{ {each} }}");
+    nginx_stream(directory, &map, "ssl_preread on; proxy_pass $server;")
+}
+
+fn nginx_stream(directory: &std::path::Path, before: &str, pass: &str) -> String {
     format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
          daemon off; master_process off; pid {}/nginx.pid;\n\
          events {{ worker_connections 1024; }}\n\
          stream {{\n\
-           upstream servers {{ {upstream} }}\n\
-           server {{ listen {PUBLIC}; proxy_pass servers; proxy_connect_timeout 1s; proxy_timeout 1h; }}\n\
+           {before}\n\
+           server {{ listen {PUBLIC}; {pass} proxy_connect_timeout 1s; proxy_timeout 1h; }}\n\
          }}\n",
         directory.display()
     )

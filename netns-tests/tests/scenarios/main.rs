@@ -28,6 +28,7 @@ mod lab_database;
 mod life;
 mod load_balancer;
 mod membership;
+mod names;
 mod one_address;
 mod outage;
 mod removal;
@@ -110,6 +111,8 @@ const CASES: &[Case] = &[
     ),
     alone("load_balancer_nginx_alone", load_balancer::nginx_alone),
     alone("load_balancer_haproxy_alone", load_balancer::haproxy_alone),
+    alone("load_balancer_gateway_by_names", load_balancer::gateway_by_names),
+    alone("dynamic_dns", names::dynamic_dns),
     alone(
         "load_balancer_a_proxy_that_terminates_tls_is_refused",
         load_balancer::a_proxy_that_terminates_tls_is_refused,

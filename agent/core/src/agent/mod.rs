@@ -69,8 +69,10 @@ struct Fetching {
     diverged: u32,
     /// The newest step that the session told meanwhile.
     told: MapVersion,
-    /// Unless a part comes.
+    /// Unless a part comes that brings something ..
     give_up_at: BootTime,
+    /// .. and at the latest.
+    ends_at: BootTime,
 }
 
 /// The agent.

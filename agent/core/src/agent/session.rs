@@ -23,8 +23,15 @@ use std::{net::SocketAddr, time::Duration};
 
 /// A server whose maps never add up is left after this many fetches in a row.
 const MAX_DIVERGED: u32 = 3;
-/// A fetch of which nothing comes for so long is over.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// A fetch that brings nothing for so long is over; a session is given up by then if nothing at all comes.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// .. and one that brings something all the time is over after this: the largest map over a slow line takes less.
+const FETCH_END: Duration = Duration::from_secs(120);
+/// Nodes of which presence is believed.
+const MAX_ONLINE: usize = 100_000;
+/// Entries that are not believed are told of one by one up to this many in a step.
+const REFUSED_TOLD: usize = 4;
+const TOO_LARGE: &str = "its map is larger than any network's";
 /// Smaller corrections of the time judge nobody anew, seconds.
 const CLOCK_TOLERANCE_S: u64 = 5;
 
@@ -93,12 +100,24 @@ impl Agent {
 
     pub fn handle_closed(&mut self, conn: ConnId, why: &Closed, now: BootTime) {
         self.advance(now);
+        if let Closed::Broken(why) = why {
+            tracing::warn!(why, "a server breaks the protocol and is left for a while");
+        }
         self.control.handle_closed(conn, why, self.now);
         self.drain_control();
     }
 
+    fn leave_broken(&mut self, conn: ConnId, why: &str) {
+        tracing::warn!(why, "a server breaks the protocol and is left for a while");
+        self.control.handle_closed(conn, &Closed::Broken(why.to_owned()), self.now);
+    }
+
     pub fn handle_message(&mut self, conn: ConnId, message: ServerMessage, now: BootTime) {
         self.advance(now);
+        if self.control.is_flood(conn, self.now) {
+            self.leave_broken(conn, "it floods this agent with messages");
+            return self.drain_control();
+        }
         match message {
             ServerMessage::Welcome(welcome) => self.on_welcome(conn, &welcome),
             ServerMessage::Refused(refused) => self.control.handle_refused(conn, &refused, self.now),
@@ -188,12 +207,17 @@ impl Agent {
                 self.on_map_changes(changes);
                 self.fetch(conn, 0);
             }
+            Applied::TooLarge(changes) => {
+                self.on_map_changes(changes);
+                self.leave_broken(conn, TOO_LARGE);
+            }
         }
     }
 
     fn fetch(&mut self, conn: ConnId, diverged: u32) {
-        let (told, give_up_at) = (MapVersion::default(), self.now + FETCH_TIMEOUT);
-        self.fetching = Some(Fetching { conn, diverged, told, give_up_at });
+        let (told, give_up_at, ends_at) =
+            (MapVersion::default(), self.now + FETCH_TIMEOUT, self.now + FETCH_END);
+        self.fetching = Some(Fetching { conn, diverged, told, give_up_at, ends_at });
         self.outputs.push_back(Output::Fetch { conn, have: self.netmap.objects().refs() });
     }
 
@@ -202,7 +226,10 @@ impl Agent {
         self.advance(now);
         let give_up_at = self.now + FETCH_TIMEOUT;
         let Some(fetching) = self.fetching.as_mut().filter(|fetching| fetching.conn == conn) else { return };
-        fetching.give_up_at = give_up_at;
+        // A part that holds nothing is no progress.
+        if delta.last || !delta.put.is_empty() || !delta.drop.is_empty() {
+            fetching.give_up_at = give_up_at.min(fetching.ends_at);
+        }
         let Fetching { diverged, told, .. } = *fetching;
         match self.netmap.apply(delta) {
             Applied::Partial(changes) => self.on_map_changes(changes),
@@ -215,6 +242,10 @@ impl Agent {
             Applied::Diverged(changes) => {
                 self.on_map_changes(changes);
                 self.on_fetch_diverged(conn, diverged + 1);
+            }
+            Applied::TooLarge(changes) => {
+                self.on_map_changes(changes);
+                self.leave_fetch(conn, TOO_LARGE);
             }
         }
         self.drain_control();
@@ -244,7 +275,7 @@ impl Agent {
 
     fn leave_fetch(&mut self, conn: ConnId, why: &str) {
         self.fetching = None;
-        self.control.handle_closed(conn, &Closed::Ended(why.to_owned()), self.now);
+        self.leave_broken(conn, why);
     }
 
     fn on_map_level(&mut self) {
@@ -264,8 +295,11 @@ impl Agent {
         if changes.network {
             self.configure_interface();
         }
-        for (key, reason) in &changes.refused {
+        for (key, reason) in changes.refused.iter().take(REFUSED_TOLD) {
             tracing::warn!(peer = %key.short(), reason, "a peer of the map is not believed");
+        }
+        if let Some(more) = changes.refused.len().checked_sub(REFUSED_TOLD).filter(|more| *more > 0) {
+            tracing::warn!(more, "and more peers of the map are not believed");
         }
         for key in &changes.removed {
             self.remove_peer(key);
@@ -284,6 +318,9 @@ impl Agent {
         }
         if presence.whole {
             self.online.clear();
+        }
+        if self.online.len() + presence.online.len() > MAX_ONLINE {
+            return self.leave_broken(conn, "it tells of more nodes than a network has");
         }
         self.online.extend(&presence.online);
         presence.offline.iter().for_each(|node| {

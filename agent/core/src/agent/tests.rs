@@ -1,5 +1,6 @@
 //! The agent as a whole against one hand that plays the server.
 
+mod broken_server;
 mod removals;
 mod roots;
 mod standing;

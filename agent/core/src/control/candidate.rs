@@ -28,6 +28,8 @@ pub(super) enum Resolution {
     Literal,
     Wanted {
         at: BootTime,
+        /// However urgent it is.
+        not_before: BootTime,
     },
     UnderWay,
 }
@@ -52,7 +54,7 @@ impl Name {
         let candidates = url.literal().map(Candidate::new).into_iter().collect();
         let resolution = match url.literal() {
             Some(_) => Resolution::Literal,
-            None => Resolution::Wanted { at: now },
+            None => Resolution::Wanted { at: now, not_before: now },
         };
         Self { url, configured: false, candidates, resolution, error: None }
     }
@@ -72,6 +74,13 @@ impl Name {
         match self.candidates.is_empty() {
             true => self.error.is_some(),
             false => self.candidates.iter().all(Candidate::is_failing),
+        }
+    }
+
+    /// A connection to one of its addresses failed: perhaps it has others by now.
+    pub(super) fn look_up_soon(&mut self, now: BootTime) {
+        if let Resolution::Wanted { at, not_before } = &mut self.resolution {
+            *at = (*at).min(now.max(*not_before));
         }
     }
 

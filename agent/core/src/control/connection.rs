@@ -50,6 +50,8 @@ pub(super) struct Connection {
     greeted_at: BootTime,
     /// The least interval that the server asked for.
     asked_interval: Duration,
+    /// Messages since this moment, within a second.
+    heard: (BootTime, u32),
 }
 
 impl Connection {
@@ -66,6 +68,7 @@ impl Connection {
             level_at: now,
             greeted_at: now,
             asked_interval: Duration::ZERO,
+            heard: (now, 0),
         }
     }
 
@@ -109,6 +112,21 @@ impl Connection {
         // A server may ask for fewer heartbeats, but not so few that its death goes unnoticed for a minute.
         let interval = own.max(self.asked_interval.min(Duration::from_secs(30)));
         self.heartbeats.on_answer(ack.sequence, interval, now);
+    }
+
+    /// How many messages came within the present second.
+    pub(super) fn on_message(&mut self, now: BootTime) -> u32 {
+        let (since, count) = &mut self.heard;
+        if now.since(*since) >= Duration::from_secs(1) {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count
+    }
+
+    /// A gateway may lead names that have one address to different servers.
+    pub(super) fn is_at(&self, url: &ServerUrl, addr: SocketAddr) -> bool {
+        self.addr == addr && self.url == *url
     }
 
     /// Welcomed and not ended.

@@ -27,7 +27,7 @@ impl Control {
             return;
         }
         for name in &mut self.names {
-            if let Resolution::Wanted { at } = name.resolution
+            if let Resolution::Wanted { at, .. } = name.resolution
                 && now >= at
             {
                 name.resolution = Resolution::UnderWay;
@@ -41,7 +41,7 @@ impl Control {
             return None;
         }
         let wanted = self.names.iter().filter_map(|name| match name.resolution {
-            Resolution::Wanted { at } => Some(at),
+            Resolution::Wanted { at, .. } => Some(at),
             Resolution::Literal | Resolution::UnderWay => None,
         });
         wanted.min().map(|at| Deadline { at, cause: Cause::Resolve })
@@ -97,10 +97,8 @@ impl Control {
             for candidate in &name.candidates {
                 let has_session = candidate.server.is_some_and(|server| self.has_session_with(server, None));
                 let twin_until = candidate.twin_until().filter(|_| has_session);
-                let under_way =
-                    self.connections.values().any(|c| c.addr == candidate.addr && c.is_worth_keeping());
-                let twin = places.iter().any(|(_, place)| place.addr == candidate.addr);
-                if under_way || twin {
+                let is_there = |c: &Connection| c.is_at(&name.url, candidate.addr) && c.is_worth_keeping();
+                if self.connections.values().any(is_there) {
                     continue;
                 }
                 let connect_timeout = candidate.connect_timeout();

@@ -226,6 +226,7 @@ impl Control {
         now: BootTime,
     ) {
         let again_at = now + self.config.resolve_interval;
+        let hastened_at = now + self.config.backoff_early_cap;
         let retry_at = now + self.config.backoff_early_cap;
         let Some(name) = self.names.iter_mut().find(|name| name.url == *url) else { return };
         if name.resolution == Resolution::Literal {
@@ -239,7 +240,7 @@ impl Control {
             }
             Err(error) => (retry_at, Some(error)),
         };
-        name.resolution = Resolution::Wanted { at };
+        name.resolution = Resolution::Wanted { at, not_before: hastened_at };
         name.error = error;
         self.run(now);
     }
@@ -340,7 +341,14 @@ impl Control {
             Closed::Connect(_) | Closed::TimedOut | Closed::NotOurs(_) | Closed::Ended(_) => {
                 self.fail(conn, why.to_string(), Duration::ZERO, now);
             }
+            Closed::Broken(_) => self.fail(conn, why.to_string(), self.config.broken_patience, now),
         }
+    }
+
+    /// Whether the server says more than this machine should have to hear; called for each message.
+    pub fn is_flood(&mut self, conn: ConnId, now: BootTime) -> bool {
+        let flood = self.config.flood;
+        self.connections.get_mut(&conn).is_some_and(|connection| connection.on_message(now) > flood)
     }
 
     pub fn handle_refused(&mut self, conn: ConnId, refused: &Refused, now: BootTime) {
@@ -379,7 +387,7 @@ impl Control {
     pub fn handle_network_changed(&mut self, now: BootTime) {
         for name in &mut self.names {
             name.candidates.iter_mut().for_each(Candidate::retry_now);
-            if let Resolution::Wanted { at } = &mut name.resolution {
+            if let Resolution::Wanted { at, .. } = &mut name.resolution {
                 *at = now;
             }
         }
@@ -558,17 +566,18 @@ impl Control {
         let was_serving = matches!(connection.state, State::Serving) && !connection.draining;
         // A server that drains comes back when it has restarted, not at once.
         let at_least = if connection.draining { at_least.max(self.config.backoff_base) } else { at_least };
-        let addr = connection.addr;
+        let (url, addr) = (connection.url.clone(), connection.addr);
         self.close(conn);
+        let is_there = |c: &Connection| c.is_at(&url, addr) && c.has_session() && c.is_worth_keeping();
         // Another machine may answer at the same address by now.
-        if !self.connections.values().any(|c| c.addr == addr && c.has_session() && c.is_worth_keeping()) {
-            let (config, rng) = (&self.config, &mut self.rng);
-            for candidate in self.names.iter_mut().flat_map(|n| &mut n.candidates).filter(|c| c.addr == addr)
-            {
-                candidate.on_failure(error.clone(), at_least, config, rng, now);
-            }
-        } else {
+        if self.connections.values().any(is_there) {
             self.redial.wait_until(now + at_least);
+        } else if let Some(name) = self.names.iter_mut().find(|name| name.url == url) {
+            name.look_up_soon(now);
+            let (config, rng) = (&self.config, &mut self.rng);
+            if let Some(candidate) = name.candidates.iter_mut().find(|candidate| candidate.addr == addr) {
+                candidate.on_failure(error, at_least, config, rng, now);
+            }
         }
         if was_serving {
             self.on_unserved(now);

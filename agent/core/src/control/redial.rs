@@ -3,7 +3,12 @@
 //!
 //! It is tried while servers say that another one lives and no address of its own is known: a few times in a row, then ever more rarely. A server that joins begins the count anew.
 
-use super::{Control, candidate::Candidate, dial::Place};
+use super::{
+    Control,
+    candidate::{Candidate, Name},
+    connection::Connection,
+    dial::Place,
+};
 use crate::time::BootTime;
 use proto::session::ServerId;
 use rand::RngExt;
@@ -75,7 +80,7 @@ impl Control {
         let hidden_at = lacking.filter_map(|server| self.hidden_at(*server)).min()?;
         let names = self.names.iter();
         let all = names.flat_map(|name| name.candidates.iter().map(move |candidate| (name, candidate)));
-        let shared: Vec<_> = all.filter(|(_, candidate)| self.is_shared(candidate)).collect();
+        let shared: Vec<_> = all.filter(|(name, candidate)| self.is_shared(name, candidate)).collect();
         let turn = self.redial.tries as usize % shared.len().max(1);
         shared.get(turn).map(|(name, candidate)| Place {
             url: name.url.clone(),
@@ -98,19 +103,19 @@ impl Control {
 
     /// From when on a server has no address of its own that we know. `None`: it has one.
     fn hidden_at(&self, server: ServerId) -> Option<BootTime> {
-        let candidates = self.names.iter().flat_map(|name| &name.candidates);
-        let mut own = candidates.filter(|c| c.server == Some(server) && !self.is_shared(c));
-        own.try_fold(BootTime::default(), |latest, c| Some(latest.max(c.failing_since()? + OWN_ADDRESS_LOST)))
+        let names = self.names.iter();
+        let all = names.flat_map(|name| name.candidates.iter().map(move |candidate| (name, candidate)));
+        let mut own = all.filter(|(name, c)| c.server == Some(server) && !self.is_shared(name, c));
+        own.try_fold(BootTime::default(), |latest, (_, c)| {
+            Some(latest.max(c.failing_since()? + OWN_ADDRESS_LOST))
+        })
     }
 
     /// An address that led to a server which we have a session with.
-    fn is_shared(&self, candidate: &Candidate) -> bool {
-        let by_session = self
-            .connections
-            .values()
-            .any(|c| c.addr == candidate.addr && c.has_session() && c.is_worth_keeping());
-        let is_twin = candidate.twin_until().is_some()
-            && candidate.server.is_some_and(|server| self.has_session_with(server, None));
-        by_session || is_twin
+    fn is_shared(&self, name: &Name, candidate: &Candidate) -> bool {
+        let is_there = |c: &Connection| c.is_at(&name.url, candidate.addr) && c.has_session();
+        let by_session = self.connections.values().any(|c| is_there(c) && c.is_worth_keeping());
+        let is_known = candidate.server.is_some_and(|server| self.has_session_with(server, None));
+        by_session || (candidate.twin_until().is_some() && is_known)
     }
 }

@@ -48,18 +48,18 @@ impl Control {
     }
 
     fn name_status(&self, name: &Name) -> status::Candidate {
-        let best = name.candidates.iter().min_by_key(|candidate| self.candidate_state(candidate));
+        let best = name.candidates.iter().min_by_key(|candidate| self.candidate_state(name, candidate));
         status::Candidate {
             url: name.url.to_string(),
             id: best.and_then(|c| c.server),
-            state: best.map_or(status::ServerState::Unknown, |c| self.candidate_state(c)),
+            state: best.map_or(status::ServerState::Unknown, |c| self.candidate_state(name, c)),
             rtt_ms: best.and_then(|c| c.rtt.smoothed()).map(|rtt| rtt.as_secs_f64() * 1e3),
             last_error: best.and_then(|c| c.last_error.clone()).or_else(|| name.error.clone()),
         }
     }
 
-    fn candidate_state(&self, candidate: &Candidate) -> status::ServerState {
-        let connections = self.connections.values().filter(|c| c.addr == candidate.addr);
+    fn candidate_state(&self, name: &Name, candidate: &Candidate) -> status::ServerState {
+        let connections = self.connections.values().filter(|c| c.is_at(&name.url, candidate.addr));
         let of_connection = |c: &Connection| match c.state {
             State::Serving | State::Suspect => Some(status::ServerState::Active),
             State::Standby => Some(status::ServerState::Standby),

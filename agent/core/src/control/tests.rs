@@ -53,6 +53,8 @@ struct Bench {
     level_at: BTreeMap<ServerId, BootTime>,
     /// Servers behind [`BALANCER`], by turns.
     behind: VecDeque<u8>,
+    /// .. or by the name that is asked for.
+    by_name: BTreeMap<String, u8>,
     spread: Duration,
     told: ServerList,
     /// Everything that was put out, with its time.
@@ -80,6 +82,7 @@ impl Bench {
             addr_of: BTreeMap::new(),
             level_at: BTreeMap::new(),
             behind: VecDeque::new(),
+            by_name: BTreeMap::new(),
             spread: Duration::ZERO,
             told: ServerList::default(),
             seen: Vec::new(),
@@ -122,7 +125,7 @@ impl Bench {
                 self.control.handle_resolved(&url, result, self.now);
             }
             Output::Dial(dial) => {
-                let addr = self.passed_on(dial.addr);
+                let addr = self.passed_on(&dial);
                 self.addr_of.insert(dial.conn, addr);
                 match self.servers.get(&addr) {
                     Some((_, Mood::Silent)) => {}
@@ -153,9 +156,12 @@ impl Bench {
         }
     }
 
-    fn passed_on(&mut self, dialled: SocketAddr) -> SocketAddr {
-        if dialled != BALANCER || self.behind.is_empty() {
-            return dialled;
+    fn passed_on(&mut self, dial: &Dial) -> SocketAddr {
+        if let Some(server) = self.by_name.get(dial.url.host()) {
+            return addr(*server);
+        }
+        if dial.addr != BALANCER || self.behind.is_empty() {
+            return dial.addr;
         }
         self.behind.rotate_left(1);
         addr(self.behind[0])
@@ -446,6 +452,27 @@ fn a_name_that_does_not_resolve_keeps_the_addresses_that_worked() {
     bench.kill(2);
     bench.run(secs(60));
     assert_eq!(bench.serving(), Some(id(1)), "the name lies, and the session goes on");
+}
+
+#[test]
+fn a_name_whose_address_fails_is_looked_up_again_at_once_but_not_more_than_once_a_second() {
+    let name: ServerUrl = "vpn.example".parse().unwrap();
+    let servers = [(addr(1), (id(1), Mood::Well)), (addr(2), (id(2), Mood::Well))];
+    let mut bench = Bench::with(std::slice::from_ref(&name), &[], servers.into());
+    bench.names.insert("vpn.example".into(), Ok(vec![addr(1)]));
+    let mut bench = bench.start();
+    bench.run(secs(5));
+    bench.names.insert("vpn.example".into(), Ok(vec![addr(2)]));
+    bench.kill(1);
+    bench.run(ms(100));
+    assert_eq!(bench.serving(), Some(id(2)), "the name leads elsewhere by now");
+    bench.mood(2, Mood::Dead);
+    bench.run(secs(2));
+    bench.kill(2);
+    let look_ups = |bench: &Bench| bench.count(|output| matches!(output, Output::Resolve(_)));
+    let before = look_ups(&bench);
+    bench.run(secs(10));
+    assert!((5..=11).contains(&(look_ups(&bench) - before)), "{}", look_ups(&bench) - before);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 mod dial;
 mod session;
 
+pub(super) use session::Turn;
+
 use super::Event;
 use agent_core::{
     ConnId,

@@ -19,7 +19,7 @@ use proto::{
     wire::{self, ObjectRef, control_client::ControlClient},
 };
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status,
@@ -27,6 +27,10 @@ use tonic::{
 };
 
 const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
+/// What was read of one connection and not yet handled, messages: more is left to the kernel, and to the server.
+const TURNS: usize = 16;
+/// Twice what servers send at once.
+const MAX_MESSAGE_BYTES: usize = 512 * 1024;
 
 /// Runs the connection to its end, and says why it ended.
 pub(super) async fn run(
@@ -51,7 +55,7 @@ pub(super) async fn run(
         }
     }
     let mut client = match open(connected).await {
-        Ok(channel) => ControlClient::new(channel),
+        Ok(channel) => ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
         Err(error) => return Closed::Ended(error.to_string()),
     };
     if let Some(enrolment) = enrolment {
@@ -115,15 +119,19 @@ async fn converse(
         Err(status) => return failed(&status),
     };
     let mut fetches = FuturesUnordered::new();
+    let turns = Arc::new(Semaphore::new(TURNS));
     loop {
         tokio::select! {
             received = incoming.message() => match typed(received) {
-                Ok(Some(message)) => line.report(Event::Message(line.conn, Box::new(message))).await,
+                Ok(Some(message)) => {
+                    let Some(turn) = turn(&turns).await else { return Closed::Ended("closed".into()) };
+                    line.report(Event::Message(line.conn, Box::new(message), turn)).await;
+                }
                 Ok(None) => {}
                 Err(why) => return why,
             },
             Some(have) = line.fetch.recv() => {
-                fetches.push(fetch(client.clone(), have, line.conn, line.events.clone()));
+                fetches.push(fetch(client.clone(), have, (line.conn, line.events.clone()), turns.clone()));
             }
             Some(fetched) = fetches.next(), if !fetches.is_empty() => match fetched {
                 Ok(()) => {}
@@ -145,8 +153,8 @@ fn typed(received: Result<Option<wire::ServerMessage>, Status>) -> Result<Option
 async fn fetch(
     mut client: ControlClient<Channel>,
     have: Vec<ObjectRef>,
-    conn: ConnId,
-    events: mpsc::Sender<Event>,
+    (conn, events): (ConnId, mpsc::Sender<Event>),
+    turns: Arc<Semaphore>,
 ) -> Result<(), Closed> {
     let response = client.fetch_map(wire::FetchMapRequest { have }).await;
     let mut parts = response.map_err(|status| failed(&status))?.into_inner();
@@ -155,12 +163,21 @@ async fn fetch(
         let delta = Delta::try_from(part).map_err(|error| invalid(&error))?;
         is_whole = delta.last;
         // An event loop that is gone has dropped this task, too.
-        let _ = events.send(Event::Fetched(conn, delta)).await;
+        let Some(turn) = turn(&turns).await else { break };
+        let _ = events.send(Event::Fetched(conn, delta, turn)).await;
     }
     match is_whole {
         true => Ok(()),
         false => Err(Closed::Ended("it ended the map that was asked for before its end".into())),
     }
+}
+
+/// Held by what waits to be handled.
+pub(in crate::daemon) type Turn = OwnedSemaphorePermit;
+
+/// `None` never: nobody closes it.
+async fn turn(turns: &Arc<Semaphore>) -> Option<Turn> {
+    turns.clone().acquire_owned().await.ok()
 }
 
 impl Line {
@@ -171,7 +188,7 @@ impl Line {
 }
 
 fn invalid(error: &Invalid) -> Closed {
-    Closed::Ended(format!("it sent what cannot be valid: {error}"))
+    Closed::Broken(format!("it sent what cannot be valid: {error}"))
 }
 
 fn failed(status: &Status) -> Closed {

@@ -119,3 +119,29 @@ fn a_server_that_drains_behind_a_balancer_serves_until_another_does() {
     assert_eq!(bench.serving(), Some(id(2)));
     assert_eq!(bench.count(|output| matches!(output, Output::Unserved)), 0);
 }
+
+#[test]
+fn names_of_one_address_lead_to_different_servers_through_a_gateway_that_reads_them() {
+    let names = ["s1.example", "s2.example"];
+    let urls: Vec<ServerUrl> = names.iter().map(|name| name.parse().unwrap()).collect();
+    let servers = [(addr(1), (id(1), Mood::Well)), (addr(2), (id(2), Mood::Well))];
+    let mut bench = Bench::with(&urls, &[], servers.into());
+    bench.told.ids = vec![id(1), id(2)];
+    for (server, name) in (1..).zip(names) {
+        bench.names.insert(name.into(), Ok(vec![BALANCER]));
+        bench.by_name.insert(name.into(), server);
+    }
+    let mut bench = bench.start();
+    bench.run(secs(5));
+    assert_eq!((bench.serving(), bench.standbys()), (Some(id(1)), [id(2)].into()));
+    assert_eq!(bench.dials_since(START).len(), 2);
+    bench.kill(1);
+    assert_eq!(bench.serving(), Some(id(2)), "no time has passed");
+    let before = bench.now;
+    bench.run(secs(20));
+    bench.kill(2);
+    bench.mood(1, Mood::Well);
+    bench.run(secs(2));
+    assert_eq!(bench.serving(), Some(id(1)), "the other name is tried on its own");
+    assert!(bench.dials_since(before).len() < 60, "{}", bench.dials_since(before).len());
+}
