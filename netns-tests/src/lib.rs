@@ -20,6 +20,7 @@ pub mod ping;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod rogue;
 pub mod sandbox;
 pub mod scenario;
 pub mod server;

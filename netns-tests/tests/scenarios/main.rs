@@ -34,6 +34,7 @@ mod outage;
 mod removal;
 mod replaced;
 mod restarts;
+mod rogue;
 mod root;
 mod two_servers;
 mod wg;
@@ -112,6 +113,7 @@ const CASES: &[Case] = &[
     alone("load_balancer_nginx_alone", load_balancer::nginx_alone),
     alone("load_balancer_haproxy_alone", load_balancer::haproxy_alone),
     alone("load_balancer_gateway_by_names", load_balancer::gateway_by_names),
+    alone("rogue_server_is_left_for_a_good_one", rogue::is_left_for_a_good_server),
     alone("dynamic_dns", names::dynamic_dns),
     alone(
         "load_balancer_a_proxy_that_terminates_tls_is_refused",

@@ -29,8 +29,6 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const FETCH_END: Duration = Duration::from_secs(120);
 /// Nodes of which presence is believed.
 const MAX_ONLINE: usize = 100_000;
-/// Entries that are not believed are told of one by one up to this many in a step.
-const REFUSED_TOLD: usize = 4;
 const TOO_LARGE: &str = "its map is larger than any network's";
 /// Smaller corrections of the time judge nobody anew, seconds.
 const CLOCK_TOLERANCE_S: u64 = 5;
@@ -295,11 +293,9 @@ impl Agent {
         if changes.network {
             self.configure_interface();
         }
-        for (key, reason) in changes.refused.iter().take(REFUSED_TOLD) {
-            tracing::warn!(peer = %key.short(), reason, "a peer of the map is not believed");
-        }
-        if let Some(more) = changes.refused.len().checked_sub(REFUSED_TOLD).filter(|more| *more > 0) {
-            tracing::warn!(more, "and more peers of the map are not believed");
+        if let Some((key, reason)) = changes.refused.first() {
+            let more = changes.refused.len() - 1;
+            tracing::warn!(peer = %key.short(), reason, more, "a peer of the map is not believed");
         }
         for key in &changes.removed {
             self.remove_peer(key);
