@@ -221,7 +221,10 @@ impl Talk {
                 }
                 AgentMessage::Deactivate => serves = false,
                 AgentMessage::Leave { .. } => return,
-                AgentMessage::Signal(_) | AgentMessage::Update { .. } | AgentMessage::Removal(_) => {}
+                AgentMessage::Signal(_)
+                | AgentMessage::Update { .. }
+                | AgentMessage::Removal(_)
+                | AgentMessage::Root(_) => {}
             }
         }
     }
@@ -262,6 +265,7 @@ fn welcome(at: MapVersion) -> Welcome {
         unix_ms: unix_ms(),
         observed_address: None,
         membership: Vec::new(),
+        roots: None,
     }
 }
 
