@@ -23,13 +23,19 @@ use proto::tls;
 use proto::wire;
 use proto::wire::control_client::ControlClient;
 use proto::wire::enrol_response::Outcome;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::namespace::Namespace;
 
+mod slow;
+
 const SOFTWARE: &str = "lab";
+/// Never looked up.
+const AUTHORITY: &str = "http://holdfast.invalid";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `work` to its end inside `namespace`.
@@ -81,25 +87,17 @@ impl Member {
 
     /// A session that serves, by the number `counter` of the member's first start.
     pub async fn serving(&self, server: SocketAddr, root: Fingerprint, counter: u64) -> Result<Talk> {
-        let mut talk = self.open(server, root, counter, true).await?;
-        talk.find("is activated", |said| matches!(said, ServerMessage::Activated { .. }).then_some(()))
-            .await?;
-        Ok(talk)
+        let line = Line::dial(server, root).await?;
+        line.open(self, self.hello(counter, true)).await?.activated().await
     }
 
     /// A welcomed session that stands by.
     pub async fn standby(&self, server: SocketAddr, root: Fingerprint, counter: u64) -> Result<Talk> {
-        self.open(server, root, counter, false).await
+        Line::dial(server, root).await?.open(self, self.hello(counter, false)).await
     }
 
-    async fn open(
-        &self,
-        server: SocketAddr,
-        root: Fingerprint,
-        counter: u64,
-        activate: bool,
-    ) -> Result<Talk> {
-        let hello = Hello {
+    fn hello(&self, counter: u64, activate: bool) -> Hello {
+        Hello {
             number: SessionNumber { boot: 1, counter },
             facts: self.facts(),
             endpoints: Vec::new(),
@@ -108,8 +106,7 @@ impl Member {
             heartbeat_interval: Duration::from_secs(1),
             membership: Vec::new(),
             root: None,
-        };
-        Line::dial(server, root).await?.open(self, hello).await
+        }
     }
 
     fn facts(&self) -> Facts {
@@ -133,8 +130,16 @@ pub struct Line {
 impl Line {
     /// Connects to a server under the root with this fingerprint.
     pub async fn dial(server: SocketAddr, root: Fingerprint) -> Result<Self> {
+        let tcp = TcpStream::connect(server).await.context("cannot reach the server")?;
+        Self::over(tcp, root, Endpoint::from_static(AUTHORITY)).await
+    }
+
+    async fn over(
+        tcp: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        root: Fingerprint,
+        endpoint: Endpoint,
+    ) -> Result<Self> {
         let config = tls::client_config(vec![root])?;
-        let tcp = tokio::net::TcpStream::connect(server).await.context("cannot reach the server")?;
         let stream = tokio_rustls::TlsConnector::from(config).connect(tls::server_name(), tcp).await?;
         let connection = stream.get_ref().1;
         let binding = tls::client_binding(connection)?;
@@ -145,7 +150,6 @@ impl Line {
             let stream = once.lock().ok().and_then(|mut stream| stream.take());
             async move { stream.ok_or_else(|| std::io::Error::other("the connection is used up")) }
         });
-        let endpoint = Endpoint::from_static("http://holdfast.invalid");
         let channel = endpoint.connect_with_connector(connector).await?;
         Ok(Self { client: ControlClient::new(channel), binding, server_key })
     }
@@ -191,6 +195,12 @@ pub struct Talk {
 }
 
 impl Talk {
+    async fn activated(mut self) -> Result<Self> {
+        let activated = |said: &ServerMessage| matches!(said, ServerMessage::Activated { .. }).then_some(());
+        self.find("is activated", activated).await?;
+        Ok(self)
+    }
+
     pub fn say(&self, message: AgentMessage) -> Result<()> {
         self.say.send(message.into_wire(None, SOFTWARE)).map_err(|_| anyhow!("the session ended"))
     }

@@ -3,6 +3,7 @@
 //! Children ask the kernel to die with their parent. The kernel means the parent *thread* by that, so one thread
 //! that lives as long as this process starts them all.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -119,6 +120,38 @@ impl Process {
     /// Resident memory and processor time used, in that order.
     pub fn usage(&self) -> Result<(u64, Duration)> {
         usage_of(self.pid())
+    }
+
+    /// The most resident memory that the program ever had, bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        let kilobytes: u64 = line.trim_end_matches("kB").trim().parse().context("VmHWM is no number")?;
+        Ok(kilobytes << 10)
+    }
+
+    /// The number that its next descriptor will have.
+    pub fn next_descriptor(&self) -> Result<u64> {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.flatten();
+        let taken: BTreeSet<u64> =
+            open.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect();
+        (0..).find(|number| !taken.contains(number)).context("every number is taken")
+    }
+
+    /// Descriptors from `limit` on are refused to it from now on, those it has stay; returns what was the limit.
+    pub fn limit_descriptors(&self, limit: u64) -> Result<u64> {
+        let pid = i32::try_from(self.pid()).context("a process id fits")?;
+        // SAFETY: one system call, which reads one struct of ours and writes the other.
+        let (before, done) = unsafe {
+            let mut before = std::mem::zeroed::<libc::rlimit>();
+            libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before);
+            let new = libc::rlimit { rlim_cur: limit, rlim_max: before.rlim_max };
+            (before, libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const new, std::ptr::null_mut()))
+        };
+        match done {
+            0 => Ok(before.rlim_cur),
+            _ => Err(std::io::Error::last_os_error()).context("cannot limit the open files of a process"),
+        }
     }
 
     /// The last lines it printed.

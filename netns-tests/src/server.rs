@@ -213,6 +213,13 @@ impl Server {
         Ok((code, value.with_context(|| format!("{}: {path} is no JSON: {text}", self.name))?))
     }
 
+    /// A value of its metrics, by the line's name with its labels; 0 where nothing was counted.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let (_, text) = self.admin("/metrics")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(Ok(0.0), |value| value.trim().parse().with_context(|| format!("{name} is {value:?}")))
+    }
+
     pub fn log(&self) -> PathBuf {
         self.cluster.directory.join(format!("{}.log", self.name))
     }

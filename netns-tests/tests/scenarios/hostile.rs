@@ -16,16 +16,19 @@ use netns_tests::mesh::Mesh;
 use netns_tests::namespace::Namespace;
 use netns_tests::scenario::Scenario;
 use netns_tests::server::Server;
-use netns_tests::wait::{hold_for, wait_until};
-use proto::session::{AgentMessage, Facts, Signal};
+use netns_tests::wait::wait_until;
+use proto::session::{AgentMessage, Facts, Reason, ServerMessage, Signal};
 use proto::setup_key::SetupKey;
 
 const HALF_OPEN: usize = 3000;
 const FLOODERS: usize = 20;
 const FLOOD: u64 = 20_000;
+/// Heartbeats, signals and updates, in this order; the number of the first who floods signals.
+const KINDS: usize = 3;
+const SIGNALS: usize = 1;
 /// What the half-open, the floods and the slow readers may cost together, bytes.
 const MEMORY_BOUND: u64 = 256 << 20;
-/// A TLS hello that does not end, and a little.
+/// A TLS hello that does not end, or a flood that is endured for some seconds, and a little.
 const GIVEN_UP: Duration = Duration::from_secs(20);
 
 pub(crate) fn garbage_floods_and_half_open_connections_harm_nobody(s: &mut Scenario) -> Result<()> {
@@ -36,16 +39,15 @@ pub(crate) fn garbage_floods_and_half_open_connections_harm_nobody(s: &mut Scena
         mesh.agents.iter().map(|a| Ok(a.status()?.control.failovers)).collect::<Result<_>>()?;
     let x = mesh.bystander("x", 0)?;
     let server: SocketAddr = mesh.servers[0].url.parse()?;
-    let before = rss(&mut mesh.servers[0])?;
+    let before = mesh.servers[0].process()?.usage()?.0;
 
     garbage(&x.namespace, &mesh)?;
     mesh.servers[0].host.namespace.run(|| garbage_over_tcp(SocketAddr::from(([127, 0, 0, 1], 7480))))??;
     let half_open = x.namespace.run(|| half_open(server))??;
-    let mut peak = rss(&mut mesh.servers[0])?;
     let key: SetupKey = mesh.setup_key.parse()?;
     let victim = mesh.agents[0].status()?.own.public_key.parse()?;
     let flooding = Instant::now();
-    within(&x.namespace, || async move {
+    within(&x.namespace, || async {
         let mut talks = Vec::new();
         for number in 0..FLOODERS {
             let member = Member::new(format!("flood-{number}"))?;
@@ -53,24 +55,28 @@ pub(crate) fn garbage_floods_and_half_open_connections_harm_nobody(s: &mut Scena
             talks.push(member.serving(server, key.fingerprint, 1).await?);
         }
         talks.iter().enumerate().try_for_each(|(number, talk)| flood(number, talk, victim))?;
-        // Nobody reads what is answered.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        until_read(&mesh.servers[0]).await?;
+        // One of those who read nothing until now looks what it was told.
+        let told = talks[SIGNALS].find("is told why it ends", |said| {
+            let ServerMessage::Refused(refused) = said else { return None };
+            Some(refused.clone())
+        });
+        ensure!(told.await?.reason == Reason::Full, "a flood is ended for another reason");
         Ok(())
     })?;
     s.note(format!(
-        "{FLOODERS} members said {FLOOD} things each and read nothing, for {:?}",
+        "{FLOODERS} members said {FLOOD} things each and read nothing; those of signals were ended and all were slowed down after {:?}",
         flooding.elapsed()
     ));
     wait_until("half-open connections are closed", GIVEN_UP, || {
-        peak = peak.max(rss(&mut mesh.servers[0])?);
         ensure!(mesh.agents.iter().all(|a| a.status().is_ok_and(|s| s.served_by().is_some())), "not served");
-        Ok(counted(&mesh.servers[0], "holdfast_handshakes_failed_total{reason=\"slow\"}")?
-            .filter(|slow| *slow >= HALF_OPEN))
+        let slow = mesh.servers[0].metric("holdfast_handshakes_failed_total{reason=\"slow\"}")?;
+        Ok((slow >= HALF_OPEN as f64).then_some(()))
     })?;
     s.note(format!("{} half-open connections were ended by time", half_open.len()));
     drop(half_open);
-    hold_for(Duration::from_secs(1), || Ok(()))?;
-    let after = rss(&mut mesh.servers[0])?;
+    let process = mesh.servers[0].process()?;
+    let (peak, after) = (process.peak_memory()?, process.usage()?.0);
     s.note(format!(
         "server memory: {} MB before, {} MB at most, {} MB after",
         before >> 20,
@@ -89,14 +95,31 @@ pub(crate) fn garbage_floods_and_half_open_connections_harm_nobody(s: &mut Scena
     s.none_lost(pings)
 }
 
+/// All that the flooders say was read, as far as it is ever: by the metrics, each kind is delayed, and who floods signals was ended.
+async fn until_read(server: &Server) -> Result<()> {
+    let of_signals = (SIGNALS..FLOODERS).step_by(KINDS).count();
+    let deadline = Instant::now() + GIVEN_UP;
+    loop {
+        let delayed =
+            |kind: &str| server.metric(&format!("holdfast_messages_delayed_total{{kind=\"{kind}\"}}"));
+        let counts = (delayed("heartbeats")?, delayed("signals")?, delayed("updates")?);
+        let refused = server.metric("holdfast_sessions_refused_total")?;
+        if counts.0 > 0.0 && counts.1 > 0.0 && counts.2 > 0.0 && refused >= of_signals as f64 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "delayed {counts:?}, refused {refused}: the flood was not read");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// One kind of flood each, in turns.
 fn flood(number: usize, talk: &Talk, victim: proto::key::PublicKey) -> Result<()> {
     for sequence in 0..FLOOD {
         let port = u16::try_from(sequence % 60_000)? + 1;
         let endpoints = vec![SocketAddr::from(([198, 51, 100, 1], port))];
-        talk.say(match number % 3 {
+        talk.say(match number % KINDS {
             0 => AgentMessage::Heartbeat { sequence, standby: false, interval: Duration::ZERO },
-            1 => AgentMessage::Signal(Signal { peer: victim, id: sequence, endpoints }),
+            SIGNALS => AgentMessage::Signal(Signal { peer: victim, id: sequence, endpoints }),
             _ => AgentMessage::Update { facts: Facts::default(), endpoints },
         })?;
     }
@@ -156,17 +179,6 @@ fn half_open(to: SocketAddr) -> Result<Vec<TcpStream>> {
             Ok(stream)
         })
         .collect()
-}
-
-fn rss(server: &mut Server) -> Result<u64> {
-    Ok(server.process()?.usage()?.0)
-}
-
-/// A counter of the server's metrics, once it counted.
-fn counted(server: &Server, name: &str) -> Result<Option<usize>> {
-    let (_, text) = server.admin("/metrics")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    Ok(line.and_then(|count| count.trim().parse().ok()))
 }
 
 fn raise_descriptor_limit() -> Result<()> {

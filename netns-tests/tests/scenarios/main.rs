@@ -18,6 +18,7 @@ mod database_back;
 mod database_start;
 mod database_tls;
 mod failover;
+mod frozen;
 mod hostile;
 mod identity;
 mod idle;
@@ -36,6 +37,7 @@ mod replaced;
 mod restarts;
 mod rogue;
 mod root;
+mod starved;
 mod two_servers;
 mod wg;
 mod wg_life;
@@ -207,6 +209,8 @@ const CASES: &[Case] = &[
         "hostile_garbage_floods_and_half_open_connections_harm_nobody",
         hostile::garbage_floods_and_half_open_connections_harm_nobody,
     ),
+    together("hostile_a_server_without_descriptors_goes_on", starved::of_descriptors),
+    together("frozen_for_ages_a_server_acts_on_nothing_old", frozen::acts_on_nothing_old),
     together("database_restored_under_running_servers", database_back::restored_under_running_servers),
     together("database_restored_and_nobody_remembers", database_back::restored_and_nobody_remembers),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
@@ -214,6 +218,7 @@ const CASES: &[Case] = &[
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background("membership_that_never_ends_needs_no_server", membership::never_ends),
     background("membership_ends_by_time_and_one_server_mends_it", membership::ends_by_time),
+    background("hostile_who_takes_nothing_is_ended", starved::of_readers),
     background(
         "idle_tunnel_is_silent_and_wakes",
         idle::an_idle_tunnel_is_silent_and_wakes_with_its_next_packet,
