@@ -37,6 +37,7 @@ static STATE: LazyLock<State> = LazyLock::new(|| {
         removals: Vec::new(),
         recovery: None,
         settings: None,
+        roots: None,
     })
 });
 

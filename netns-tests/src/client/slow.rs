@@ -1,4 +1,4 @@
-//! Members that do not take what they ask for.
+//! A member that does not take what it asks for.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,29 +11,14 @@ use proto::root::Fingerprint;
 use proto::wire;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
-use tonic::Streaming;
 use tonic::transport::Endpoint;
 
 use super::{AUTHORITY, Line, Member, Talk};
 
-/// What may be under way of one answer, bytes: far less than a map.
+/// What its kernel takes, bytes: far less than a map.
 const WINDOW: u32 = 4096;
 
 impl Member {
-    /// A session that serves, and the map that it asked for, of which not even the first part fits its window.
-    pub async fn with_narrow_window(
-        &self,
-        server: SocketAddr,
-        root: Fingerprint,
-    ) -> Result<(Talk, Streaming<wire::MapDelta>)> {
-        let endpoint = Endpoint::from_static(AUTHORITY).initial_stream_window_size(WINDOW);
-        let line = Line::over(TcpStream::connect(server).await?, root, endpoint).await?;
-        let mut client = line.client.clone();
-        let talk = line.open(self, self.hello(1, true)).await?.activated().await?;
-        let map = client.fetch_map(wire::FetchMapRequest { have: Vec::new() }).await?.into_inner();
-        Ok((talk, map))
-    }
-
     /// A session that serves, has asked for its map, and reads nothing of its connection any more. It may still speak.
     pub async fn deaf(&self, server: SocketAddr, root: Fingerprint) -> Result<Talk> {
         let socket = TcpSocket::new_v4()?;

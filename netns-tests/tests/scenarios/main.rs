@@ -218,7 +218,7 @@ const CASES: &[Case] = &[
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background("membership_that_never_ends_needs_no_server", membership::never_ends),
     background("membership_ends_by_time_and_one_server_mends_it", membership::ends_by_time),
-    background("hostile_who_takes_nothing_is_ended", starved::of_readers),
+    background("hostile_who_takes_nothing_is_ended", starved::of_a_reader),
     background(
         "idle_tunnel_is_silent_and_wakes",
         idle::an_idle_tunnel_is_silent_and_wakes_with_its_next_packet,
