@@ -53,35 +53,33 @@ pub(super) enum Kind {
     Datagrams,
     /// A TCP connection from here.
     Stream,
+    /// Perhaps one from before the filter was: its other end sends, and this system has not yet.
+    Picked,
     /// TCP from outside, not answered yet, or ended.
     TheirOpening,
     TheirStream,
+    /// TCP from outside that was allowed and is not any more: what this system still sends opens no way.
+    Revoked,
 }
 
-const KINDS: usize = 5;
+const KINDS: usize = 7;
 
 impl Kind {
     fn limit(self) -> usize {
         match self {
             Self::Opening => 8192,
-            Self::Datagrams | Self::Stream | Self::TheirStream => 16384,
+            Self::Datagrams | Self::Stream | Self::TheirStream | Self::Revoked => 16384,
             Self::TheirOpening => 4096,
+            Self::Picked => 1024,
         }
     }
 
     /// Seconds without a packet after which the flow is over. RFC 5382 asks for 2 h 4 min of TCP, RFC 4787 for 5 min of UDP.
     fn patience_s(self) -> u32 {
         match self {
-            Self::Opening | Self::TheirOpening => 60,
+            Self::Opening | Self::Picked | Self::TheirOpening => 60,
             Self::Datagrams => 300,
-            Self::Stream | Self::TheirStream => 7440,
-        }
-    }
-
-    pub(super) fn is_theirs(self) -> bool {
-        match self {
-            Self::TheirOpening | Self::TheirStream => true,
-            Self::Opening | Self::Datagrams | Self::Stream => false,
+            Self::Stream | Self::TheirStream | Self::Revoked => 7440,
         }
     }
 }
@@ -90,14 +88,15 @@ impl Kind {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct State {
     pub(super) kind: Kind,
-    /// TCP's: which side has said that it is done.
+    /// TCP's: which side has said that it is done, and whether one has broken it off.
     pub(super) ended_here: bool,
     pub(super) ended_there: bool,
+    pub(super) is_reset: bool,
 }
 
 impl State {
     pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, ended_here: false, ended_there: false }
+        Self { kind, ended_here: false, ended_there: false, is_reset: false }
     }
 }
 
@@ -111,6 +110,12 @@ struct Entry {
     used_s: u32,
     newer: u32,
     older: u32,
+}
+
+impl Entry {
+    fn is_over(&self, now_s: u32) -> bool {
+        now_s.saturating_sub(self.used_s) >= self.state.kind.patience_s()
+    }
 }
 
 /// One kind's entries in the order of their last use.
@@ -145,6 +150,12 @@ impl Default for Flows {
 }
 
 impl Flows {
+    /// Whether the flow is there, without using it.
+    pub(super) fn holds(&self, flow: &Flow, now_s: u32) -> bool {
+        let entry = self.places.get(flow).map(|place| &self.entries[*place as usize]);
+        entry.is_some_and(|entry| !entry.is_over(now_s) && entry.state.kind != Kind::Revoked)
+    }
+
     /// The flow's state, if it is not over. That it was asked for is a use.
     pub(super) fn find(&mut self, flow: &Flow, now_s: u32) -> Option<&mut State> {
         let place = match self.entries.get(self.last as usize) {
@@ -152,14 +163,13 @@ impl Flows {
             Some(_) | None => *self.places.get(flow)?,
         };
         let entry = &self.entries[place as usize];
-        let unused_s = now_s.saturating_sub(entry.used_s);
-        if unused_s >= entry.state.kind.patience_s() {
+        if entry.is_over(now_s) {
             self.remove(place);
             return None;
         }
         self.last = place;
         // An order by seconds will do.
-        if unused_s > 0 {
+        if entry.used_s < now_s {
             let kind = entry.state.kind;
             self.unlink(place);
             self.link(place, kind);
@@ -170,10 +180,7 @@ impl Flows {
 
     /// Adds a flow that is not there; the longest unused of its kind goes where there are too many.
     pub(super) fn insert(&mut self, flow: Flow, state: State, now_s: u32) {
-        let order = self.orders[state.kind as usize];
-        if order.len >= state.kind.limit() {
-            self.remove(order.oldest);
-        }
+        self.make_room(state.kind);
         let entry = Entry { flow, state, used_s: now_s, newer: NONE, older: NONE };
         let place = match self.free.pop() {
             Some(place) => {
@@ -192,27 +199,47 @@ impl Flows {
 
     /// The flow that was found or inserted last becomes another kind.
     pub(super) fn become_kind(&mut self, kind: Kind) {
-        let place = self.last;
-        let Some(entry) = self.entries.get(place as usize) else { return };
-        let (flow, mut state, used_s) = (entry.flow, entry.state, entry.used_s);
-        if state.kind != kind {
-            self.remove(place);
-            state.kind = kind;
-            self.insert(flow, state, used_s);
+        if self.last != NONE {
+            self.turn(self.last, kind);
         }
     }
 
-    /// Forgets what is over, and what is not to be kept.
-    pub(super) fn retain(&mut self, now_s: u32, keep: impl Fn(&Flow, Kind) -> bool) {
-        let is_over = |entry: &Entry| now_s.saturating_sub(entry.used_s) >= entry.state.kind.patience_s();
-        let goes = |place: &&u32| {
-            let entry = &self.entries[**place as usize];
-            is_over(entry) || !keep(&entry.flow, entry.state.kind)
-        };
-        let gone: Vec<u32> = self.places.values().filter(goes).copied().collect();
+    /// Forgets what is over.
+    pub(super) fn forget_over(&mut self, now_s: u32) {
+        let over = |place: &&u32| self.entries[**place as usize].is_over(now_s);
+        let gone: Vec<u32> = self.places.values().filter(over).copied().collect();
         gone.into_iter().for_each(|place| self.remove(place));
         if self.places.is_empty() {
             *self = Self::default();
+        }
+    }
+
+    /// Flows turn into other kinds as `judge` says.
+    pub(super) fn turn_all(&mut self, judge: impl Fn(&Flow, Kind) -> Kind) {
+        let turned = |place: &u32| {
+            let entry = &self.entries[*place as usize];
+            let kind = judge(&entry.flow, entry.state.kind);
+            (kind != entry.state.kind).then_some((*place, kind))
+        };
+        let turned: Vec<(u32, Kind)> = self.places.values().filter_map(turned).collect();
+        turned.into_iter().for_each(|(place, kind)| self.turn(place, kind));
+    }
+
+    /// The longest unused of the new kind goes where there are too many.
+    fn turn(&mut self, place: u32, kind: Kind) {
+        if self.entries[place as usize].state.kind == kind {
+            return;
+        }
+        self.make_room(kind);
+        self.unlink(place);
+        self.entries[place as usize].state.kind = kind;
+        self.link(place, kind);
+    }
+
+    fn make_room(&mut self, kind: Kind) {
+        let order = self.orders[kind as usize];
+        if order.len >= kind.limit() {
+            self.remove(order.oldest);
         }
     }
 

@@ -1,9 +1,10 @@
 //! What the filter reads of a packet: addresses, ports, TCP's flags, and the packet that an ICMP error is about.
 //!
-//! IPv6 extension headers are walked (RFC 8200), a bounded number of them. A fragment other than the first has no ports; those
-//! that begin inside the transport header could rewrite what was judged in the first (RFC 3128) and count as malformed.
+//! IPv6 extension headers are walked (RFC 8200), a bounded number of them. A fragment other than the first has no ports.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::fragments::{Fragment, Whole};
 
 pub(super) const ICMP_V4: u8 = 1;
 pub(super) const TCP: u8 = 6;
@@ -20,12 +21,13 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// More extension headers than this are nobody's.
 const MAX_EXTENSIONS: usize = 8;
 
-/// TCP header without options; later fragments begin behind it.
+/// Without options.
 const TCP_HEADER: usize = 20;
 const PORTS: usize = 4;
 const ICMP_HEADER: usize = 8;
-/// The fragment offset, in units of 8 bytes.
+/// The fragment's offset, in units of 8 bytes, and whether more follow.
 const V4_OFFSET: u16 = 0x1fff;
+const V4_MORE: u16 = 0x2000;
 
 pub(super) const FIN: u8 = 1;
 pub(super) const SYN: u8 = 2;
@@ -50,10 +52,22 @@ pub(super) enum View {
     EchoRequest(Ends),
     /// Its identifier is the destination's port.
     EchoReply(Ends),
-    /// About a packet between these ends. `None`: too little of it is there.
-    IcmpError(Option<Ends>),
+    IcmpError {
+        from: IpAddr,
+        to: IpAddr,
+        /// The ends of the packet it is about. `None`: too little of it is there.
+        about: Option<Ends>,
+    },
+    OtherIcmp(Ends),
     Other(Ends),
     LaterFragment,
+}
+
+/// A packet, and where it belongs if it is a part of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packet {
+    pub(super) view: View,
+    pub(super) fragment: Option<Fragment>,
 }
 
 /// What lies behind the IP headers.
@@ -62,24 +76,31 @@ struct Payload<'a> {
     source: IpAddr,
     destination: IpAddr,
     bytes: &'a [u8],
-    is_first: bool,
+    fragment: Option<Fragment>,
+}
+
+impl Payload<'_> {
+    fn is_first(&self) -> bool {
+        self.fragment.is_none_or(|fragment| fragment.begin == 0)
+    }
 }
 
 /// `None`: not an IP packet, or cut short, or built to mislead.
-pub(super) fn view(packet: &[u8]) -> Option<View> {
+pub(super) fn read(packet: &[u8]) -> Option<Packet> {
     let payload = payload(packet)?;
-    if !payload.is_first {
-        return Some(View::LaterFragment);
-    }
-    let bytes = payload.bytes;
+    let view = if payload.is_first() { view(&payload)? } else { View::LaterFragment };
+    Some(Packet { view, fragment: payload.fragment })
+}
+
+fn view(payload: &Payload<'_>) -> Option<View> {
     match payload.protocol {
         TCP => {
-            let header: &[u8; TCP_HEADER] = bytes.first_chunk()?;
-            Some(View::Tcp(with_ports(&payload)?, header[13]))
+            let header: &[u8; TCP_HEADER] = payload.bytes.first_chunk()?;
+            Some(View::Tcp(with_ports(payload)?, header[13]))
         }
-        ICMP_V4 | ICMP_V6 => icmp(&payload),
-        UDP | UDP_LITE | SCTP => Some(View::Other(with_ports(&payload)?)),
-        _ => Some(View::Other(ends(&payload, 0, 0))),
+        ICMP_V4 | ICMP_V6 => icmp(payload),
+        UDP | UDP_LITE | SCTP => Some(View::Other(with_ports(payload)?)),
+        _ => Some(View::Other(ends(payload, 0, 0))),
     }
 }
 
@@ -101,14 +122,17 @@ fn icmp(payload: &Payload<'_>) -> Option<View> {
         (ICMP_V4, 8) | (ICMP_V6, 128) => View::EchoRequest(ends(payload, identifier, 0)),
         (ICMP_V4, 0) | (ICMP_V6, 129) => View::EchoReply(ends(payload, 0, identifier)),
         // Unreachable, (v6: too big), time exceeded, parameter problem.
-        (ICMP_V4, 3 | 11 | 12) | (ICMP_V6, 1..=4) => View::IcmpError(inner_ends(inner)),
-        (_, _) => View::Other(ends(payload, 0, 0)),
+        (ICMP_V4, 3 | 11 | 12) | (ICMP_V6, 1..=4) => {
+            let Payload { source: from, destination: to, .. } = *payload;
+            View::IcmpError { from, to, about: inner_ends(inner) }
+        }
+        (_, _) => View::OtherIcmp(ends(payload, 0, 0)),
     })
 }
 
 /// Of a packet of which an error brought the first bytes.
 fn inner_ends(packet: &[u8]) -> Option<Ends> {
-    let payload = payload_of_start(packet)?;
+    let payload = payload_of_start(packet).filter(Payload::is_first)?;
     match payload.protocol {
         TCP | UDP | UDP_LITE | SCTP => with_ports(&payload),
         ICMP_V4 | ICMP_V6 => {
@@ -141,26 +165,22 @@ fn payload_of_start(packet: &[u8]) -> Option<Payload<'_>> {
 
 fn payload_v4(packet: &[u8]) -> Option<Payload<'_>> {
     let header: &[u8; 20] = packet.first_chunk()?;
-    let header_len = usize::from(header[0] & 0xf) * 4;
-    let payload = Payload {
-        protocol: header[9],
-        source: Ipv4Addr::from(array::<4>(header, 12)).into(),
-        destination: Ipv4Addr::from(array::<4>(header, 16)).into(),
-        bytes: packet.get(header_len.max(20)..)?,
-        is_first: true,
-    };
-    fragment(payload, word(header, 6) & V4_OFFSET)
+    let bytes = packet.get((usize::from(header[0] & 0xf) * 4).max(20)..)?;
+    let (protocol, place) = (header[9], word(header, 6));
+    let source = Ipv4Addr::from(array::<4>(header, 12)).into();
+    let destination = Ipv4Addr::from(array::<4>(header, 16)).into();
+    let is_whole = place & (V4_OFFSET | V4_MORE) == 0;
+    let of = Whole { source, destination, id: word(header, 4).into(), protocol: Some(protocol) };
+    let fragment = (!is_whole).then(|| fragment(of, place & V4_OFFSET, bytes));
+    Some(Payload { protocol, source, destination, bytes, fragment })
 }
 
 fn payload_v6(packet: &[u8]) -> Option<Payload<'_>> {
     let header: &[u8; 40] = packet.first_chunk()?;
-    let mut payload = Payload {
-        protocol: header[6],
-        source: Ipv6Addr::from(array::<16>(header, 8)).into(),
-        destination: Ipv6Addr::from(array::<16>(header, 24)).into(),
-        bytes: &packet[40..],
-        is_first: true,
-    };
+    let source = Ipv6Addr::from(array::<16>(header, 8)).into();
+    let destination = Ipv6Addr::from(array::<16>(header, 24)).into();
+    let (protocol, bytes) = (header[6], &packet[40..]);
+    let mut payload = Payload { protocol, source, destination, bytes, fragment: None };
     for _ in 0..MAX_EXTENSIONS {
         let extension = payload.bytes;
         let len = match payload.protocol {
@@ -170,24 +190,31 @@ fn payload_v6(packet: &[u8]) -> Option<Payload<'_>> {
             _ => return Some(payload),
         };
         let is_fragment = payload.protocol == FRAGMENT;
-        let offset = if is_fragment { word(extension.first_chunk::<8>()?, 2) >> 3 } else { 0 };
         payload.protocol = *extension.first()?;
         payload.bytes = extension.get(len..)?;
-        if offset > 0 {
-            return fragment(payload, offset);
+        if is_fragment {
+            let header: &[u8; 8] = extension.first_chunk()?;
+            let (place, id) = (word(header, 2), u32::from_be_bytes(array(header, 4)));
+            let of = Whole { source, destination, id, protocol: None };
+            // RFC 6946: one that is the whole packet is as good as none; a second one is nobody's.
+            let is_whole = place & !0b110 == 0;
+            match (is_whole, payload.fragment) {
+                (true, _) => {}
+                (false, None) => payload.fragment = Some(fragment(of, place >> 3, payload.bytes)),
+                (false, Some(_)) => return None,
+            }
+            if !payload.is_first() {
+                return Some(payload);
+            }
         }
     }
     None
 }
 
 /// `offset` in units of 8 bytes.
-fn fragment(payload: Payload<'_>, offset: u16) -> Option<Payload<'_>> {
-    let protected = if payload.protocol == TCP { TCP_HEADER } else { ICMP_HEADER };
-    match offset {
-        0 => Some(payload),
-        _ if usize::from(offset) * 8 < protected => None,
-        _ => Some(Payload { is_first: false, ..payload }),
-    }
+fn fragment(of: Whole, offset: u16, bytes: &[u8]) -> Fragment {
+    let begin = u32::from(offset) * 8;
+    Fragment { of, begin, end: begin + bytes.len() as u32 }
 }
 
 /// `N` bytes at `offset`, which the caller knows to be there.

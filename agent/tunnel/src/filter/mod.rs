@@ -2,19 +2,26 @@
 //!
 //! A packet from a peer passes if it belongs to a connection that this system opened, if a rule lets its sender open what it opens,
 //! or if it is an ICMP error about either. Everything else is dropped. What rules allow needs no entry in the table, but for
-//! TCP, whose connections are known one by one; so no peer can fill the table with what it may send.
+//! TCP, whose connections are known one by one; so no peer can fill the table with what it may send. A TCP connection that nobody
+//! saw begin counts as opened by who may open it.
 //!
 //! - `header`: what is read of a packet
+//! - `fragments`: packets of which the first part has passed
 //! - `rules`: who may open what
 //! - `flows`: the connections under way
 
 mod flows;
+mod fragments;
 mod header;
 mod rules;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use flows::{Flow, Flows, Kind, State};
+use fragments::Fragments;
 use header::{ACK, Ends, FIN, RST, SYN, View};
 use rules::Rules;
 pub use rules::{Protocol, Rule};
@@ -39,6 +46,7 @@ pub enum Refusal {
 pub struct Filter {
     rules: Rules,
     flows: Flows,
+    fragments: Fragments,
     started_at: Instant,
     swept_s: u32,
 }
@@ -46,22 +54,29 @@ pub struct Filter {
 impl Filter {
     /// Without rules nothing may be opened from outside.
     pub fn new(rules: Vec<Rule>, now: Instant) -> Self {
-        Self { rules: Rules::new(rules), flows: Flows::default(), started_at: now, swept_s: 0 }
+        let (rules, flows, fragments) = (Rules::new(rules), Flows::default(), Fragments::default());
+        Self { rules, flows, fragments, started_at: now, swept_s: 0 }
     }
 
     /// Other rules. A connection from outside that these would not allow is over.
-    pub fn replace_rules(&mut self, rules: Vec<Rule>, now: Instant) {
+    pub fn replace_rules(&mut self, rules: Vec<Rule>) {
         self.rules = Rules::new(rules);
         let rules = &self.rules;
-        self.flows.retain(self.started_at.elapsed_s(now), |flow, kind| {
-            !kind.is_theirs() || rules.permit(&flow.opened_by_remote())
+        self.flows.turn_all(|flow, kind| {
+            let may_be = || rules.permit(&flow.opened_by_remote());
+            match kind {
+                Kind::TheirOpening | Kind::TheirStream if !may_be() => Kind::Revoked,
+                Kind::Revoked if may_be() => Kind::TheirOpening,
+                Kind::Opening | Kind::Datagrams | Kind::Stream | Kind::Picked => kind,
+                Kind::TheirOpening | Kind::TheirStream | Kind::Revoked => kind,
+            }
         });
     }
 
     /// A packet of this system's is on its way out.
     pub fn note_outbound(&mut self, packet: &[u8], now: Instant) {
         let now_s = self.tick(now);
-        match header::view(packet) {
+        match header::read(packet).map(|packet| packet.view) {
             Some(View::Tcp(ends, flags)) => self.note_tcp(&ends, flags, now_s),
             Some(View::EchoRequest(ends) | View::Other(ends)) => {
                 let flow = Flow::outbound(&ends);
@@ -70,30 +85,40 @@ impl Filter {
                     self.flows.insert(flow, State::new(Kind::Opening), now_s);
                 }
             }
-            Some(View::EchoReply(_) | View::IcmpError(_) | View::LaterFragment) | None => {}
+            Some(View::EchoReply(_) | View::OtherIcmp(_) | View::IcmpError { .. } | View::LaterFragment)
+            | None => {}
         }
     }
 
     fn note_tcp(&mut self, ends: &Ends, flags: u8, now_s: u32) {
         let flow = Flow::outbound(ends);
-        let is_new = self.flows.find(&flow, now_s).is_none();
-        if is_new {
-            let is_theirs = self.rules.permit(&flow.opened_by_remote());
-            let kind = match (is_theirs, flags & SYN != 0) {
-                (true, _) => Kind::TheirOpening,
-                (false, true) => Kind::Opening,
-                // There before the filter was.
-                (false, false) => Kind::Stream,
-            };
-            self.flows.insert(flow, State::new(kind), now_s);
-        }
-        if let Some(state) = self.flows.find(&flow, now_s) {
-            if flags & SYN != 0 {
-                // The same ports again, after the connection before has ended.
-                *state = State::new(state.kind);
+        let known = self.flows.find(&flow, now_s).map(|state| state.kind);
+        let opens = flags & (SYN | ACK) == SYN;
+        match known {
+            None => {
+                let is_theirs = !opens && self.rules.permit(&flow.opened_by_remote());
+                let kind = match (is_theirs, opens) {
+                    (true, _) => Kind::TheirOpening,
+                    (false, true) => Kind::Opening,
+                    // There before the filter was.
+                    (false, false) => Kind::Stream,
+                };
+                self.flows.insert(flow, State::new(kind), now_s);
             }
-            state.ended_here |= flags & FIN != 0;
-            self.advance_tcp(&flow, flags, now_s, true);
+            // The same ports again.
+            Some(_) if opens => {
+                self.flows.become_kind(Kind::Opening);
+                self.begin_anew(&flow, now_s);
+            }
+            Some(Kind::Picked) if flags & RST == 0 => self.flows.become_kind(Kind::Stream),
+            Some(_) => {}
+        }
+        self.advance_tcp(&flow, flags, now_s, true);
+    }
+
+    fn begin_anew(&mut self, flow: &Flow, now_s: u32) {
+        if let Some(state) = self.flows.find(flow, now_s) {
+            *state = State::new(state.kind);
         }
     }
 
@@ -103,18 +128,25 @@ impl Filter {
     /// It may not.
     pub fn judge_inbound(&mut self, packet: &[u8], now: Instant) -> Result<(), Refusal> {
         let now_s = self.tick(now);
-        let passes = match header::view(packet).ok_or(Refusal::Malformed)? {
+        let header::Packet { view, fragment } = header::read(packet).ok_or(Refusal::Malformed)?;
+        let passes = match view {
             View::Tcp(ends, flags) => self.judge_tcp(&ends, flags, now_s),
-            View::EchoRequest(ends) => self.rules.permit(&ends),
+            View::EchoRequest(ends) | View::OtherIcmp(ends) => self.rules.permit(&ends),
             View::EchoReply(ends) => {
                 self.flows.find(&Flow::inbound(&ends), now_s).is_some() || self.rules.permit(&ends)
             }
             View::Other(ends) => self.judge_other(&ends, now_s),
-            // Without its first, which is judged, nothing comes of it.
-            View::LaterFragment => true,
-            View::IcmpError(about) => about.is_some_and(|ends| self.is_under_way(&ends, now_s)),
+            View::LaterFragment => fragment.is_some_and(|later| self.fragments.follow(&later, now_s)),
+            View::IcmpError { from, to, about } => {
+                about.is_some_and(|sent| sent.source == to && self.is_under_way(&sent, from, now_s))
+            }
         };
-        if passes { Ok(()) } else { Err(Refusal::Denied) }
+        match (passes, fragment) {
+            (false, _) => return Err(Refusal::Denied),
+            (true, Some(first)) if first.begin == 0 => self.fragments.admit(&first, now_s),
+            (true, _) => {}
+        }
+        Ok(())
     }
 
     fn judge_other(&mut self, ends: &Ends, now_s: u32) -> bool {
@@ -123,53 +155,58 @@ impl Filter {
                 self.flows.become_kind(Kind::Datagrams);
                 true
             }
-            Some(Kind::Datagrams | Kind::Stream | Kind::TheirOpening | Kind::TheirStream) => true,
+            Some(_) => true,
             None => self.rules.permit(ends),
         }
     }
 
     fn judge_tcp(&mut self, ends: &Ends, flags: u8, now_s: u32) -> bool {
         let flow = Flow::inbound(ends);
-        let opens = flags & (SYN | ACK) == SYN;
+        let (opens, goes_on) = (flags & (SYN | ACK) == SYN, flags & (SYN | RST | ACK) == ACK);
         let known = self.flows.find(&flow, now_s).map(|state| state.kind);
         match known {
+            Some(Kind::Revoked) => return false,
             // Also where a connection of ours has these ports: its other end opens nothing by them.
-            Some(kind) if opens && !kind.is_theirs() => return self.rules.permit(ends),
+            Some(Kind::Opening | Kind::Datagrams | Kind::Stream | Kind::Picked) if opens => {
+                return self.rules.permit(ends);
+            }
+            Some(Kind::TheirOpening | Kind::TheirStream) if opens => self.begin_anew(&flow, now_s),
             Some(_) => {}
             None if self.rules.permit(ends) => {
                 self.flows.insert(flow, State::new(Kind::TheirOpening), now_s);
             }
-            None if flags & (SYN | ACK) == ACK && now_s < PICKUP.as_secs() as u32 => {
-                self.flows.insert(flow, State::new(Kind::Stream), now_s);
+            None if goes_on && now_s < PICKUP.as_secs() as u32 => {
+                self.flows.insert(flow, State::new(Kind::Picked), now_s);
             }
             None => return false,
         }
-        if let Some(state) = self.flows.find(&flow, now_s) {
-            state.ended_there |= flags & FIN != 0;
-            self.advance_tcp(&flow, flags, now_s, false);
-        }
+        self.advance_tcp(&flow, flags, now_s, false);
         true
     }
 
     /// A connection is one when the side that was called has been heard; it is none any more after a reset or both ends.
     fn advance_tcp(&mut self, flow: &Flow, flags: u8, now_s: u32, is_ours: bool) {
         let Some(state) = self.flows.find(flow, now_s) else { return };
-        let is_over = flags & RST != 0 || (state.ended_here && state.ended_there);
+        let ended = if is_ours { &mut state.ended_here } else { &mut state.ended_there };
+        *ended |= flags & FIN != 0;
+        state.is_reset |= flags & RST != 0;
+        let is_over = state.is_reset || (state.ended_here && state.ended_there);
         let kind = match (state.kind, is_over) {
             (Kind::Stream | Kind::Opening, true) => Kind::Opening,
             (Kind::TheirStream | Kind::TheirOpening, true) => Kind::TheirOpening,
             (Kind::Opening, false) if !is_ours && flags & ACK != 0 => Kind::Stream,
             (Kind::TheirOpening, false) if is_ours && flags & ACK != 0 => Kind::TheirStream,
-            (kind, false) => kind,
-            (Kind::Datagrams, true) => Kind::Datagrams,
+            (kind, _) => kind,
         };
         self.flows.become_kind(kind);
     }
 
-    /// Of a packet that this system sent.
-    fn is_under_way(&mut self, sent: &Ends, now_s: u32) -> bool {
+    /// Whether somebody may tell an error of a packet that this system sent: anybody on its way, if it is of a flow that is known; else who it was sent to, if its
+    /// answer would pass.
+    fn is_under_way(&self, sent: &Ends, teller: IpAddr, now_s: u32) -> bool {
         let flow = Flow::outbound(sent);
-        self.flows.find(&flow, now_s).is_some() || self.rules.permit(&flow.opened_by_remote())
+        let passes = || teller == sent.destination && self.rules.permit(&flow.opened_by_remote());
+        self.flows.holds(&flow, now_s) || passes()
     }
 
     /// How many connections are known.
@@ -182,7 +219,8 @@ impl Filter {
         let now_s = self.started_at.elapsed_s(now);
         if now_s >= self.swept_s + SWEEP_S {
             self.swept_s = now_s;
-            self.flows.retain(now_s, |_, _| true);
+            self.flows.forget_over(now_s);
+            self.fragments.forget_old(now_s);
         }
         now_s
     }

@@ -16,7 +16,7 @@ pub struct Rule {
     /// Of this system, or behind it. Empty: all of them.
     pub destinations: Vec<IpNet>,
     pub protocol: Protocol,
-    /// Of TCP, UDP and their kin; ignored for all else. Empty: all of them.
+    /// Of TCP, UDP and their kin. Empty: all of them, and what has no ports.
     pub ports: Vec<RangeInclusive<u16>>,
 }
 
@@ -63,8 +63,7 @@ impl Service {
     fn is(&self, to: &Ends) -> bool {
         self.protocol.is(to.protocol)
             && (self.ports.is_empty()
-                || !to.has_ports()
-                || self.ports.iter().any(|ports| ports.contains(&to.destination_port)))
+                || (to.has_ports() && self.ports.iter().any(|ports| ports.contains(&to.destination_port))))
             && (self.destinations.is_empty()
                 || self.destinations.iter().any(|prefix| prefix.contains(&to.destination)))
     }

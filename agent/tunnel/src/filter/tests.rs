@@ -56,12 +56,12 @@ fn echo(from: &str, to: &str, kind: u8, id: u16) -> Vec<u8> {
 }
 
 fn unreachable(about: &[u8]) -> Vec<u8> {
-    ip(
-        header::ICMP_V4,
-        "100.64.0.9",
-        HERE,
-        &[&[3, 1, 0, 0, 0, 0, 0, 0], &about[..28.min(about.len())]].concat(),
-    )
+    told_by("100.64.0.9", about)
+}
+
+fn told_by(teller: &str, about: &[u8]) -> Vec<u8> {
+    let start = &about[..28.min(about.len())];
+    ip(header::ICMP_V4, teller, HERE, &[&[3, 1, 0, 0, 0, 0, 0, 0], start].concat())
 }
 
 fn rule(source: &str, protocol: Protocol, ports: &[RangeInclusive<u16>]) -> Rule {
@@ -174,16 +174,56 @@ fn a_permission_that_ends_ends_what_came_of_it() {
         lab.send(&tcp((HERE, port), (THERE, 9), SYN | ACK));
     }
     lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
-    lab.filter.replace_rules(vec![rule("100.64.0.2/32", Protocol::Tcp, &[22..=22])], lab.now);
+    lab.filter.replace_rules(vec![rule("100.64.0.2/32", Protocol::Tcp, &[22..=22])]);
     assert!(lab.passes(&tcp((THERE, 9), (HERE, 22), ACK)));
     assert!(!lab.passes(&tcp((THERE, 9), (HERE, 23), ACK)));
+    lab.send(&tcp((HERE, 23), (THERE, 9), ACK));
+    assert!(!lab.passes(&tcp((THERE, 9), (HERE, 23), ACK)), "whatever this system still sends on it");
     assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN | ACK)));
+    lab.filter.replace_rules(vec![rule("100.64.0.2/32", Protocol::Tcp, &[22..=23])]);
+    assert!(lab.passes(&tcp((THERE, 9), (HERE, 23), ACK)), "and back");
+}
+
+#[test]
+fn what_this_system_opened_stays_when_permissions_end() {
+    let mut lab = Lab::settled(vec![Rule::all()]);
+    lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), SYN | ACK)));
+    lab.filter.replace_rules(vec![]);
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), ACK)));
+}
+
+#[test]
+fn a_connection_that_was_reset_is_over_whatever_is_still_in_flight() {
+    let mut lab = Lab::settled(vec![]);
+    let (here, there) = ((HERE, 4000), (THERE, 80));
+    lab.send(&tcp(here, there, SYN));
+    assert!(lab.passes(&tcp(there, here, SYN | ACK)));
+    lab.send(&tcp(here, there, RST));
+    assert!(lab.passes(&tcp(there, here, ACK)));
+    lab.wait(Duration::from_secs(61));
+    assert!(!lab.passes(&tcp(there, here, ACK)));
+}
+
+#[test]
+fn who_pretends_to_go_on_with_connections_from_before_pushes_out_none() {
+    let mut lab = Lab::new(vec![]);
+    lab.send(&tcp((HERE, 4000), (THERE, 80), ACK));
+    for port in 1..20_000 {
+        assert!(lab.passes(&tcp((THERE, 81), (HERE, port), ACK)));
+        lab.send(&tcp((HERE, port), (THERE, 81), RST));
+    }
+    assert!(lab.filter.flows() < 2000, "{}", lab.filter.flows());
+    lab.wait(PICKUP);
+    assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), ACK)));
+    assert!(!lab.passes(&tcp((THERE, 81), (HERE, 19_999), ACK)), "what was not answered is not kept");
 }
 
 #[test]
 fn connections_from_before_a_restart_go_on_and_later_none_is_picked_up() {
     let mut lab = Lab::new(vec![]);
     assert!(lab.passes(&tcp((THERE, 80), (HERE, 4000), ACK)));
+    lab.send(&tcp((HERE, 4000), (THERE, 80), ACK));
     assert!(!lab.passes(&tcp((THERE, 80), (HERE, 4001), SYN)));
     assert!(!lab.passes(&tcp((THERE, 80), (HERE, 4001), RST)));
     lab.wait(PICKUP);
@@ -250,29 +290,55 @@ fn errors_pass_for_what_is_under_way() {
     assert!(lab.passes(&unreachable(&sent)));
     assert!(!lab.passes(&unreachable(&udp((HERE, 2), (THERE, 53)))), "never sent");
     assert!(!lab.passes(&unreachable(&udp((THERE, 53), (HERE, 1)))), "not ours");
-    assert!(lab.passes(&unreachable(&udp((HERE, 53), ("100.64.0.7", 9)))), "an answer that needs no entry");
+    let answer = udp((HERE, 53), ("100.64.0.7", 9));
+    assert!(lab.passes(&told_by("100.64.0.7", &answer)), "an answer that needs no entry");
+    assert!(!lab.passes(&unreachable(&answer)), "and anybody might invent");
+    assert!(!lab.passes(&unreachable(&udp(("100.64.0.3", 1), (THERE, 53)))), "about another's");
+    let mut later = sent.clone();
+    later[7] = 8;
+    assert!(!lab.passes(&unreachable(&later)), "its ports are no ports");
     assert!(!lab.passes(&unreachable(&sent[..22])) && !lab.passes(&unreachable(&[])));
     let ping = echo(HERE, THERE, 8, 3);
     lab.send(&ping);
     assert!(lab.passes(&unreachable(&ping)));
 }
 
+/// A part of a UDP datagram of THERE's, 16 bytes of it, at so many times 8 bytes.
+fn part(offset: u8, more: bool, id: u8) -> Vec<u8> {
+    let mut packet = ip(header::UDP, THERE, HERE, &[ports(1, 2), vec![0; 12]].concat());
+    (packet[5], packet[6], packet[7]) = (id, if more { 0x20 } else { 0 }, offset);
+    packet
+}
+
 #[test]
 fn fragments_follow_their_first_and_none_rewrites_it() {
     let mut lab = Lab::settled(vec![]);
-    let mut later = ip(header::UDP, THERE, HERE, &[0; 64]);
-    later[7] = 8;
-    assert!(lab.passes(&later));
-    let mut overlapping = ip(header::TCP, THERE, HERE, &[0; 64]);
-    overlapping[7] = 1;
-    assert_eq!(lab.filter.judge_inbound(&overlapping, lab.now), Err(Refusal::Malformed));
-    let mut first = udp((THERE, 1), (HERE, 2));
-    first[6] = 0x20;
-    assert!(!lab.passes(&first));
+    assert!(!lab.passes(&part(0, true, 1)) && !lab.passes(&part(2, false, 1)), "of what may not come");
+    lab.send(&udp((HERE, 2), (THERE, 1)));
+    assert!(!lab.passes(&part(2, false, 1)));
+    assert!(lab.passes(&part(0, true, 1)) && lab.passes(&part(2, true, 1)) && lab.passes(&part(4, false, 1)));
+    assert!(!lab.passes(&part(1, false, 1)), "over the first");
+    assert!(!lab.passes(&part(2, false, 2)), "of another packet");
+    lab.wait(Duration::from_secs(31));
+    assert!(!lab.passes(&part(4, false, 1)));
     let mut tiny = tcp((THERE, 1), (HERE, 2), SYN);
     tiny.truncate(28);
     tiny[3] = 28;
     assert_eq!(lab.filter.judge_inbound(&tiny, lab.now), Err(Refusal::Malformed));
+}
+
+#[test]
+fn first_fragments_without_end_are_forgotten() {
+    let mut lab = Lab::settled(vec![Rule::all()]);
+    for number in 0..5000u16 {
+        let mut first = part(0, true, 0);
+        first[4..6].copy_from_slice(&number.to_be_bytes());
+        assert!(lab.passes(&first));
+    }
+    let mut oldest = part(2, false, 0);
+    assert!(!lab.passes(&oldest));
+    oldest[4..6].copy_from_slice(&4999u16.to_be_bytes());
+    assert!(lab.passes(&oldest));
 }
 
 #[test]
@@ -281,10 +347,11 @@ fn ports_are_found_behind_ipv6_extension_headers() {
     let datagram = [ports(9, 53), vec![0, 8, 0, 0]].concat();
     let options = [&[60, 0, 0, 0, 0, 0, 0, 0], &[header::UDP, 0, 0, 0, 0, 0, 0, 0], &datagram[..]].concat();
     assert!(lab.passes(&ip(0, "fd00::2", "fd00::1", &options)));
-    let first = [&[header::UDP, 0, 0, 1, 0, 0, 0, 7], &datagram[..]].concat();
+    let first = [&[header::UDP, 0, 0, 1, 0, 0, 0, 7], &datagram[..], &[0; 8]].concat();
     assert!(lab.passes(&ip(44, "fd00::2", "fd00::1", &first)));
-    let later = [&[header::UDP, 0, 1, 1, 0, 0, 0, 7], &datagram[..]].concat();
-    assert!(lab.passes(&ip(44, "fd00::2", "fd00::1", &later)));
+    let later = |place: u8| [&[header::TCP, 0, 0, place, 0, 0, 0, 7], &datagram[..]].concat();
+    assert!(lab.passes(&ip(44, "fd00::2", "fd00::1", &later(16))));
+    assert!(!lab.passes(&ip(44, "fd00::2", "fd00::1", &later(8))), "over the first");
     let endless = [60, 0, 0, 0, 0, 0, 0, 0].repeat(40);
     assert!(!lab.passes(&ip(60, "fd00::2", "fd00::1", &endless)));
 }
