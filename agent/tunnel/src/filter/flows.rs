@@ -284,7 +284,7 @@ impl Flows {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Flows {
     /// Both directions of every order name the entries of its kind, each once.
     pub(super) fn assert_sound(&self) {

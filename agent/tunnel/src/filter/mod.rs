@@ -209,6 +209,12 @@ impl Filter {
         self.flows.holds(&flow, now_s) || passes()
     }
 
+    /// That the table holds together.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn assert_sound(&self) {
+        self.flows.assert_sound();
+    }
+
     /// How many connections are known.
     pub fn flows(&self) -> usize {
         self.flows.len()

@@ -395,7 +395,7 @@ proptest! {
                 3 => { lab.passes(&tcp(there, here, SYN)); }
                 _ => { lab.passes(&tcp(there, here, FIN | ACK)); }
             }
-            lab.filter.flows.assert_sound();
+            lab.filter.assert_sound();
         }
         lab.wait(Duration::from_secs(8000));
         lab.send(&echo(HERE, THERE, 0, 1));

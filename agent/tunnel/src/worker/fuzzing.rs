@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::AtomicU16},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use boringtun::noise::{Tunn, TunnResult};
@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Local, Worker};
 use crate::{
-    Command, Config, DEFAULT_MTU, Device, Drops, Peer, Policy, PrivateKey, PublicKey,
+    Command, Config, DEFAULT_MTU, Device, Drops, Filter, Peer, Policy, PrivateKey, PublicKey, Rule,
     answers::Answers,
     device::Reader,
     limit::{Activity, Strangers},
@@ -38,7 +38,8 @@ const MAC1: usize = 116;
 const MAX_DATAGRAM: usize = 65_507;
 
 /// Every target by its name: that of its binary, and of its folder in the corpus.
-pub const TARGETS: &[(&str, Target)] = &[("datagrams", datagrams), ("packets", packets), ("uapi", uapi)];
+pub const TARGETS: &[(&str, Target)] =
+    &[("datagrams", datagrams), ("packets", packets), ("uapi", uapi), ("filter", filter)];
 
 thread_local! {
     static BENCH: RefCell<Option<Bench>> = const { RefCell::new(None) };
@@ -76,6 +77,27 @@ pub fn uapi(bytes: &[u8]) {
         let everything = Changes { replace_peers: true, ..Changes::default() };
         bench.worker.configure(everything).expect("nothing that can fail");
     });
+}
+
+/// The packet filter, under one rule, none and all, in a time that passes.
+pub fn filter(bytes: &[u8]) {
+    let rule = Rule {
+        sources: vec!["100.64.0.0/25".parse().expect("a prefix"), "fd00::/9".parse().expect("a prefix")],
+        ports: vec![22..=80],
+        ..Rule::all()
+    };
+    let mut now = Instant::now();
+    let mut filter = Filter::new(vec![rule], now);
+    for (kind, packet) in steps(bytes) {
+        now += Duration::from_secs(u64::from(kind >> 3));
+        match kind % 8 {
+            0..=2 => filter.note_outbound(packet, now),
+            3..=5 => drop(filter.judge_inbound(packet, now)),
+            6 => filter.replace_rules(Vec::new()),
+            _ => filter.replace_rules(vec![Rule::all()]),
+        }
+        filter.assert_sound();
+    }
 }
 
 fn with_bench(work: impl FnOnce(&mut Bench)) {
