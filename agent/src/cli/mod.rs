@@ -80,6 +80,15 @@ enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Connect: start an agent if none runs, enrol if needed, and wait until it is served
@@ -109,7 +118,10 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse_from(wg::arguments(std::env::args_os()));
+    let mut cli = Cli::parse_from(wg::arguments(std::env::args_os()));
+    if let Command::Wg(args) = &mut cli.command {
+        args.take_given();
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::report(&Failure::failed(error)),

@@ -20,6 +20,7 @@ use std::{
 const LINK_NAME: &str = "agent-wg";
 /// What the process in the background says once `wg` can configure the interface.
 const READY: &str = "ready";
+const DETACHED: &str = "--detached";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -32,31 +33,49 @@ pub(super) struct Args {
     /// Leave the terminal, and say on standard output how it went
     #[arg(long, hide = true)]
     detached: bool,
+    #[arg(skip)]
+    given: Option<Result<Given, Failure>>,
 }
 
-/// The command line, with the subcommand that the program's name stands for.
+impl Args {
+    /// Takes what whoever started us left open: to be called before anything of ours is. The process in the background
+    /// gets it from the one that starts it, which takes nothing.
+    pub(super) fn take_given(&mut self) {
+        if self.detached || self.is_foreground() {
+            self.given = Some(given(|name| std::env::var(name).ok()));
+        }
+    }
+
+    fn is_foreground(&self) -> bool {
+        self.foreground || std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1")
+    }
+}
+
+/// The command line, with the subcommand that the program's name stands for. Who starts itself again names it, whatever
+/// its file is called.
 pub(super) fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = given.collect();
     let name = arguments.first().and_then(|program| Path::new(program).file_name());
-    if name == Some(OsStr::new(LINK_NAME)) {
+    let is_started_again = arguments.iter().any(|argument| argument == DETACHED);
+    if name == Some(OsStr::new(LINK_NAME)) && !is_started_again {
         arguments.insert(1, "wg".into());
     }
     arguments
 }
 
-pub(super) async fn run(mut global: Global, args: Args) -> Result<(), Failure> {
+pub(super) async fn run(mut global: Global, mut args: Args) -> Result<(), Failure> {
     let level = std::env::var("LOG_LEVEL").ok();
     if global.log_level.is_none() {
         global.log_level = level.as_deref().map(filter).map(str::to_owned);
     }
-    let is_foreground = std::env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
-    if args.detached {
-        return detached(&global, &args.name).await;
-    }
-    if args.foreground || is_foreground {
-        global.start_log()?;
-        Interface::open(&args.name, given()?).map_err(Failure::failed)?.run().await;
-        return Ok(());
+    if let Some(given) = args.given.take() {
+        return match args.detached {
+            true => detached(&global, &args.name, given).await,
+            false => {
+                global.start_log()?;
+                serve(open(&args.name, given).await?).await
+            }
+        };
     }
     let is_heard = global.log_level.as_deref().is_some_and(|filter| filter != "off");
     start(&global, &args.name, is_heard)
@@ -71,15 +90,21 @@ fn filter(level: &str) -> &str {
     }
 }
 
-async fn detached(global: &Global, name: &str) -> Result<(), Failure> {
+async fn open(name: &str, given: Result<Given, Failure>) -> Result<Interface, Failure> {
+    Interface::open(name, given?).await.map_err(Failure::failed)
+}
+
+async fn serve(interface: Interface) -> Result<(), Failure> {
+    interface.run().await.map_err(Failure::failed)
+}
+
+async fn detached(global: &Global, name: &str, given: Result<Given, Failure>) -> Result<(), Failure> {
     platform::detach().map_err(Failure::failed)?;
     global.start_log()?;
-    let opened = given().and_then(|given| Interface::open(name, given).map_err(Failure::failed));
-    match opened {
+    match open(name, given).await {
         Ok(interface) => {
             output::line(READY)?;
-            interface.run().await;
-            Ok(())
+            serve(interface).await
         }
         Err(failure) => {
             output::line(&failure.to_string())?;
@@ -95,7 +120,8 @@ fn start(global: &Global, name: &str, is_heard: bool) -> Result<(), Failure> {
         command.args(["--log-level", filter]);
     }
     command
-        .args(["wg", "--detached", "--", name])
+        .args(["--log-format", global.log_format.name()])
+        .args(["wg", DETACHED, "--", name])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
@@ -116,17 +142,28 @@ fn start(global: &Global, name: &str, is_heard: bool) -> Result<(), Failure> {
 
 /// What is left open for us.
 #[cfg(unix)]
-fn given() -> Result<Given, Failure> {
-    let descriptor = |name: &str| {
-        let Ok(number) = std::env::var(name) else { return Ok(None) };
-        let descriptor = number.parse().ok().and_then(platform::inherited);
+fn given(environment: impl Fn(&str) -> Option<String>) -> Result<Given, Failure> {
+    let number = |name: &str| {
+        let Some(text) = environment(name) else { return Ok(None) };
+        let number: Result<i32, _> = text.parse();
+        number.map(Some).map_err(|_| Failure::Usage(anyhow!("{name}={text} is no descriptor's number")))
+    };
+    let (tun, uapi) = (number("WG_TUN_FD")?, number("WG_UAPI_FD")?);
+    if let (Some(tun), Some(uapi)) = (tun, uapi)
+        && tun == uapi
+    {
+        return Err(Failure::Usage(anyhow!("WG_TUN_FD and WG_UAPI_FD are both {tun}: each needs its own")));
+    }
+    let take = |name: &str, number: Option<i32>| {
+        let Some(number) = number else { return Ok(None) };
+        let descriptor = platform::inherited(number);
         descriptor.map(Some).ok_or_else(|| Failure::Usage(anyhow!("{name}={number} is no open descriptor")))
     };
-    Ok(Given { tun: descriptor("WG_TUN_FD")?, uapi: descriptor("WG_UAPI_FD")? })
+    Ok(Given { tun: take("WG_TUN_FD", tun)?, uapi: take("WG_UAPI_FD", uapi)? })
 }
 
 #[cfg(not(unix))]
-fn given() -> Result<Given, Failure> {
+fn given(_environment: impl Fn(&str) -> Option<String>) -> Result<Given, Failure> {
     Ok(Given::default())
 }
 
@@ -140,7 +177,27 @@ mod tests {
         assert_eq!(arguments(&["/usr/bin/agent-wg", "wg0"]), "/usr/bin/agent-wg wg wg0");
         assert_eq!(arguments(&["agent", "wg", "wg0"]), "agent wg wg0");
         assert_eq!(arguments(&["agent-wg"]), "agent-wg wg");
+        let again = ["/usr/bin/agent-wg", "--log-format", "text", "wg", "--detached", "--", "wg0"];
+        assert_eq!(arguments(&again), again.join(" ").as_str());
         assert_eq!(arguments(&[]), "");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn descriptors_that_cannot_be_meant_are_refused() {
+        use std::os::fd::IntoRawFd;
+        let refusal = |tun: &str, uapi: Option<&str>| {
+            let given =
+                given(|name| if name == "WG_TUN_FD" { Some(tun.into()) } else { uapi.map(str::to_owned) });
+            given.unwrap_err().to_string()
+        };
+        assert!(refusal("three", None).contains("WG_TUN_FD=three"));
+        assert!(refusal("0", None).contains("no open descriptor"));
+        assert!(refusal("999999", None).contains("no open descriptor"));
+        let file = std::fs::File::open("/dev/null").unwrap().into_raw_fd().to_string();
+        assert!(refusal(&file, Some(&file)).contains("both"));
+        let taken = given(|name| (name == "WG_TUN_FD").then(|| file.clone())).unwrap();
+        assert!(taken.tun.is_some() && taken.uapi.is_none());
     }
 
     #[test]

@@ -158,18 +158,15 @@ impl Plane {
         Ok(())
     }
 
-    /// Lets `wg show` see the interface. It is of no use to the mesh: without it the agent runs on.
+    /// Lets `wg show` see the interface. It is of no use to the mesh: the agent neither waits for it nor needs it.
     fn show(&mut self) {
-        match UapiListener::bind(&self.interface) {
-            Ok(listener) => {
-                let tunnel = self.tunnel();
-                self.uapi =
-                    Some(tokio::spawn(
-                        async move { wg::serve(&listener, tunnel, wg::Access::ReadOnly).await },
-                    ));
+        let (interface, tunnel) = (self.interface.clone(), self.tunnel());
+        self.uapi = Some(tokio::spawn(async move {
+            match UapiListener::bind(&interface).await {
+                Ok(listener) => wg::serve(&listener, tunnel, wg::Access::ReadOnly).await,
+                Err(error) => tracing::info!(%error, "`wg show` will not see the interface"),
             }
-            Err(error) => tracing::info!(%error, "`wg show` will not see the interface"),
-        }
+        }));
     }
 
     async fn route(&mut self, overlay: Vec<IpNet>) {
@@ -254,6 +251,7 @@ impl EventSender {
             | Event::EndpointChanged { .. }
             | Event::Unanswered { .. }
             | Event::SessionLost { .. }
+            | Event::Gone { .. }
             | Event::Fault { .. } => false,
         };
         if may_be_lost && self.queued.load(Ordering::Relaxed) >= BACKLOG {
@@ -314,7 +312,7 @@ pub(super) fn event(event: Event) -> Result<TunnelEvent, String> {
         Event::UnknownIndex { from } => TunnelEvent::UnknownIndex { from },
         Event::StaleInitiation { peer, from } => TunnelEvent::StaleInitiation { peer: key(peer), from },
         Event::Message { peer, payload, from } => TunnelEvent::Message { peer: key(peer), payload, from },
-        Event::Fault { what } => return Err(what),
+        Event::Gone { what } | Event::Fault { what } => return Err(what),
     })
 }
 

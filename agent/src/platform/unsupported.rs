@@ -64,13 +64,18 @@ impl Drop for LocalListener {
 pub(crate) struct UapiListener(Infallible);
 
 impl UapiListener {
-    pub(crate) fn bind(interface: &str) -> Result<Self, UapiError> {
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn bind(interface: &str) -> Result<Self, UapiError> {
+        Self::refuse(interface)
+    }
+
+    fn refuse(interface: &str) -> Result<Self, UapiError> {
         unsupported().map_err(|source| UapiError::Io { path: interface.into(), source })
     }
 
     #[cfg(unix)]
     pub(crate) fn adopt(interface: &str, _listener: std::os::fd::OwnedFd) -> Result<Self, UapiError> {
-        Self::bind(interface)
+        Self::refuse(interface)
     }
 
     #[expect(clippy::unused_async, reason = "the same function as on other systems")]

@@ -31,6 +31,8 @@ pub enum Event {
     StaleInitiation { peer: PublicKey, from: SocketAddr },
     /// A datagram of the peer's agent, from the peer's own address; `from` is the path it took.
     Message { peer: PublicKey, payload: Vec<u8>, from: SocketAddr },
-    /// The interface or the sockets are gone. The data plane has stopped; start another.
+    /// Somebody deleted the interface. The data plane has stopped.
+    Gone { what: String },
+    /// The interface or the sockets failed, or a defect came to light. The data plane has stopped; start another.
     Fault { what: String },
 }

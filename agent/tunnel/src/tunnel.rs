@@ -90,7 +90,7 @@ pub fn start(config: Config, events: impl FnMut(Event) + Send + 'static) -> Resu
             // Whatever happens, the owner hears of it: an agent without a data plane must not look alive.
             let run = AssertUnwindSafe(|| worker.run(&inbox, &wakeups));
             if catch_unwind(run).is_err() {
-                worker.fail("a defect in the data plane".into());
+                worker.on_fault("a defect in the data plane".into());
             }
         })
         .map_err(StartError::Thread)?;
@@ -98,7 +98,7 @@ pub fn start(config: Config, events: impl FnMut(Event) + Send + 'static) -> Resu
 }
 
 impl Tunnel {
-    /// Hands over a command; they are carried out in order. After a [`Event::Fault`] they have no effect.
+    /// Hands over a command; they are carried out in order. After [`Event::Fault`] or [`Event::Gone`] they have no effect.
     pub fn command(&self, command: Command) {
         self.request(Request::Command(command));
     }

@@ -1,9 +1,16 @@
 //! Interfaces and sockets come, collide and go.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
-use agent_tunnel::{Device, DeviceError, Event};
-use support::{Netns, Node};
+use std::sync::mpsc;
+
+use agent_tunnel::{
+    Config, ConfigureError, Device, DeviceError, Event, Policy, Tunnel, start,
+    uapi::{Decoder, Request},
+};
+use support::{Netns, Node, PATIENCE};
 
 #[test]
 fn dropping_a_tunnel_removes_its_interface_and_frees_its_port() {
@@ -52,11 +59,61 @@ fn a_system_without_ipv6_works_with_ipv4() {
 }
 
 #[test]
-fn a_deleted_interface_is_a_fault_and_the_handle_survives_it() {
+fn a_deleted_interface_is_told_as_gone_and_the_handle_survives_it() {
     let netns = Netns::new();
     let node = Node::start(&netns, 1, 0);
     netns.shell("ip link delete hf0");
-    node.wait_for("Fault", |event| matches!(event, Event::Fault { .. }).then_some(()));
+    node.wait_for("Gone", |event| matches!(event, Event::Gone { .. }).then_some(()));
     drop(node.tunnel.stats());
     assert!(netns.run(|| Device::create("hf0", 1420)).is_ok());
+}
+
+#[test]
+fn a_defect_is_a_fault_and_not_a_deletion() {
+    let netns = Netns::new();
+    let (sender, events) = mpsc::channel();
+    let mut is_first = true;
+    let tunnel = plain(&netns, move |event| {
+        assert!(!std::mem::take(&mut is_first), "this defect is part of a test");
+        drop(sender.send(event));
+    });
+    // What is to be told first meets the defect.
+    netns.shell("ip link delete hf0");
+    let told = events.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(&told, Event::Fault { what } if what.contains("defect")), "{told:?}");
+    assert!(tunnel.describe().is_none());
+}
+
+#[test]
+fn a_port_that_was_chosen_for_any_may_be_asked_for_together_with_a_mark() {
+    let netns = Netns::new();
+    let tunnel = plain(&netns, |_| ());
+    let port = tunnel.listen_port();
+    configure(&tunnel, format!("listen_port={port}\nfwmark=7")).unwrap();
+    let described = tunnel.describe().unwrap();
+    assert_eq!((described.listen_port, described.fwmark), (port, Some(7)));
+}
+
+/// As `agent wg` has it.
+fn plain(netns: &Netns, events: impl FnMut(Event) + Send + 'static) -> Tunnel {
+    netns.run(move || {
+        let config = Config {
+            private_key: None,
+            policy: Policy::WireGuard,
+            device: Device::create_down("hf0", 1420).unwrap(),
+            listen_port: 0,
+            fwmark: None,
+            addresses: Vec::new(),
+            message_port: None,
+        };
+        start(config, events).unwrap()
+    })
+}
+
+fn configure(tunnel: &Tunnel, lines: String) -> Result<(), ConfigureError> {
+    let text = format!("set=1\n{lines}\n\n");
+    match Decoder::new(|_| None).next(&mut text.as_bytes()) {
+        Some(Ok(Request::Set(changes))) => tunnel.configure(*changes),
+        other => panic!("{text:?} is {other:?}"),
+    }
 }

@@ -137,7 +137,8 @@ impl Reader {
             Ok(count) => Read::Segments(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Empty,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Read::Empty,
-            Err(error) if error.raw_os_error().is_some() => Read::Gone(error),
+            Err(error) if error.raw_os_error() == Some(libc::EBADFD) => Read::Gone,
+            Err(error) if error.raw_os_error().is_some() => Read::Failed(error),
             Err(_) => Read::Malformed,
         }
     }

@@ -39,7 +39,9 @@ pub(crate) enum Read {
     Empty,
     /// A packet that cannot be split; it is lost.
     Malformed,
-    Gone(io::Error),
+    /// The interface was deleted.
+    Gone,
+    Failed(io::Error),
 }
 
 /// Why an interface could not be made or set up.

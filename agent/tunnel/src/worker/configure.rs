@@ -37,12 +37,12 @@ impl Worker {
         self.outbox.flush();
         let sockets = &mut self.outbox.sockets;
         let (port, mark) = (port.unwrap_or(self.wanted_port), mark.unwrap_or(self.fwmark));
-        let done = match (port != self.wanted_port, mark != self.fwmark) {
-            // The port may be the one that was chosen for "any".
-            (true, false) if port == sockets.port() => Ok(()),
-            (true, _) => sockets.rebind(port, mark),
-            (false, true) => sockets.set_mark(mark),
-            (false, false) => Ok(()),
+        // The port may be the one that was chosen for "any".
+        let stays = port == self.wanted_port || port == sockets.port();
+        let done = match (stays, mark != self.fwmark) {
+            (false, _) => sockets.rebind(port, mark),
+            (true, true) => sockets.set_mark(mark),
+            (true, false) => Ok(()),
         };
         done.map_err(|error| match error {
             StartError::Mark(source) => ConfigureError::Mark(source),

@@ -54,9 +54,7 @@ impl Worker {
             Some(Kind::Data(session)) => self.handle_data(path, session, ecn, datagram),
             Some(Kind::Initiation) => self.timed(|worker| worker.handle_initiation(path, datagram)),
             Some(kind @ Kind::Response(session)) => {
-                if self.admit(path, datagram) {
-                    self.timed(|worker| worker.handle_response(path, kind, session, datagram));
-                }
+                self.timed(|worker| worker.handle_response(path, kind, session, datagram));
             }
             Some(kind @ Kind::Cookie(session)) => self.handle_cookie(kind, session, datagram),
             None => self.drops.not_wireguard += 1,
@@ -303,6 +301,9 @@ impl Worker {
             self.drops.unknown_index += 1;
             return;
         };
+        if !self.admit(path, datagram) {
+            return;
+        }
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
         match live.opener(session).open(kind, datagram, &mut self.scratch) {

@@ -50,6 +50,8 @@ type Events = Box<dyn FnMut(Event) + Send>;
 /// Why the loop ends.
 enum Stop {
     Ordered,
+    /// The interface was deleted.
+    Gone(String),
     Fault(String),
 }
 
@@ -146,18 +148,25 @@ impl Worker {
         };
         match stop {
             Stop::Ordered => {}
-            Stop::Fault(what) => self.fail(what),
+            Stop::Gone(what) => self.on_gone(what),
+            Stop::Fault(what) => self.on_fault(what),
         }
     }
 
     /// The last report.
-    pub(crate) fn fail(&mut self, what: String) {
+    fn on_gone(&mut self, what: String) {
         let interface = self.device.name();
         match self.policy {
             Policy::Owner => tracing::error!(interface, what, "the data plane has stopped"),
-            // Whoever made the interface may delete it.
+            // Whoever configures the interface may delete it.
             Policy::WireGuard => tracing::info!(interface, what, "the data plane has stopped"),
         }
+        self.emit(Event::Gone { what });
+    }
+
+    /// The last report.
+    pub(crate) fn on_fault(&mut self, what: String) {
+        tracing::error!(interface = self.device.name(), what, "the data plane has stopped");
         self.emit(Event::Fault { what });
     }
 

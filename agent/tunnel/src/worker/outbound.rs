@@ -24,7 +24,8 @@ impl Worker {
                 }
                 Read::Malformed => self.drops.malformed += 1,
                 Read::Empty => return Ok(reads > 0),
-                Read::Gone(error) => {
+                Read::Gone => return Err(Stop::Gone(format!("{} was deleted", self.device.name()))),
+                Read::Failed(error) => {
                     return Err(Stop::Fault(format!("interface {}: {error}", self.device.name())));
                 }
             }

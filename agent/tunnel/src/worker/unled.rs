@@ -78,6 +78,7 @@ impl Worker {
 
     fn handle_revival(&mut self, id: PeerId) {
         let now = self.now;
+        let is_wanted = self.has_packets(id) || self.persistent_interval(id).is_some();
         let Some(state) = self.peers.get(id) else { return };
         let path = state.path;
         let keeps_alive = state.keepalive.is_some();
@@ -90,7 +91,9 @@ impl Worker {
                     state.tx_datagram_bytes += self.outbox.seal(live.sealer(), &[], path);
                 }
             }
-            Some(_) | None => self.want_session(id),
+            // What asked for it may be gone since.
+            Some(_) | None if is_wanted => self.want_session(id),
+            Some(_) | None => {}
         }
     }
 
