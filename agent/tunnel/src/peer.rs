@@ -52,6 +52,8 @@ pub(crate) struct Live {
     pub(crate) former: Option<Box<Former>>,
     /// The upper 24 bits of its sessions' indices.
     pub(crate) index: u32,
+    /// In the table's list of the live, which keeps it.
+    pub(crate) place: usize,
     /// There is a session to send with.
     pub(crate) is_established: bool,
     /// Whether we began the current session.
@@ -210,6 +212,7 @@ impl Live {
             noise,
             former: None,
             index,
+            place: 0,
             retry_at: None,
             is_established: false,
             is_initiator: false,

@@ -79,8 +79,9 @@ impl Peers {
     }
 
     /// Makes a peer live.
-    pub(crate) fn begin(&mut self, id: PeerId, live: Live) {
+    pub(crate) fn begin(&mut self, id: PeerId, mut live: Live) {
         let index = live.index;
+        live.place = self.live.len();
         if let Some(state) = self.get(id) {
             state.live = Some(Box::new(live));
             self.by_index.insert(index, id);
@@ -95,7 +96,11 @@ impl Peers {
         if let Some(former) = &live.former {
             self.by_index.remove(&former.index);
         }
-        self.live.retain(|&other| other != id);
+        self.live.swap_remove(live.place);
+        let moved = self.live.get(live.place).copied().and_then(|moved| self.get(moved));
+        if let Some(moved) = moved.and_then(|state| state.live.as_deref_mut()) {
+            moved.place = live.place;
+        }
         self.last = None;
         true
     }
@@ -169,6 +174,24 @@ mod tests {
         assert!(peers.end(one) && !peers.end(one));
         assert_eq!(peers.find_session(0xabcdef00), None);
         assert_eq!(peers.live(), [two]);
+    }
+
+    #[test]
+    fn the_list_of_the_live_is_exact_in_whatever_order_they_end() {
+        let mut peers = Peers::default();
+        let ids: Vec<PeerId> = (0..6).map(|byte| peers.insert(state(byte))).collect();
+        let mut expected = Vec::new();
+        for (index, &id) in (1..).zip(&ids) {
+            peers.begin(id, live(index));
+            expected.push(id);
+        }
+        for ended in [2, 5, 0, 3, 4, 1] {
+            assert!(peers.end(ids[ended]));
+            expected.retain(|&id| id != ids[ended]);
+            let mut found = peers.live().to_vec();
+            found.sort();
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

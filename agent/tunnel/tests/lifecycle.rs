@@ -4,7 +4,10 @@
 
 mod support;
 
-use std::sync::mpsc;
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    sync::mpsc,
+};
 
 use agent_tunnel::{
     Config, ConfigureError, Device, DeviceError, Event, Policy, Tunnel, start,
@@ -92,6 +95,41 @@ fn a_port_that_was_chosen_for_any_may_be_asked_for_together_with_a_mark() {
     configure(&tunnel, format!("listen_port={port}\nfwmark=7")).unwrap();
     let described = tunnel.describe().unwrap();
     assert_eq!((described.listen_port, described.fwmark), (port, Some(7)));
+}
+
+#[test]
+fn an_opened_interface_is_adopted_unless_its_packets_come_with_something_before_them() {
+    let netns = Netns::new();
+    let opened = |flags| netns.run(move || Device::adopt(open("given0", flags)));
+    for (flags, reason) in [
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR, "IFF_VNET_HDR"),
+        (libc::IFF_TAP | libc::IFF_NO_PI, "IFF_TAP"),
+    ] {
+        let error = opened(flags).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    let null = std::fs::File::open("/dev/null").unwrap();
+    assert!(matches!(Device::adopt(null.into()), Err(DeviceError::Descriptor(_))));
+    let device = opened(libc::IFF_TUN | libc::IFF_NO_PI).unwrap();
+    assert_eq!((device.name(), device.mtu()), ("given0", 1500));
+}
+
+/// A new interface as others make them.
+fn open(name: &str, flags: libc::c_int) -> OwnedFd {
+    // _IOW('T', 202, int)
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    let file = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: all-zero bytes are a valid ifreq, which lives through the call.
+    let done = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed() as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request)
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    file.into()
 }
 
 /// As `agent wg` has it.

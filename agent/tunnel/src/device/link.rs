@@ -4,6 +4,7 @@
 //! then the thread goes there as well. Our UDP sockets stay where they were made.
 
 use std::{
+    fs::File,
     io::{self, Read},
     mem,
     os::{
@@ -11,6 +12,7 @@ use std::{
         unix::net::UnixStream,
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use super::{Link, System};
@@ -18,7 +20,7 @@ use super::{Link, System};
 /// A change of namespace brings no news to where the interface was not before.
 const LOOK_INTERVAL_MS: i32 = 1000;
 /// _IOR('T', 210, unsigned int) and _IO('T', 227).
-const TUNGETIFF: libc::Ioctl = 0x8004_54d2_u32 as libc::Ioctl;
+pub(super) const TUNGETIFF: libc::Ioctl = 0x8004_54d2_u32 as libc::Ioctl;
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 
 /// Ends with its owner. Until then it holds the interface as the device does.
@@ -34,7 +36,7 @@ impl LinkWatch {
         mtu: u16,
         on_change: impl FnMut(Link) + Send + 'static,
     ) -> io::Result<Self> {
-        let watcher = Watcher { tun: device.as_fd().try_clone_to_owned()?, home: None, last: None };
+        let watcher = Watcher::new(device.as_fd().try_clone_to_owned()?);
         let (stop, stopped) = UnixStream::pair()?;
         let thread = thread::Builder::new()
             .name("link".into())
@@ -56,7 +58,7 @@ impl Drop for LinkWatch {
 /// Sockets in the interface's namespace.
 struct Home {
     inode: u64,
-    news: OwnedFd,
+    news: File,
     questions: OwnedFd,
 }
 
@@ -64,25 +66,49 @@ struct Watcher {
     tun: OwnedFd,
     home: Option<Home>,
     last: Option<Link>,
+    /// That it cannot be looked at was told.
+    is_warned: bool,
 }
 
 impl Watcher {
-    fn run(mut self, stopped: &UnixStream, mtu: u16, mut on_change: impl FnMut(Link)) {
+    fn new(tun: OwnedFd) -> Self {
+        Self { tun, home: None, last: None, is_warned: false }
+    }
+
+    fn run(mut self, stopped: &UnixStream, mut mtu: u16, mut on_change: impl FnMut(Link)) {
+        let mut is_seen = true;
         loop {
             match self.look() {
-                Ok(Some(link)) => on_change(link),
-                Ok(None) => {}
-                // The interface is gone, and the worker sees that by itself. Or it cannot be looked at: then it has
-                // to be taken for usable.
+                Ok(link) => {
+                    is_seen = true;
+                    mtu = link.map_or(mtu, |link| link.mtu);
+                    link.into_iter().for_each(&mut on_change);
+                }
+                // The worker sees that by itself.
+                Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return,
                 Err(error) => {
-                    tracing::debug!(%error, "the interface is watched no longer");
-                    on_change(Link { is_up: true, mtu: self.last.map_or(mtu, |link| link.mtu) });
-                    return;
+                    self.warn(&error);
+                    // Until it can be looked at again it has to be taken for usable.
+                    if mem::take(&mut is_seen) {
+                        on_change(Link { is_up: true, mtu });
+                        self.last = None;
+                    }
                 }
             }
-            if !self.wait(stopped).unwrap_or(false) {
-                return;
+            match self.wait(stopped) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.warn(&error);
+                    thread::sleep(Duration::from_millis(LOOK_INTERVAL_MS as u64));
+                }
             }
+        }
+    }
+
+    fn warn(&mut self, error: &io::Error) {
+        if !mem::replace(&mut self.is_warned, true) {
+            tracing::warn!(%error, "the interface cannot be looked at; it is taken to be up, and tried again");
         }
     }
 
@@ -121,14 +147,14 @@ impl Watcher {
         };
         let inode = namespace.as_ref().map_or(Ok(0), inode_of)?;
         if self.home.as_ref().is_none_or(|home| home.inode != inode) {
-            let here = std::fs::File::open("/proc/thread-self/ns/net")?.into();
+            let here = File::open("/proc/thread-self/ns/net")?.into();
             if let Some(namespace) = &namespace
                 && inode_of(&here)? != inode
             {
                 // SAFETY: takes and returns integers; the namespace of this thread alone changes.
                 check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) })?;
             }
-            let home = Home { inode, news: open_news()?, questions: open_questions()? };
+            let home = Home { inode, news: open_news()?.into(), questions: open_questions()? };
             return Ok(self.home.insert(home));
         }
         self.home.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
@@ -148,7 +174,7 @@ impl Watcher {
         if fds[1].revents != 0
             && let Some(home) = &self.home
         {
-            let mut news = std::fs::File::from(home.news.try_clone()?);
+            let mut news = &home.news;
             let mut buffer = [0; 16_384];
             // What it says does not matter, nor what was lost of it: everything is looked at.
             while news.read(&mut buffer).is_ok_and(|len| len > 0) {}
@@ -161,14 +187,14 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: *mut T) -> io::Result<libc::c_int> {
+pub(super) fn ioctl<T>(fd: RawFd, request: libc::Ioctl, argument: *mut T) -> io::Result<libc::c_int> {
     // SAFETY: each request used here takes a pointer to what it is given, an ifreq or nothing.
     check(unsafe { libc::ioctl(fd, request, argument) })
 }
 
 fn inode_of(file: &OwnedFd) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
-    Ok(std::fs::File::from(file.try_clone()?).metadata()?.ino())
+    Ok(File::from(file.try_clone()?).metadata()?.ino())
 }
 
 fn open_questions() -> io::Result<OwnedFd> {
@@ -193,4 +219,34 @@ fn open_news() -> io::Result<OwnedFd> {
     // SAFETY: the address lives through the call, with the length given.
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn an_interface_that_cannot_be_looked_at_is_taken_for_up_and_looked_at_again() {
+        // SAFETY: takes and returns integers; only this thread moves.
+        check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).expect("a network namespace needs root");
+        // The kernel says nothing of interfaces about this one.
+        let tun = OwnedFd::from(File::open("/dev/null").unwrap());
+        let number = tun.as_raw_fd();
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let (sender, told) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            Watcher::new(tun).run(&stopped, 1300, |link| sender.send(link).unwrap());
+        });
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Link { is_up: true, mtu: 1300 });
+        let device = System::create("looked0", 1400).unwrap();
+        // SAFETY: both are open, and the watcher's stays so until it has been stopped.
+        check(unsafe { libc::dup2(device.as_fd().as_raw_fd(), number) }).unwrap();
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Link { is_up: false, mtu: 1400 });
+        drop(stop);
+        thread.join().unwrap();
+    }
 }

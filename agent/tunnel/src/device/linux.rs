@@ -3,13 +3,13 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd},
 };
 
 use ipnet::IpNet;
 use tun_rs::{DeviceBuilder, ExpandBuffer, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
-use super::{DeviceError, Read, netlink};
+use super::{DeviceError, Read, link, netlink};
 
 /// Enough for a 64 KB packet of segments down to 256 bytes; TCP's are hardly ever below 536.
 const MAX_SEGMENTS: usize = 256;
@@ -66,6 +66,7 @@ impl Device {
     }
 
     pub(crate) fn adopt(descriptor: OwnedFd) -> Result<(Self, String, u16), DeviceError> {
+        check_kind(&descriptor).map_err(DeviceError::Descriptor)?;
         // SAFETY: the descriptor is open, and handed over.
         let device = unsafe { SyncDevice::from_fd(descriptor.into_raw_fd()) };
         let adopted = device.and_then(|device| {
@@ -84,6 +85,21 @@ impl Device {
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Whether packets can be read from a descriptor as they are. IFF_NO_PI is not told reliably.
+fn check_kind(descriptor: &OwnedFd) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    link::ioctl(descriptor.as_raw_fd(), link::TUNGETIFF, &mut request)?;
+    // SAFETY: the kernel has filled in this member.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    let refused = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    match (flags & libc::IFF_TUN, flags & libc::IFF_VNET_HDR) {
+        (0, _) => refused("it carries frames (IFF_TAP), not packets"),
+        (_, 0) => Ok(()),
+        _ => refused("it has IFF_VNET_HDR: open it with IFF_TUN and IFF_NO_PI only"),
     }
 }
 

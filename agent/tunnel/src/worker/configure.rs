@@ -20,7 +20,9 @@ impl Worker {
         if changes.replace_peers {
             self.peers.ids().into_iter().for_each(|id| self.remove(id));
         }
-        changes.peers.into_iter().for_each(|peer| self.change_peer(peer));
+        let mut lists = allowed::Edit::default();
+        changes.peers.into_iter().for_each(|peer| self.change_peer(peer, &mut lists));
+        lists.finish(&mut self.peers, &self.routes);
         Ok(())
     }
 
@@ -71,10 +73,13 @@ impl Worker {
         self.revive_all();
     }
 
-    fn change_peer(&mut self, changes: PeerChanges) {
+    fn change_peer(&mut self, changes: PeerChanges, lists: &mut allowed::Edit) {
         let own = self.local.as_ref().map(|local| local.key.public_key());
         let id = match self.peers.find(&changes.key) {
-            Some(id) if changes.remove => return self.remove(id),
+            Some(id) if changes.remove => {
+                lists.give_back(&mut self.peers, id);
+                return self.remove(id);
+            }
             Some(id) => id,
             None if changes.remove || changes.update_only || own == Some(changes.key) => return,
             None => self.peers.insert(PeerState::new(Peer {
@@ -87,7 +92,7 @@ impl Worker {
         if let Some(key) = changes.preshared_key {
             self.set_preshared_key(id, key);
         }
-        allowed::change(&mut self.peers, &mut self.routes, id, &changes.allowed_ips);
+        lists.change(&mut self.peers, &mut self.routes, id, &changes.allowed_ips);
         let Some(state) = self.peers.get(id) else { return };
         if let Some(endpoint) = changes.endpoint {
             state.path = Some(state.path_to(super::commands::canonical(endpoint)));
