@@ -12,6 +12,7 @@ needs=(
     "nft nftables"
     "iperf3 iperf3"
     "wg wireguard-tools"
+    "wireguard-go wireguard-go"
     "unshare util-linux"
     "timeout coreutils"
     "nginx nginx"

@@ -36,6 +36,11 @@ impl Program {
         Self { name: "holdfast".into(), file: agent.to_owned(), kind: Kind::Holdfast }
     }
 
+    /// The system's package of it.
+    pub fn wireguard_go() -> Self {
+        Self { name: "wireguard-go".into(), file: "wireguard-go".into(), kind: Kind::WireguardGo }
+    }
+
     /// Those that `packaging/build-peers.sh` put into `directory`.
     pub fn others(directory: &Path) -> Result<Vec<Self>> {
         let all = [("wireguard-go", Kind::WireguardGo), ("boringtun-cli", Kind::Boringtun)];

@@ -183,11 +183,13 @@ const CASES: &[Case] = &[
     ),
     alone("wg_thousands_of_peers_are_loaded_at_once", wg::thousands_of_peers_are_loaded_at_once),
     alone("wg_carries_tcp_over_both_families", wg::carries_tcp_over_both_families),
+    alone("wg_takes_over_what_was_opened_for_it", wg_life::takes_over_what_was_opened_for_it),
     alone("wg_quick_brings_it_up_and_down", wg_life::wg_quick_brings_it_up_and_down),
     alone("wg_moves_to_another_namespace", wg_life::moves_to_another_namespace),
     alone("wg_starts_again_after_kill_9_and_only_once", wg_life::starts_again_after_kill_9_and_only_once),
     alone("wg_the_meshs_interface_is_shown_and_not_set", wg_life::the_meshs_interface_is_shown_and_not_set),
     together("wg_keepalives_hold_a_translator_open", wg::keepalives_hold_a_translator_open),
+    together("wg_speaks_with_wireguard_go", wg::speaks_with_wireguard_go),
     together("wg_hostile_callers_harm_nobody", wg_life::hostile_callers_harm_nobody),
     together(
         "admission_one_setup_key_on_both_servers_at_once",

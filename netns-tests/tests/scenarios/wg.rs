@@ -35,8 +35,13 @@ pub(crate) struct Node {
 impl Node {
     /// The interface has its key, listens at port 51820, is up and has its address.
     pub(crate) fn start(s: &Scenario, host: &Host, name: &str, number: u8) -> Result<Self> {
-        let keys = KeyPair::generate(host, s.directory.join(format!("{name}.key")))?;
         let device = Program::ours(&s.binaries.agent).start(host, name, &s.directory)?;
+        Self::configure(s, device, number)
+    }
+
+    pub(crate) fn configure(s: &Scenario, device: Device, number: u8) -> Result<Self> {
+        let name = device.name.clone();
+        let keys = KeyPair::generate(&device.host, s.directory.join(format!("{name}.key")))?;
         device.set(&format!("private-key {} listen-port 51820", keys.private.display()))?;
         let node = Self { device, keys, number };
         node.ip(&format!("address add {}/24 dev {name}", node.inner()))?;
@@ -361,6 +366,33 @@ pub(crate) fn carries_tcp_over_both_families(s: &mut Scenario) -> Result<()> {
         let rate = said.lines().find(|line| line.contains("receiver")).context("no result")?;
         s.note(format!("by {endpoint}: {}", rate.trim()));
         ensure!(!rate.contains(" 0.00 bits/sec"), "nothing came through");
+    }
+    Ok(())
+}
+
+/// A program that others wrote understands us, whoever of the two begins, with a preshared key.
+pub(crate) fn speaks_with_wireguard_go(s: &mut Scenario) -> Result<()> {
+    let switch = Switch::new()?;
+    let hosts = [Host::new("wgo1")?, Host::new("wgo2")?];
+    for (host, number) in hosts.iter().zip(1..) {
+        switch.attach(host, &format!("203.0.113.{number}/24"))?;
+    }
+    let ours = Node::start(s, &hosts[0], "wgo1", 1)?;
+    let theirs = Node::configure(s, Program::wireguard_go().start(&hosts[1], "wgo2", &s.directory)?, 2)?;
+    let key = KeyPair::generate(&hosts[0], s.directory.join("preshared"))?;
+    let preshared = format!("preshared-key {}", key.private.display());
+    for (first, second) in [(&ours, &theirs), (&theirs, &ours)] {
+        second.add(first, &preshared)?;
+        first.add(second, &format!("{preshared} endpoint {}", second.outer()))?;
+        let at = Instant::now();
+        first.reaches(&second.inner())?;
+        s.note(format!("{} begins: an answer after {}", first.device.name, ms(at.elapsed())));
+        second.reaches(&first.inner())?;
+        let large = ["-q", "-c", "1", "-W", "10", "-M", "do", "-s", "1392", &second.inner()];
+        first.device.host.namespace.tool("ping", &large)?;
+        ensure!(second.shows("latest-handshakes", first)? != "0", "no handshake is shown");
+        first.peer(second, "remove")?;
+        second.peer(first, "remove")?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The life of an `agent wg` interface: how it starts, moves, is disturbed, and ends. The topology is that of `wg`.
 
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,11 @@ use anyhow::{Result, ensure};
 use netns_tests::figures::ms;
 use netns_tests::mesh::{Mesh, ping};
 use netns_tests::namespace::Namespace;
+use netns_tests::process::Process;
 use netns_tests::scenario::Scenario;
 use netns_tests::topology::{Host, Switch};
 use netns_tests::wait::wait_until;
-use netns_tests::wireguard::{KeyPair, Program};
+use netns_tests::wireguard::{Device, KeyPair, Program};
 
 use super::wg::{Node, TIMEOUT, nodes};
 
@@ -63,6 +65,58 @@ fn quick(namespace: &Namespace, program: &Path, verb: &str, file: &Path) -> Resu
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "wg-quick {verb}: {said}");
     Ok(())
+}
+
+/// Interface and socket were opened by whoever starts the program; the interface's own name counts.
+pub(crate) fn takes_over_what_was_opened_for_it(s: &mut Scenario) -> Result<()> {
+    let (mut nodes, switch) = nodes(s, "wgf", 1)?;
+    let (right, host) = (nodes.remove(0), Host::new("wgf2")?);
+    switch.attach(&host, "203.0.113.2/24")?;
+    let socket = Path::new("/var/run/wireguard/wgf2.sock");
+    // A copy of a descriptor is left open to the program that is started.
+    let tun = dup(&host.namespace.run(|| open_tun("wgf2"))??)?;
+    let listener = dup(&UnixListener::bind(socket)?.into())?;
+    let mut command = host.namespace.command(&s.binaries.agent);
+    command.args(["wg", "--foreground", "another"]);
+    command.env("WG_TUN_FD", tun.as_raw_fd().to_string());
+    command.env("WG_UAPI_FD", listener.as_raw_fd().to_string());
+    let process = Process::start("agent wg", command, &s.directory.join("wgf2.txt"))?;
+    drop((tun, listener));
+    let left = Node::configure(s, Device { host, name: "wgf2".into(), process }, 2)?;
+    right.add(&left, "")?;
+    left.add(&right, &format!("endpoint {}", right.outer()))?;
+    left.reaches(&right.inner())?;
+    left.device.host.namespace.ip("link delete wgf2")?;
+    let mut process = left.device.process;
+    let ended = process.wait_end(TIMEOUT)?;
+    ensure!(ended.success() && !socket.exists(), "the interface's end: {ended}, {}", process.log_tail(5));
+    Ok(())
+}
+
+fn dup(descriptor: &OwnedFd) -> Result<OwnedFd> {
+    // SAFETY: takes and returns integers; the copy is nobody's but ours.
+    let copy = unsafe { libc::dup(descriptor.as_raw_fd()) };
+    ensure!(copy >= 0, "dup: {}", std::io::Error::last_os_error());
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// A new interface in the calling thread's namespace.
+fn open_tun(name: &str) -> Result<OwnedFd> {
+    // _IOW('T', 202, int)
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    let file = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: all-zero bytes are a valid ifreq, which lives through the call.
+    let done = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed() as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request)
+    };
+    ensure!(done == 0, "TUNSETIFF: {}", std::io::Error::last_os_error());
+    Ok(file.into())
 }
 
 /// The interface goes to a namespace without any other network; its own packets still leave where it was made.
