@@ -22,9 +22,10 @@ use tokio_rustls::TlsAcceptor;
 
 const BACKLOG: i32 = 4096;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Data unacknowledged for so long ends a connection: the peer's machine or link is gone.
+/// Data unacknowledged for so long ends a connection: the peer's machine or link is gone. Longer than the stall of a
+/// [`Connection`], which says of a peer that takes nothing why it was ended.
 #[cfg(target_os = "linux")]
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
+const USER_TIMEOUT: Duration = Duration::from_secs(40);
 /// After a failed accept that nothing helps against, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

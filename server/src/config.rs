@@ -309,9 +309,11 @@ pub(crate) fn check_file(text: &str) -> Result<(), String> {
 
 fn limits(max_connections: Option<u32>, proxies: Vec<AddressRange>) -> Limits {
     let most = max_connections.and_then(|most| usize::try_from(most).ok());
+    let usual = Limits::default();
     Limits {
-        max_connections: most.unwrap_or(Limits::default().max_connections),
+        max_connections: most.unwrap_or(usual.max_connections),
         proxies: proxies.into_iter().map(|range| range.0).collect(),
+        patience: usual.patience,
     }
 }
 

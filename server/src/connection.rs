@@ -33,8 +33,6 @@ use tonic::transport::server::Connected;
 
 /// How long a connection may stay without a welcomed session after its handshake; an enrolment fits in.
 pub(crate) const NEWCOMER_TIMEOUT: Duration = Duration::from_secs(15);
-/// .. and until it has asked for anything at all.
-const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that takes less than [`STALL_PROGRESS`] of what waits for it in so long is ended.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes: a peer that reads a byte a second makes no progress.
@@ -65,7 +63,7 @@ impl ConnectionState {
             binding,
             peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             opened_at: Instant::now(),
-            deadline_ms: AtomicU64::new(millis(FIRST_CALL_TIMEOUT)),
+            deadline_ms: AtomicU64::new(millis(pass.patience().first_call)),
             moved: AtomicWaker::new(),
             pass,
             session: OnceLock::new(),
@@ -87,7 +85,7 @@ impl ConnectionState {
     pub(crate) fn called(&self) {
         if self.session.get().is_none() {
             let deadline = millis(NEWCOMER_TIMEOUT);
-            let first = millis(FIRST_CALL_TIMEOUT);
+            let first = millis(self.pass.patience().first_call);
             // Moved once, and never against a session that ends.
             let _other =
                 self.deadline_ms.compare_exchange(first, deadline, Ordering::Relaxed, Ordering::Relaxed);

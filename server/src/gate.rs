@@ -40,11 +40,27 @@ pub struct Limits {
     pub max_connections: usize,
     /// Load balancers in front of this server.
     pub proxies: Vec<IpNet>,
+    pub patience: Patience,
+}
+
+/// How long is waited for who is let in.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// From the handshake until a connection has asked for anything at all.
+    pub first_call: Duration,
+    /// An agent that takes longer over its map does not read it.
+    pub fetch: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { first_call: Duration::from_secs(10), fetch: Duration::from_secs(120) }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_connections: MAX_CONNECTIONS, proxies: Vec::new() }
+        Self { max_connections: MAX_CONNECTIONS, proxies: Vec::new(), patience: Patience::default() }
     }
 }
 
@@ -131,6 +147,10 @@ impl Gate {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn patience(&self) -> Patience {
+        self.limits.patience
+    }
+
     /// Whether the address is a load balancer's.
     pub(crate) fn is_proxy(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
@@ -212,6 +232,10 @@ impl Count {
 }
 
 impl Pass {
+    pub(crate) fn patience(&self) -> Patience {
+        self.gate.patience()
+    }
+
     /// The connection has a session now.
     pub(crate) fn welcomed(&self) {
         let mut is_newcomer = self.is_newcomer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -246,7 +270,7 @@ mod tests {
 
     fn gate(max_connections: usize) -> Arc<Gate> {
         let proxies = vec!["203.0.113.0/24".parse().unwrap()];
-        Gate::new(Limits { max_connections, proxies }, None)
+        Gate::new(Limits { max_connections, proxies, ..Limits::default() }, None)
     }
 
     fn ip(text: &str) -> IpAddr {

@@ -6,7 +6,7 @@
 //! holdfast_sessions_started_total, holdfast_sessions_refused_total
 //! holdfast_connections{phase}             all, newcomers (without a session)
 //! holdfast_connections_refused_total{reason}    connections, newcomers, source, source-newcomers, descriptors
-//! holdfast_connections_timed_out_total{reason}  reads-too-slowly, silent, no-session
+//! holdfast_connections_timed_out_total{reason}  reads-too-slowly, fetches-too-slowly (its map), silent, no-session
 //! holdfast_accept_errors_total, holdfast_handshakes_failed_total{reason}   tls, slow
 //! holdfast_messages_delayed_total{kind}   what agents said faster than they should; bytes: of any kind
 //! holdfast_enrolments_total{outcome}      enrolled, or the reason of the refusal

@@ -67,7 +67,9 @@ impl News {
         if let Some(refused) = slot.take_refused() {
             return Err(refused);
         }
-        if slot.fetch_is_stuck() {
+        if slot.fetch_is_stuck(server.gate.patience().fetch) {
+            metrics::counter!("holdfast_connections_timed_out_total", "reason" => "fetches-too-slowly")
+                .increment(1);
             return Err(refusal::stuck_fetch());
         }
         self.check_node(server, slot, outbox)?;

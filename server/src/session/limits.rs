@@ -4,7 +4,7 @@
 use crate::{
     connection::ConnectionState,
     serve::Server,
-    session::{ControlService, fetch::Turn, slot::FETCH_TIMEOUT},
+    session::{ControlService, fetch::Turn},
 };
 use proto::wire::control_server::{ControlServer, SERVICE_NAME};
 use std::{
@@ -70,11 +70,12 @@ impl Service<http::Request<Body>> for LimitedService {
             Err(status) => return Box::pin(async move { Ok(status.into_http()) }),
         };
         request.extensions_mut().insert(turn);
+        let patience = self.server.gate.patience().fetch;
         let answer = self.calls.clone().max_decoding_message_size(self.max_list_bytes()).call(request);
         Box::pin(async move {
             let slow =
                 |_elapsed| Ok(Status::deadline_exceeded("the list of objects did not come").into_http());
-            timeout(FETCH_TIMEOUT, answer).await.unwrap_or_else(slow)
+            timeout(patience, answer).await.unwrap_or_else(slow)
         })
     }
 }

@@ -28,8 +28,6 @@ use tokio::time::Instant;
 const INBOX_LENGTH: usize = 64;
 /// Signals of one sender among them: what it said last counts.
 const SENDER_SHARE: usize = 4;
-/// An agent that takes longer over its map does not read it.
-pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(120);
 /// Maps fetched: one whenever a change is too large for the session.
 const FETCHES: Rate = Rate { burst: 10, per_second: 0.5 };
 
@@ -184,8 +182,8 @@ impl Slot {
     }
 
     /// The agent does not take what it fetches.
-    pub(crate) fn fetch_is_stuck(&self) -> bool {
-        matches!(self.inner().fetch, Fetch::Running(since) if since.elapsed() > FETCH_TIMEOUT)
+    pub(crate) fn fetch_is_stuck(&self, timeout: Duration) -> bool {
+        matches!(self.inner().fetch, Fetch::Running(since) if since.elapsed() > timeout)
     }
 
     /// What was fetched since this was last asked.

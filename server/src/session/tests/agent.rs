@@ -22,8 +22,11 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Nothing here takes so long.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Nothing here takes so long, however busy the machine is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Of whoever was dialled.
+pub(super) const AUTHORITY: &str = "http://server";
 
 pub(super) struct Agent {
     pub(super) secret: NodeSecret,
@@ -74,6 +77,11 @@ impl Agent {
     }
 
     pub(super) async fn dial(&self, server: &TestServer) -> Line {
+        self.dial_by(server, Endpoint::from_static(AUTHORITY)).await
+    }
+
+    /// With HTTP/2 as `endpoint` says.
+    pub(super) async fn dial_by(&self, server: &TestServer, endpoint: Endpoint) -> Line {
         let tls = TlsConnector::from(client_config(vec![server.fingerprint()]).unwrap());
         let tcp = TcpStream::connect(server.addr).await.unwrap();
         let stream = tls.connect(server_name(), tcp).await.unwrap();
@@ -86,7 +94,7 @@ impl Agent {
             let stream = one_shot.lock().unwrap().take();
             std::future::ready(stream.ok_or_else(|| std::io::Error::other("one connection only")))
         });
-        let channel = Endpoint::from_static("http://server").connect_with_connector(connector).await.unwrap();
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
         let client = ControlClient::new(channel);
         Line { client, binding, server_key: facts.session_key, agent: self.secret.clone() }
     }
@@ -184,6 +192,11 @@ pub(super) fn apply(map: &mut Map, delta: &Delta) {
 impl Talk {
     pub(super) fn say(&self, message: AgentMessage) {
         self.say.send(message.into_wire(None, "test")).unwrap();
+    }
+
+    /// Of a session that may have ended.
+    pub(super) fn say_if_open(&self, message: AgentMessage) {
+        let _ended = self.say.send(message.into_wire(None, "test"));
     }
 
     pub(super) fn say_raw(&self, message: wire::AgentMessage) {

@@ -5,6 +5,10 @@ use super::{
     agent::{Agent, PATIENCE, one_agent},
     server::TestServer,
 };
+use crate::{
+    gate::{Limits, Patience},
+    store::testing::eventually,
+};
 use proto::{
     session::{AgentMessage, MapState, Reason, ServerMessage, Signal},
     tls::{client_config, server_name},
@@ -30,8 +34,8 @@ const CANCEL: [u8; 4] = [0, 0, 0, 8];
 const ENHANCE_YOUR_CALM: u32 = 11;
 /// No flood gets so far: a little is read, and the rest lies in the kernel's buffers.
 const BOUND: usize = 16 << 20;
-/// A connection that never calls ends after 10 s.
-const NO_CALL: Duration = Duration::from_secs(20);
+/// For a connection that never calls; the agent beside it calls sooner.
+const FIRST_CALL: Duration = Duration::from_secs(3);
 
 type Stream = TlsStream<TcpStream>;
 
@@ -69,10 +73,10 @@ fn call(path: &str) -> Vec<u8> {
 }
 
 /// Sends what `next` gives, by the number of the turn, until the server ends the connection; the error code of its last GOAWAY.
-async fn flood(stream: Stream, within: Duration, next: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
+async fn flood(stream: Stream, next: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
     let (read, write) = tokio::io::split(stream);
     let hearing = tokio::spawn(last_goaway(read));
-    timeout(within, send(write, next)).await.expect("the flood goes on");
+    timeout(PATIENCE, send(write, next)).await.expect("the flood goes on");
     timeout(PATIENCE, hearing).await.expect("the connection does not end").unwrap()
 }
 
@@ -106,19 +110,27 @@ async fn last_goaway(mut read: ReadHalf<Stream>) -> Option<u32> {
     goaway
 }
 
+/// A server that soon ends who does not call, and a member.
+async fn hasty() -> (TestServer, Agent) {
+    let patience = Patience { first_call: FIRST_CALL, ..Patience::default() };
+    let server = TestServer::limited(Limits { patience, ..Limits::default() }).await;
+    let agent = Agent::enrolled("a", &server).await;
+    (server, agent)
+}
+
 /// A flood beside an agent that is served, and is still served afterwards.
-async fn beside_an_agent(within: Duration, next: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
-    let (server, agent) = one_agent().await;
+async fn beside_an_agent(next: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
+    let (server, agent) = hasty().await;
     let mut honest = agent.serving(&server, 1, MapState::default()).await;
     honest.fetched_map().await;
-    let flooding = flood(connect(&server).await, within, next);
+    let flooding = flood(connect(&server).await, next);
     tokio::pin!(flooding);
     for sequence in 0.. {
         tokio::select! {
             end = &mut flooding => {
                 honest.heartbeat(u64::MAX - 1).await;
-                let (connections, newcomers) = server.running.server.gate.load();
-                assert!(newcomers == 0 && connections == 1, "{connections} connections, {newcomers} without a session");
+                let gate = &server.running.server.gate;
+                eventually("the agent's connection is the only one", async || gate.load() == (1, 0)).await;
                 return end;
             }
             () = tokio::time::sleep(Duration::from_millis(200)) => {
@@ -132,7 +144,7 @@ async fn beside_an_agent(within: Duration, next: impl Fn(u32) -> Vec<u8>) -> Opt
 #[tokio::test]
 async fn calls_that_are_opened_and_reset_end_their_connection() {
     let block = call("/holdfast.v1.Control/Session");
-    let goaway = beside_an_agent(PATIENCE, |turn| {
+    let goaway = beside_an_agent(|turn| {
         let stream = 2 * turn + 1;
         [frame(HEADERS, END_HEADERS, stream, &block), frame(RST_STREAM, 0, stream, &CANCEL)].concat()
     })
@@ -143,7 +155,7 @@ async fn calls_that_are_opened_and_reset_end_their_connection() {
 #[tokio::test]
 async fn headers_that_go_on_and_on_end_their_connection() {
     let piece: Vec<u8> = (0..100).flat_map(|_| literal("x-filler", &"x".repeat(120))).collect();
-    let goaway = beside_an_agent(PATIENCE, |turn| match turn {
+    let goaway = beside_an_agent(|turn| match turn {
         0 => frame(HEADERS, 0, 1, &call("/holdfast.v1.Control/Session")),
         _ => frame(CONTINUATION, 0, 1, &piece),
     })
@@ -153,7 +165,7 @@ async fn headers_that_go_on_and_on_end_their_connection() {
 
 #[tokio::test]
 async fn empty_continuations_end_their_connection() {
-    let goaway = beside_an_agent(PATIENCE, |turn| match turn {
+    let goaway = beside_an_agent(|turn| match turn {
         0 => frame(HEADERS, 0, 1, &call("/holdfast.v1.Control/Session")),
         _ => frame(CONTINUATION, 0, 1, &[]),
     })
@@ -165,17 +177,17 @@ async fn empty_continuations_end_their_connection() {
 async fn calls_with_headers_too_large_end_their_connection() {
     let large: Vec<u8> = (0..100).flat_map(|_| literal("x-filler", &"x".repeat(120))).collect();
     let block = [call("/holdfast.v1.Control/Session"), large].concat();
-    beside_an_agent(NO_CALL, |turn| frame(HEADERS, END_HEADERS | END_STREAM, 2 * turn + 1, &block)).await;
+    beside_an_agent(|turn| frame(HEADERS, END_HEADERS | END_STREAM, 2 * turn + 1, &block)).await;
 }
 
 #[tokio::test]
 async fn pings_without_a_call_are_ended_by_time() {
-    beside_an_agent(NO_CALL, |_| frame(PING, 0, 0, &[0; 8]).repeat(100)).await;
+    beside_an_agent(|_| frame(PING, 0, 0, &[0; 8]).repeat(100)).await;
 }
 
 #[tokio::test]
 async fn settings_without_a_call_are_ended_by_time() {
-    beside_an_agent(NO_CALL, |_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]).repeat(100)).await;
+    beside_an_agent(|_| frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]).repeat(100)).await;
 }
 
 #[tokio::test]

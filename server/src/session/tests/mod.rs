@@ -10,3 +10,4 @@ mod recovery;
 mod server;
 mod sessions;
 mod signals;
+mod slow;

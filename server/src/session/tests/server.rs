@@ -25,8 +25,12 @@ pub(super) struct TestServer {
 impl TestServer {
     /// The only server of a cluster.
     pub(super) async fn alone() -> Self {
+        Self::limited(Limits::default()).await
+    }
+
+    pub(super) async fn limited(limits: Limits) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
-        let server = Self::start(directory.path(), 1).await;
+        let server = Self::start_limited(directory.path(), 1, Settings::default(), limits).await.unwrap();
         Self { directory: Some(directory), ..server }
     }
 
