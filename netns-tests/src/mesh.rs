@@ -316,12 +316,11 @@ pub struct Served {
     pub by: String,
 }
 
-/// The overlay address of `peer` as `agent`'s map has it.
+/// The overlay address of `peer` as `agent`'s map has it, as soon as it has it.
 pub fn overlay_address(agent: &Agent, peer: &Agent) -> Result<Ipv4Addr> {
-    let status = agent.status()?;
-    let found =
-        status.peer(&peer.name).with_context(|| format!("{} does not know {}", agent.name, peer.name))?;
-    found.address()
+    let status =
+        agent.wait_now(SETTLE_TIMEOUT, "knows its peer", |status| status.peer(&peer.name).is_some())?;
+    status.peer(&peer.name).context("it was just there")?.address()
 }
 
 /// Opens the tunnel from `agent` to `peer`, then starts a meter across it.
