@@ -104,7 +104,12 @@ async fn detached(global: &Global, name: &str, given: Result<Given, Failure>) ->
     match open(name, given).await {
         Ok(interface) => {
             output::line(READY)?;
-            serve(interface).await
+            let ended = serve(interface).await;
+            // Standard error may lead nowhere.
+            if let Err(failure) = &ended {
+                platform::log_to_system(&format!("agent wg {name}: {failure}"));
+            }
+            ended
         }
         Err(failure) => {
             output::line(&failure.to_string())?;

@@ -178,6 +178,8 @@ pub(crate) fn detach() -> io::Result<()> {
     unsupported()
 }
 
+pub(crate) fn log_to_system(_error: &str) {}
+
 pub(crate) fn hostname() -> String {
     std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME")).unwrap_or_else(|_| "node".to_owned())
 }

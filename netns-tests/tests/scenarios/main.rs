@@ -189,6 +189,7 @@ const CASES: &[Case] = &[
     alone("wg_starts_again_after_kill_9_and_only_once", wg_life::starts_again_after_kill_9_and_only_once),
     alone("wg_the_meshs_interface_is_shown_and_not_set", wg_life::the_meshs_interface_is_shown_and_not_set),
     together("wg_keepalives_hold_a_translator_open", wg::keepalives_hold_a_translator_open),
+    together("wg_a_fault_is_no_good_end", wg_life::a_fault_is_no_good_end),
     together("wg_speaks_with_wireguard_go", wg::speaks_with_wireguard_go),
     together("wg_hostile_callers_harm_nobody", wg_life::hostile_callers_harm_nobody),
     together(

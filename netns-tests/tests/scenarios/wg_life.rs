@@ -93,6 +93,24 @@ pub(crate) fn takes_over_what_was_opened_for_it(s: &mut Scenario) -> Result<()> 
     Ok(())
 }
 
+/// Without the right to as many descriptors as it waits for, the data plane cannot work: that is told from a deletion.
+pub(crate) fn a_fault_is_no_good_end(s: &mut Scenario) -> Result<()> {
+    let (mut nodes, _switch) = nodes(s, "wgd", 1)?;
+    let Node { device, .. } = nodes.remove(0);
+    let Device { host, name, mut process } = device;
+    let pid = libc::pid_t::try_from(process.pid())?;
+    let none = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+    // SAFETY: the limit lives through the call, and nothing is asked for in return.
+    let done = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const none, std::ptr::null_mut()) };
+    ensure!(done == 0, "prlimit: {}", std::io::Error::last_os_error());
+    // A packet wakes it.
+    let _ = host.namespace.tool("ping", &["-q", "-c", "1", "-W", "1", "10.77.0.9"]);
+    let ended = process.wait_end(TIMEOUT)?;
+    let log = process.log_tail(20);
+    ensure!(ended.code() == Some(1) && log.contains("ERROR"), "{name} ended with {ended}: {log}");
+    Ok(())
+}
+
 fn dup(descriptor: &OwnedFd) -> Result<OwnedFd> {
     // SAFETY: takes and returns integers; the copy is nobody's but ours.
     let copy = unsafe { libc::dup(descriptor.as_raw_fd()) };

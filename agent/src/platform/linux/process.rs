@@ -40,6 +40,14 @@ pub(crate) fn detach() -> io::Result<()> {
     }
 }
 
+/// Leaves an error in the system's log, for whoever has no terminal and no log of its own.
+pub(crate) fn log_to_system(error: &str) {
+    let text: Vec<u8> = error.bytes().filter(|byte| *byte != 0).collect();
+    let Ok(text) = std::ffi::CString::new(text) else { return };
+    // SAFETY: both are strings that live through the call, and the format takes one string.
+    unsafe { libc::syslog(libc::LOG_DAEMON | libc::LOG_ERR, c"%s".as_ptr(), text.as_ptr()) };
+}
+
 pub(crate) fn hostname() -> String {
     let name = unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     name.filter(|name| !name.is_empty()).unwrap_or_else(|| "node".to_owned())

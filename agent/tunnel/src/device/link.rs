@@ -38,6 +38,7 @@ impl LinkWatch {
     ) -> io::Result<Self> {
         let watcher = Watcher::new(device.as_fd().try_clone_to_owned()?);
         let (stop, stopped) = UnixStream::pair()?;
+        stopped.set_nonblocking(true)?;
         let thread = thread::Builder::new()
             .name("link".into())
             .spawn(move || watcher.run(&stopped, mtu, on_change))?;
@@ -101,6 +102,9 @@ impl Watcher {
                 Err(error) => {
                     self.warn(&error);
                     thread::sleep(Duration::from_millis(LOOK_INTERVAL_MS as u64));
+                    if is_closed(stopped) {
+                        return;
+                    }
                 }
             }
         }
@@ -181,6 +185,10 @@ impl Watcher {
         }
         Ok(fds[0].revents == 0)
     }
+}
+
+fn is_closed(mut stopped: &UnixStream) -> bool {
+    stopped.read(&mut [0]).is_ok_and(|len| len == 0)
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
