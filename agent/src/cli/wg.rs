@@ -100,6 +100,7 @@ async fn serve(interface: Interface) -> Result<(), Failure> {
 
 async fn detached(global: &Global, name: &str, given: Result<Given, Failure>) -> Result<(), Failure> {
     platform::detach().map_err(Failure::failed)?;
+    platform::open_system_log();
     global.start_log()?;
     match open(name, given).await {
         Ok(interface) => {
@@ -107,7 +108,7 @@ async fn detached(global: &Global, name: &str, given: Result<Given, Failure>) ->
             let ended = serve(interface).await;
             // Standard error may lead nowhere.
             if let Err(failure) = &ended {
-                platform::log_to_system(&format!("agent wg {name}: {failure}"));
+                platform::log_to_system(&format!("wg {name}: {failure}"));
             }
             ended
         }

@@ -178,6 +178,8 @@ pub(crate) fn detach() -> io::Result<()> {
     unsupported()
 }
 
+pub(crate) fn open_system_log() {}
+
 pub(crate) fn log_to_system(_error: &str) {}
 
 pub(crate) fn hostname() -> String {

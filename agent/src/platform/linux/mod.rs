@@ -14,6 +14,6 @@ pub(crate) use files::{
 };
 pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
-pub(crate) use process::{StopSignals, detach, hostname, log_to_system, os_version};
+pub(crate) use process::{StopSignals, detach, hostname, log_to_system, open_system_log, os_version};
 pub(crate) use routes::{Routes, clean_up};
 pub(crate) use uapi::{UapiListener, inherited, interface_index};

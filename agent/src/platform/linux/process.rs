@@ -40,6 +40,12 @@ pub(crate) fn detach() -> io::Result<()> {
     }
 }
 
+/// So that an error can be left there even if descriptors run out.
+pub(crate) fn open_system_log() {
+    // SAFETY: the name is static, as the C library keeps it.
+    unsafe { libc::openlog(c"agent".as_ptr(), libc::LOG_PID | libc::LOG_NDELAY, libc::LOG_DAEMON) };
+}
+
 /// Leaves an error in the system's log, for whoever has no terminal and no log of its own.
 pub(crate) fn log_to_system(error: &str) {
     let text: Vec<u8> = error.bytes().filter(|byte| *byte != 0).collect();
