@@ -26,6 +26,8 @@ pub struct Agent {
     /// Its address outside the overlay.
     pub underlay: Ipv4Addr,
     pub state_directory: PathBuf,
+    /// Its name; all hosts have one directory for the sockets by which `wg` finds interfaces.
+    pub interface: String,
     program: PathBuf,
     log: PathBuf,
     /// What `up` is given beside `--foreground` and `--hostname`.
@@ -43,6 +45,7 @@ impl Agent {
         Self {
             state_directory: directory.join(&name),
             log: directory.join(format!("{name}.log")),
+            interface: INTERFACE.to_owned(),
             program: program.to_owned(),
             options: Vec::new(),
             environment: Vec::new(),
@@ -153,7 +156,7 @@ impl Agent {
         command
             .arg("--state-dir")
             .arg(&self.state_directory)
-            .args(["--interface", INTERFACE])
+            .args(["--interface", &self.interface])
             .args(arguments);
         command.output().context("cannot run the agent's command line")
     }
@@ -170,7 +173,7 @@ impl Agent {
 
     fn invocation(&self, namespace: &Namespace) -> Command {
         let mut command = namespace.command(&self.program);
-        command.arg("--state-dir").arg(&self.state_directory).args(["--interface", INTERFACE]);
+        command.arg("--state-dir").arg(&self.state_directory).args(["--interface", &self.interface]);
         command
     }
 

@@ -120,7 +120,8 @@ fn an_old_setup_key_says_what_to_do(s: &mut Scenario, mesh: &mut Mesh) -> Result
     mesh.add_agent(AGENTS + 1)?.start()?;
     let late = mesh.agents.last().context("just added")?;
     let state = late.wait_now(TIMEOUT, "was refused by both servers", |status| {
-        status.control.servers.iter().all(|server| server.last_error.is_some())
+        let servers = &status.control.servers;
+        servers.len() == mesh.servers.len() && servers.iter().all(|server| server.last_error.is_some())
     })?;
     let said: Vec<_> = state.control.servers.iter().filter_map(|server| server.last_error.clone()).collect();
     s.require(

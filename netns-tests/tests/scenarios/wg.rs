@@ -17,7 +17,7 @@ use netns_tests::topology::{Host, Switch};
 use netns_tests::wait::{hold_for, retry, wait_until};
 use netns_tests::wireguard::{Device, KeyPair, Program};
 
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// Where tools look for interfaces; one directory for all hosts.
 const SOCKETS: &str = "/var/run/wireguard";
