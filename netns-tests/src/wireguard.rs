@@ -3,6 +3,7 @@
 //! All of them take the interface's name, serve the cross-platform configuration protocol at `/run/wireguard/NAME.sock`
 //! and stay in the foreground if asked. The names must differ within a run: the directory is one for all hosts.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use crate::process::Process;
 use crate::topology::Host;
 use crate::wait::wait_until;
 
+/// Where tools look for interfaces; one directory for all hosts.
+pub const SOCKETS: &str = "/var/run/wireguard";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a program is asked for an interface.
@@ -67,7 +70,12 @@ impl Program {
         let log = directory.join(format!("{name}-{}.txt", self.name));
         let process = Process::start(format!("{} {name}", self.name), command, &log)?;
         let mut device = Device { host: host.clone(), name: name.to_owned(), process };
-        let shown = || Ok(device.host.namespace.output("wg", &["show", name]).ok().map(drop));
+        // `wg` deletes a socket at which nobody listens yet.
+        let socket = Path::new(SOCKETS).join(format!("{name}.sock"));
+        let shown = || {
+            let listens = UnixStream::connect(&socket).is_ok();
+            Ok((listens && device.host.namespace.output("wg", &["show", name]).is_ok()).then_some(()))
+        };
         wait_until("the interface can be configured", START_TIMEOUT, shown)
             .with_context(|| device.process.log_tail(5))?;
         ensure!(device.process.ended()?.is_none(), "{} ended: {}", self.name, device.process.log_tail(5));

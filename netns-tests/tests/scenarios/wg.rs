@@ -15,12 +15,10 @@ use netns_tests::ping::Pinger;
 use netns_tests::scenario::Scenario;
 use netns_tests::topology::{Host, Switch};
 use netns_tests::wait::{hold_for, retry, wait_until};
-use netns_tests::wireguard::{Device, KeyPair, Program};
+use netns_tests::wireguard::{Device, KeyPair, Program, SOCKETS};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 const PING_INTERVAL: Duration = Duration::from_millis(10);
-/// Where tools look for interfaces; one directory for all hosts.
-const SOCKETS: &str = "/var/run/wireguard";
 /// Some dozens of packets cross.
 const CROSSING: Duration = Duration::from_millis(500);
 const MANY_PEERS: u16 = 3000;
