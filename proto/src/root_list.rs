@@ -8,8 +8,9 @@ use crate::{
     wire,
 };
 
-/// So many are trusted at a time at most: whoever changes roots more often retires one first.
-pub const MAX_ROOTS: usize = 8;
+/// So many are trusted at a time at most: whoever changes roots more often retires one first. From the oldest a TLS chain leads over the others to the newest,
+/// and webpki follows six certificates between.
+pub const MAX_ROOTS: usize = 7;
 
 /// The roots, oldest first. Not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -53,7 +53,7 @@ pub enum NotOurs {
     )]
     OtherCluster(Fingerprint),
     #[error(
-        "the server has root {found}, which this cluster replaced by {known}: its database is older than that; give it a newer copy of the database"
+        "the server has root {found}, which this cluster replaced by {known}: it has not heard of the change yet, or its database is older; if that goes on, give it a newer copy of the database"
     )]
     FormerRoot { found: Fingerprint, known: Fingerprint },
     #[error(
@@ -261,7 +261,7 @@ struct PinnedRoot {
 impl PinnedRoot {
     fn verify(&self, leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), NotOurs> {
         let [root, links @ ..] = intermediates else { return Err(NotOurs::NotHoldfast) };
-        if links.len() > 2 * MAX_ROOTS {
+        if links.len() > 2 * (MAX_ROOTS - 1) {
             return Err(NotOurs::NotHoldfast);
         }
         let facts = server_facts(&[leaf.clone(), root.clone()])?;
@@ -370,12 +370,18 @@ mod tests {
         while client.is_handshaking() || server.is_handshaking() {
             let mut wire = Vec::new();
             client.write_tls(&mut wire).unwrap();
-            server.read_tls(&mut wire.as_slice()).unwrap();
-            server.process_new_packets()?;
+            let mut unread = wire.as_slice();
+            while !unread.is_empty() {
+                server.read_tls(&mut unread).unwrap();
+                server.process_new_packets()?;
+            }
             let mut wire = Vec::new();
             server.write_tls(&mut wire).unwrap();
-            client.read_tls(&mut wire.as_slice()).unwrap();
-            client.process_new_packets()?;
+            let mut unread = wire.as_slice();
+            while !unread.is_empty() {
+                client.read_tls(&mut unread).unwrap();
+                client.process_new_packets()?;
+            }
         }
         Ok((client, server))
     }
@@ -452,12 +458,22 @@ mod tests {
     }
 
     #[test]
+    fn every_one_of_as_many_roots_as_may_be_leads_to_the_newest() {
+        let roots: Vec<_> = (0..MAX_ROOTS).map(|n| RootSecret::from_seed(&[n as u8 + 1; 32])).collect();
+        let of_all = chain(&roots.iter().collect::<Vec<_>>());
+        for pinned in &roots {
+            assert_eq!(verifier(&[pinned], &[]).verify(&of_all[0], &of_all[1..]), Ok(()));
+        }
+    }
+
+    #[test]
     fn who_knows_a_newer_root_is_not_led_back_to_a_former() {
         let (old, new) = (RootSecret::from_seed(&[1; 32]), RootSecret::from_seed(&[2; 32]));
         let before = chain(&[&old]);
         let [found, known] = [&old, &new].map(|root| root.public().fingerprint());
         let refused = verifier(&[&new], &[&old]).verify(&before[0], &before[1..]);
         assert_eq!(refused, Err(NotOurs::FormerRoot { found, known }));
+        assert!(refused.unwrap_err().to_string().contains("has not heard of the change yet"));
     }
 
     #[test]
