@@ -111,7 +111,7 @@ pub(crate) async fn accept(mut listener: TcpListener, server: Arc<Server>, ready
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => match server.gate.admit(peer.ip()) {
                     Ok(pass) => {
-                        let acceptor = TlsAcceptor::from(server.tls.load_full());
+                        let acceptor = TlsAcceptor::from(server.tls());
                         handshakes.spawn(welcome(acceptor, stream, peer, pass, ready.clone()));
                     }
                     Err(full) => refused(full.label()),

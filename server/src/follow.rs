@@ -6,16 +6,20 @@
 
 mod recover;
 mod rotation;
+mod write;
+
+pub(crate) use write::JobWork;
+pub use write::WriteError;
 
 use crate::{
     clock::{Clock, machine_ms},
-    cluster::{Actor, Change, ChangeId, Founding, Head, Op, Snapshot, State, StoredRoot},
+    cluster::{Change, ChangeId, Founding, Snapshot, State, StoredRoot},
     cluster_key::{RootAccess, UnlockError},
     metrics::database_error,
-    store::{Attendance, CALL_TIMEOUT, Hint, JobLock, LockedLog, Lost, Store, StoreError, Tail},
+    store::{Hint, Lost, Store, StoreError, Tail},
 };
 use arc_swap::ArcSwap;
-use proto::{map::MapVersion, statement::NodeId, time::UnixTime};
+use proto::{map::MapVersion, time::UnixTime};
 use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -23,21 +27,16 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{
-    sync::{
-        Notify,
-        broadcast::{self, error::RecvError},
-        watch,
-    },
-    time::timeout,
+use tokio::sync::{
+    Notify,
+    broadcast::{self, error::RecvError},
+    watch,
 };
 
 /// The log is looked at so often, whatever hints come.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// A database that was not heard of for so long counts as away, although no call has failed yet.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
-/// A write gives up when the log was lost under it so often.
-const WRITE_ATTEMPTS: u32 = 3;
 
 /// The cluster, as this process knows it. Cheap to clone.
 #[derive(Clone)]
@@ -63,6 +62,8 @@ struct Inner {
     /// Somebody wants to know how the log stands now.
     asked: Arc<Notify>,
     told: recover::Told,
+    /// The root that the database has instead of one that this server knew.
+    root_fork: Mutex<Option<String>>,
     /// Closed when the follower ends.
     following: watch::Receiver<()>,
 }
@@ -82,36 +83,6 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error("the system has no random source: {0}")]
     Random(#[from] getrandom::Error),
-}
-
-/// A change was not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WriteError<E> {
-    /// `decide` refused.
-    #[error(transparent)]
-    Refused(E),
-    #[error("the change was not made: {0}")]
-    Database(StoreError),
-    /// The database went away while it took the change.
-    #[error("the change may have been made: {0}; look before you try again")]
-    Unknown(StoreError),
-}
-
-impl<E> WriteError<E> {
-    /// Whether the same write may succeed later.
-    pub fn is_retriable(&self) -> bool {
-        match self {
-            Self::Refused(_) => false,
-            Self::Database(error) | Self::Unknown(error) => error.is_retriable(),
-        }
-    }
-
-    fn of_commit(error: StoreError) -> Self {
-        match error.is_retriable() {
-            true => Self::Unknown(error),
-            false => Self::Database(error),
-        }
-    }
 }
 
 impl Cluster {
@@ -183,6 +154,7 @@ impl Cluster {
             follower: Mutex::new(None),
             asked: Arc::default(),
             told: recover::Told::default(),
+            root_fork: Mutex::default(),
             following,
             access,
             clock: Clock::default(),
@@ -239,151 +211,9 @@ impl Cluster {
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.0.store
     }
-
-    /// Makes a change, within [`CALL_TIMEOUT`] in all. `decide` sees the state that the change will follow upon, and the database's clock; it may be asked more than once. No ops: nothing
-    /// is written. When this returns, `state()` has the change.
-    ///
-    /// # Errors
-    /// `decide` refused; or the database did not take the change, or (where it is away just then) may have.
-    pub async fn write<T, E>(
-        &self,
-        actor: Actor,
-        mut decide: impl FnMut(&State, UnixTime) -> Result<(Vec<Op>, T), E> + Send,
-    ) -> Result<T, WriteError<E>>
-    where
-        T: Send,
-        E: Send,
-    {
-        self.write_with(actor, None, |state, now, _| decide(state, now)).await
-    }
-
-    /// As [`Cluster::write`], for a job. `decide` is told when the nodes of `work` were last there, or `None` where the job is no longer the lock's:
-    /// both hold until the change is made.
-    pub(crate) async fn write_job<T, E>(
-        &self,
-        actor: Actor,
-        work: JobWork<'_>,
-        decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
-    ) -> Result<T, WriteError<E>>
-    where
-        T: Send,
-        E: Send,
-    {
-        self.write_with(actor, Some(work), decide).await
-    }
-
-    async fn write_with<T, E>(
-        &self,
-        actor: Actor,
-        work: Option<JobWork<'_>>,
-        decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
-    ) -> Result<T, WriteError<E>>
-    where
-        T: Send,
-        E: Send,
-    {
-        let mut phase = WritePhase::Waiting;
-        let written = timeout(CALL_TIMEOUT, self.write_in_phases(&mut phase, actor, work, decide)).await;
-        written.unwrap_or_else(|_elapsed| match phase {
-            WritePhase::Waiting => {
-                Err(WriteError::Database(self.0.unavailable("earlier changes still wait for it")))
-            }
-            WritePhase::Deciding => {
-                Err(WriteError::Database(self.0.unavailable("it did not answer in time")))
-            }
-            WritePhase::Committing => {
-                Err(WriteError::Unknown(self.0.unavailable("it did not answer in time")))
-            }
-        })
-    }
-
-    async fn write_in_phases<T, E>(
-        &self,
-        phase: &mut WritePhase,
-        actor: Actor,
-        work: Option<JobWork<'_>>,
-        mut decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
-    ) -> Result<T, WriteError<E>>
-    where
-        T: Send,
-        E: Send,
-    {
-        let _turn = self.0.turn.lock().await;
-        *phase = WritePhase::Deciding;
-        for _ in 0..WRITE_ATTEMPTS {
-            let locked = self.0.store.lock(self.state().head()).await;
-            let mut locked = locked.map_err(WriteError::Database)?;
-            if !self.0.take_tail(locked.tail()) {
-                locked.unlock().await;
-                self.0.catch_up().await.map_err(WriteError::Database)?;
-                continue;
-            }
-            let attendance = match &work {
-                Some(work) => work.look(&mut *locked).await.map_err(WriteError::Database)?,
-                None => None,
-            };
-            let (state, now) = (self.state(), locked.now());
-            let (ops, answer) = match decide(&state, now, attendance.as_ref()) {
-                Ok((ops, answer)) if !ops.is_empty() => (ops, answer),
-                decided => {
-                    locked.unlock().await;
-                    return decided.map(|(_, answer)| answer).map_err(WriteError::Refused);
-                }
-            };
-            if ops.iter().any(Op::lacks_signature) {
-                locked.unlock().await;
-                return Err(WriteError::Database(self.0.locked(UnlockError::NeedsKey)));
-            }
-            let change = self.0.next_change(now, actor, ops).map_err(WriteError::Database)?;
-            *phase = WritePhase::Committing;
-            locked.commit(&change).await.map_err(WriteError::of_commit)?;
-            self.0.advance(&[change]);
-            return Ok(answer);
-        }
-        Err(WriteError::Database(self.0.unavailable("its log is being replaced; try again")))
-    }
-}
-
-/// How far a write has come: what it means that its time is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WritePhase {
-    /// For the writes of this process before it.
-    Waiting,
-    Deciding,
-    Committing,
-}
-
-/// What a job's write depends on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct JobWork<'a> {
-    pub(crate) lock: JobLock,
-    /// For how long the job is kept from then on.
-    pub(crate) ttl: Duration,
-    /// Whose absence counts.
-    pub(crate) nodes: &'a [NodeId],
-}
-
-impl JobWork<'_> {
-    /// `None`: somebody else has the job.
-    async fn look(&self, locked: &mut dyn LockedLog) -> Result<Option<Attendance>, StoreError> {
-        match locked.keep_job(self.lock, self.ttl).await? {
-            true => locked.attendance(self.nodes).await.map(Some),
-            false => Ok(None),
-        }
-    }
 }
 
 impl Inner {
-    fn next_change(&self, at: UnixTime, actor: Actor, ops: Vec<Op>) -> Result<Change, StoreError> {
-        let MapVersion { epoch, revision } = self.state.load().version();
-        let version = MapVersion { epoch, revision: revision + 1 };
-        Ok(Change { head: Head { version, id: self.change_id()? }, at, actor, ops })
-    }
-
-    fn change_id(&self) -> Result<ChangeId, StoreError> {
-        ChangeId::generate().map_err(|error| self.unavailable(error))
-    }
-
     fn locked(&self, reason: UnlockError) -> StoreError {
         StoreError::Locked { location: self.store.location().to_owned(), reason }
     }

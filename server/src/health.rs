@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     ClockWrong,
     /// Servers were started with different options that should be the same.
     SettingsDiffer,
+    /// The database has another root than the one that agents were told of.
+    RootForked,
 }
 
 impl From<Fault> for &'static str {
@@ -51,6 +53,7 @@ impl From<Fault> for &'static str {
             Fault::IdTaken => "id-taken",
             Fault::ClockWrong => "clock-wrong",
             Fault::SettingsDiffer => "settings-differ",
+            Fault::RootForked => "root-forked",
         }
     }
 }
@@ -72,6 +75,8 @@ pub(crate) struct Facts {
     /// By how much the machine's clock is ahead of the database's, where that is too much.
     pub(crate) clock_ahead_ms: Option<i64>,
     pub(crate) differing: Vec<String>,
+    /// What is told of another root in the place of a known one.
+    pub(crate) root_fork: Option<String>,
 }
 
 /// A fault as it is told.
@@ -150,6 +155,9 @@ fn judge(facts: &Facts, was_slow: bool) -> BTreeMap<Fault, String> {
     if !facts.differing.is_empty() {
         found.insert(Fault::SettingsDiffer, facts.differing.join(" | "));
     }
+    if let Some(fork) = &facts.root_fork {
+        found.insert(Fault::RootForked, fork.clone());
+    }
     found
 }
 
@@ -168,6 +176,7 @@ impl Server {
             conflict: self.servers.conflict().map(str::to_owned),
             clock_ahead_ms: clock.is_skewed().then(|| clock.machine_ahead_ms()),
             differing: self.servers.differing(),
+            root_fork: self.cluster.root_fork(),
         }
     }
 
@@ -219,6 +228,7 @@ mod tests {
         conflict: None,
         clock_ahead_ms: None,
         differing: Vec::new(),
+        root_fork: None,
     };
 
     fn what(monitor: &Monitor) -> Vec<Fault> {
@@ -256,10 +266,14 @@ mod tests {
             conflict: Some("two servers have the id".to_owned()),
             clock_ahead_ms: Some(-3_600_000),
             differing: vec!["--lease: 10s on a; 5s on b".to_owned()],
+            root_fork: Some("another root".to_owned()),
             ..FINE
         };
         monitor.handle(&facts, UnixTime(1));
-        assert_eq!(what(&monitor), [Fault::IdTaken, Fault::ClockWrong, Fault::SettingsDiffer]);
+        assert_eq!(
+            what(&monitor),
+            [Fault::IdTaken, Fault::ClockWrong, Fault::SettingsDiffer, Fault::RootForked]
+        );
         let reasons: Vec<_> = monitor.told().into_iter().map(|told| told.reason).collect();
         assert!(reasons[1].contains("3600 s behind") && reasons[2].contains("5s on b"), "{reasons:?}");
         let json = serde_json::to_value(monitor.told()).unwrap();

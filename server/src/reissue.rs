@@ -20,10 +20,15 @@ const PAUSE_PER_NODE: Duration = Duration::from_millis(1);
 /// Runs for ever.
 pub(crate) async fn run(server: Arc<Server>) {
     let mut changed = server.cluster.changed();
+    let mut stuck = None;
     loop {
         let state = server.cluster.state();
-        let is_due = state.roots().is_some() && state.under_former_roots() > 0;
-        if !is_due {
+        let left = (state.root_number(), state.under_former_roots());
+        if left.1 > 0 && stuck != Some(left) && sign_anew(&state, 1).is_empty() {
+            stuck = Some(left);
+            tracing::error!("{}", state.not_signable_anew());
+        }
+        if left.1 == 0 || stuck == Some(left) {
             if changed.changed().await.is_err() {
                 return;
             }

@@ -2,7 +2,7 @@
 
 use crate::{
     accept::{self, Bound},
-    cluster::{State, Touched},
+    cluster::{Roots, State, Touched},
     connection::ConnectionState,
     follow::Cluster,
     gate::Gate,
@@ -20,6 +20,8 @@ use anyhow::{Context, anyhow};
 use arc_swap::ArcSwap;
 use proto::{
     key::{NodeSecret, PublicKey},
+    map::MapVersion,
+    root::RootKey,
     session::ServerId,
     tls,
 };
@@ -52,8 +54,7 @@ pub(crate) struct Server {
     pub(crate) cluster: Cluster,
     /// The key that session proofs are made for: as long-lived as this process.
     pub(crate) session_secret: NodeSecret,
-    /// What new connections are answered with: under the current root.
-    pub(crate) tls: ArcSwap<ServerConfig>,
+    presented: ArcSwap<Presented>,
     pub(crate) hub: Hub,
     /// The objects of all maps, as of the newest state.
     pub(crate) atlas: ArcSwap<Atlas>,
@@ -66,6 +67,13 @@ pub(crate) struct Server {
     pub(crate) settings: Settings,
     pub(crate) monitor: Monitor,
     pub(crate) gate: Arc<Gate>,
+}
+
+/// What new connections are answered with, and what that was made from.
+struct Presented {
+    tls: Arc<ServerConfig>,
+    root: RootKey,
+    roots: Option<Arc<Roots>>,
 }
 
 /// A server and its tasks, which end with it.
@@ -87,11 +95,11 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let state = cluster.state();
         let session_secret = NodeSecret::generate().context("no random source")?;
-        let tls = server_config(&state, row.id, &session_secret.public())?;
+        let presented = Presented::of(&state, row.id, &session_secret.public())?;
         Ok(Self {
             id: row.id,
             name: row.name.clone(),
-            tls: ArcSwap::new(tls),
+            presented: ArcSwap::from_pointee(presented),
             session_secret,
             hub: Hub::new(),
             atlas: ArcSwap::from_pointee(Atlas::of(&state)),
@@ -108,10 +116,17 @@ impl Server {
         })
     }
 
-    /// The root was changed, or a former one retired. Connections that are open stay open.
+    pub(crate) fn tls(&self) -> Arc<ServerConfig> {
+        self.presented.load().tls.clone()
+    }
+
+    /// Where the root was changed, or a former one retired. Connections that are open stay open.
     fn renew_tls(&self, state: &State) {
-        match server_config(state, self.id, &self.session_secret.public()) {
-            Ok(tls) => self.tls.store(tls),
+        if self.presented.load().is_level(state) {
+            return;
+        }
+        match Presented::of(state, self.id, &self.session_secret.public()) {
+            Ok(presented) => self.presented.store(Arc::new(presented)),
             Err(error) => {
                 tracing::error!(
                     "{error:#}; new connections get the certificate of before: start this server again"
@@ -129,10 +144,18 @@ impl Server {
     }
 }
 
-fn server_config(state: &State, id: ServerId, session_key: &PublicKey) -> anyhow::Result<Arc<ServerConfig>> {
-    let root = state.root.secret().context("the root key is wrapped and was not opened")?;
-    let links = state.roots().map(|roots| roots.links()).unwrap_or_default();
-    tls::server_config(root, id, session_key, &links).context("cannot make a TLS identity")
+impl Presented {
+    fn of(state: &State, id: ServerId, session_key: &PublicKey) -> anyhow::Result<Self> {
+        let root = state.root.secret().context("the root key is wrapped and was not opened")?;
+        let roots = state.roots().cloned();
+        let links = roots.as_ref().map(|roots| roots.links()).unwrap_or_default();
+        let tls = tls::server_config(root, id, session_key, &links).context("cannot make a TLS identity")?;
+        Ok(Self { tls, root: root.public(), roots })
+    }
+
+    fn is_level(&self, state: &State) -> bool {
+        (self.root, self.roots.as_ref()) == (state.root.public(), state.roots())
+    }
 }
 
 /// Starts to serve agents that connect to `listener`.
@@ -195,19 +218,18 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static s
     name
 }
 
-/// Keeps the atlas level with the state, for ever.
+/// Keeps the certificate and the atlas level with the state, for ever. The first look counts: the state may be newer than what the server was made from.
 async fn follow_state(server: Arc<Server>) {
     let mut changed = server.cluster.changed();
-    let state = server.cluster.state();
-    let mut root = (state.root.public(), state.roots().cloned());
+    let mut renewed = MapVersion::default();
     loop {
         let state = server.cluster.state();
         let atlas = server.atlas.load_full();
+        if state.version() > renewed {
+            server.renew_tls(&state);
+            renewed = state.version();
+        }
         if state.version() > atlas.version() {
-            if state.root.public() != root.0 || state.roots() != root.1.as_ref() {
-                server.renew_tls(&state);
-                root = (state.root.public(), state.roots().cloned());
-            }
             server.atlas.store(Arc::new(atlas.advanced(&state)));
             server.hub.wake_all();
             let is_removal = |touched: &Touched| matches!(touched, Touched::Removal(_));

@@ -1,7 +1,7 @@
 //! Whether a snapshot is what a cluster can be. Whoever could make a server load another would own the network, so names, numbers, addresses and every
 //! signature are checked before a database sees them.
 
-use crate::cluster::{Founding, Node, Removed, Snapshot, in_ula, is_valid_name};
+use crate::cluster::{Node, Removed, Snapshot, in_ula, is_valid_name};
 use ipnet::IpNet;
 use proto::statement::{Statement, StatementError};
 use std::collections::HashSet;
@@ -72,7 +72,10 @@ fn check_node(snapshot: &Snapshot, node: &Node) -> Result<(), String> {
     if node.address_v6 != in_ula(network.overlay_v6, node.address_v4) {
         return Err(format!("its address {} does not go with {}", node.address_v6, node.address_v4));
     }
-    match verify(snapshot, &node.membership)? {
+    if node.confirmed_root > newest_root(snapshot) {
+        return Err("it keeps a root that is not there yet".to_owned());
+    }
+    match verify(snapshot, &node.membership, node.root)? {
         Statement::Membership(membership)
             if membership.node_key == node.key
                 && membership.node_id == node.id
@@ -87,7 +90,7 @@ fn check_node(snapshot: &Snapshot, node: &Node) -> Result<(), String> {
 }
 
 fn check_removed(snapshot: &Snapshot, removed: &Removed) -> Result<(), String> {
-    match verify(snapshot, &removed.signed)? {
+    match verify(snapshot, &removed.signed, removed.root)? {
         Statement::Removal(removal) if removal.node_key == removed.key => Ok(()),
         Statement::Membership(_) | Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown => {
             Err("what is signed says something else".to_owned())
@@ -95,13 +98,42 @@ fn check_removed(snapshot: &Snapshot, removed: &Removed) -> Result<(), String> {
     }
 }
 
-fn verify(snapshot: &Snapshot, signed: &[u8]) -> Result<Statement, String> {
-    let Founding { network_id, root, network: _ } = &snapshot.founding;
+fn newest_root(snapshot: &Snapshot) -> u32 {
+    snapshot.roots.as_ref().map_or(0, |roots| roots.number)
+}
+
+/// `root`: the number of the one that is said to have signed it.
+fn verify(snapshot: &Snapshot, signed: &[u8], root: u32) -> Result<Statement, String> {
+    let founding = &snapshot.founding;
     let former = snapshot.roots.iter().flat_map(|roots| roots.former.iter().rev());
-    let mut keys = [root.public()].into_iter().chain(former.map(|former| former.key));
-    let verified = keys.find_map(|key| match Statement::verify(signed, *network_id, &key) {
-        Err(StatementError::Signature) => None,
-        verified => Some(verified),
-    });
-    verified.unwrap_or(Err(StatementError::Signature)).map_err(|error| error.to_string())
+    let keys = [founding.root.public()].into_iter().chain(former.map(|former| former.key));
+    for (key, back) in keys.zip(0..) {
+        match Statement::verify(signed, founding.network_id, &key) {
+            Err(StatementError::Signature) => {}
+            Ok(_) if newest_root(snapshot).checked_sub(back) != Some(root) => {
+                return Err("another root signed it than the one it names".to_owned());
+            }
+            verified => return verified.map_err(|error| error.to_string()),
+        }
+    }
+    Err(StatementError::Signature.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing;
+
+    #[test]
+    fn a_root_that_a_row_names_is_the_one_that_signed_it_and_no_newer_one_is_kept() {
+        let (state, _) = testing::with_node("a");
+        let mut snapshot = testing::snapshot(&testing::rotated(&state, 1));
+        assert_eq!(check(&snapshot), Ok(()));
+        snapshot.nodes[0].root = 1;
+        assert!(check(&snapshot).unwrap_err().contains("another root signed it"));
+        (snapshot.nodes[0].root, snapshot.nodes[0].confirmed_root) = (0, 2);
+        assert!(check(&snapshot).unwrap_err().contains("not there yet"));
+        snapshot.nodes[0].confirmed_root = 1;
+        assert_eq!(check(&snapshot), Ok(()));
+    }
 }

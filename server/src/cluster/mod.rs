@@ -21,6 +21,7 @@ mod settings;
 mod setup_key;
 #[cfg(test)]
 pub(crate) mod testing;
+mod trust;
 
 pub(crate) use address::in_ula;
 pub use admission::{Applicant, Refusal, enrol, enrol_within};
@@ -36,9 +37,11 @@ pub use recovery::{Recovery, VersionsExhausted, restored};
 pub use removal::Removed;
 pub use root::{Root, StoredRoot, WrappedRoot};
 pub(crate) use roots::confirm;
-pub use roots::{FormerRoot, RetirementError, Roots, RotationError, retire, rotate, sign_anew};
+pub use roots::{FormerRoot, RetirementError, Roots, RotationError, retire, rotate};
 pub use settings::{Settings, SettingsError, set_membership_lifetime};
 pub use setup_key::{SetupKey, SetupKeyId, SetupKeyState, SetupKeyTerms};
+pub(crate) use trust::some_of;
+pub use trust::{NotSignable, sign_anew};
 
 use imbl::{HashMap, OrdMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -280,8 +283,8 @@ impl State {
 
     /// Whether a server of this cluster once was at this version.
     pub fn is_proved(&self, version: MapVersion, receipt: &Receipt) -> bool {
-        let keys = self.receipt_key().into_iter().chain(self.former_receipt_keys());
-        keys.into_iter().any(|key| key.verifies(version, receipt))
+        self.receipt_key().is_some_and(|key| key.verifies(version, receipt))
+            || self.is_proved_by_former(version, receipt)
     }
 
     /// Whether the change of this version is another than the one that the receipt is for: as far as this process has followed the log.

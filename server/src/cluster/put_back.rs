@@ -1,7 +1,8 @@
 //! What a database lost that went back in time, put back from what a server remembers, or from what agents prove.
 //!
 //! The database's row wins wherever two collide: a lost node whose number or address was given away gets what is free, and a certificate that says so;
-//! one whose name was, a numbered one. A removal wins over a node, whoever knows it, unless the node entered again after it.
+//! one whose name was, a numbered one. A removal wins over a node, whoever knows it, unless the node entered again after it. What no trusted root signed
+//! is not put back.
 
 use crate::cluster::{Entity, EntityId, Node, Op, Removed, SetupKey, State, address, name};
 use proto::{
@@ -62,6 +63,9 @@ impl Batch {
         if self.is_full() || has_ended || !removal_is_news(&self.state, &removed.key, removed.removed_at) {
             return;
         }
+        if !self.state.is_signed(removed) {
+            return;
+        }
         if let Some(node) = self.state.node_by_key(&removed.key).map(|node| node.id) {
             self.delete(EntityId::Node(node));
         }
@@ -93,7 +97,10 @@ impl Batch {
     }
 
     fn lost_node(&mut self, node: &Node) {
-        if self.is_full() || is_removed(&self.state, &node.key, node.issued_at) {
+        if self.is_full()
+            || is_removed(&self.state, &node.key, node.issued_at)
+            || !self.state.is_certified(node)
+        {
             return;
         }
         let Some(node) = settled(&self.state, node.clone(), &node.name, self.now) else { return };
@@ -119,7 +126,8 @@ impl Batch {
             if told > has { node.expires_at } else { earliest(found.expires_at, node.expires_at) };
         let node = Node { name: name.clone(), expires_at, ..node.clone() };
         let same_addresses = node.addresses() == found.addresses();
-        if same_addresses && node != **found {
+        let is_believed = node.membership == found.membership || self.state.is_certified(&node);
+        if same_addresses && node != **found && is_believed {
             self.put(Entity::Node(Box::new(node)));
         }
     }
@@ -169,6 +177,8 @@ pub(crate) fn take_over<'a>(
 ) -> Vec<Op> {
     let mut batch = Batch { state: state.clone(), ops: Vec::new(), limit: usize::MAX, now };
     for (removal, signed) in removals {
+        // The roots may have changed since it was looked at.
+        let Ok((_, root)) = state.verify_shown(signed) else { continue };
         let node = state.node_by_key(&removal.node_key);
         batch.removal(&Removed {
             key: removal.node_key,
@@ -177,7 +187,7 @@ pub(crate) fn take_over<'a>(
             address_v4: node.map_or(Ipv4Addr::UNSPECIFIED, |node| node.address_v4),
             removed_at: removal.removed_at,
             until: removal.until,
-            root: state.verify(signed).map_or(0, |(_, root)| root),
+            root,
             signed: signed.to_vec(),
         });
     }
@@ -191,7 +201,7 @@ pub(crate) fn unknown_removal(state: &State, signed: &[u8]) -> Option<Removal> {
     if !removal_is_news(state, &told.node_key, told.removed_at) {
         return None;
     }
-    match state.verify(signed) {
+    match state.verify_shown(signed) {
         Ok((Statement::Removal(removal), _)) => Some(removal),
         Ok((Statement::Membership(_) | Statement::NextRoot(_) | Statement::Unknown, _)) | Err(_) => None,
     }
@@ -332,6 +342,22 @@ mod tests {
         let foreign = testing::state();
         assert_eq!(unknown_removal(&foreign, &signed), None, "another cluster's");
         assert_eq!(unknown_removal(&copy, b"nonsense"), None);
+    }
+
+    #[test]
+    fn what_no_trusted_root_signed_is_neither_put_back_nor_taken_over() {
+        let copy = testing::state();
+        let (mut memory, _) = testing::with_node("foreign");
+        let removed = testing::enrol(&mut memory, "gone");
+        let ops = remove(&memory, &removed, testing::NOW);
+        testing::apply(&mut memory, ops);
+        memory.network_id = copy.network_id;
+        let state = brought_up(&copy, &memory);
+        assert_eq!((state.node_count(), state.removals().count()), (0, 0));
+        let removed = memory.removals().next().unwrap();
+        let removal = Removal { node_key: removed.key, removed_at: removed.removed_at, until: removed.until };
+        let shown = [(&removal, removed.signed.as_slice())];
+        assert_eq!(take_over(&copy, shown.into_iter(), testing::NOW), []);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! The certificate bounds what an old one can do: it ends by itself, and a removal that is known, or told by any agent later, is newer.
 
 use crate::cluster::{
-    EntityId, Node, Op, SetupKeyId, State, address,
+    EntityId, Node, Op, Roots, SetupKeyId, State, address,
     put_back::{is_removed, settled},
 };
 use proto::{
@@ -12,7 +12,10 @@ use proto::{
     statement::{Membership, Statement},
     time::UnixTime,
 };
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 /// What nobody has: the key it logged in with went with the rest.
 const NO_SETUP_KEY: SetupKeyId = SetupKeyId(0);
@@ -24,6 +27,8 @@ pub(crate) struct Returning {
     signed: Vec<u8>,
     /// The number of the root that signed it.
     root: u32,
+    /// Those that were trusted then.
+    roots: Option<Arc<Roots>>,
     facts: Facts,
     endpoints: Vec<SocketAddr>,
 }
@@ -36,9 +41,10 @@ impl Returning {
         facts: Facts,
         endpoints: Vec<SocketAddr>,
     ) -> Option<Self> {
-        match state.verify(&signed) {
+        match state.verify_shown(&signed) {
             Ok((Statement::Membership(membership), root)) => {
-                Some(Self { membership, signed, root, facts, endpoints })
+                let roots = state.roots().cloned();
+                Some(Self { membership, signed, root, roots, facts, endpoints })
             }
             Ok((Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown, _)) | Err(_) => None,
         }
@@ -81,7 +87,10 @@ pub(crate) fn readopt_all(
 
 /// The ops that take it in again; none where it is known. `None`: it stays outside.
 fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op>> {
-    let Returning { membership, signed, root, facts, endpoints } = returning;
+    let Returning { membership, signed, root, roots, facts, endpoints } = returning;
+    if state.roots() != roots.as_ref() && state.verify_shown(signed).is_err() {
+        return None;
+    }
     if state.node_by_key(&membership.node_key).is_some() {
         return Some(Vec::new());
     }

@@ -4,17 +4,18 @@
 //!
 //! Nodes know by number which root signed their certificate, and which root their agent said it keeps. A former root is retired when no node needs it.
 
-use crate::cluster::{Entity, Node, Op, Removed, State, base64_text};
+use crate::cluster::{Entity, Node, Op, State, base64_text, trust::some_of};
 use blake2::{Blake2s256, Digest};
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
     aead::{Aead, Payload},
 };
 use proto::{
+    map::MapVersion,
     receipt::ReceiptKey,
     root::{RootKey, RootSecret},
     root_list::{MAX_ROOTS, RootList},
-    statement::{NetworkId, Statement, StatementError},
+    statement::{NetworkId, Statement},
     time::UnixTime,
     tls::{IdentityError, RootLink},
 };
@@ -53,6 +54,8 @@ pub struct FormerRoot {
     /// The key of its receipts, encrypted.
     #[serde(with = "base64_text")]
     receipts: Vec<u8>,
+    /// The last version that it gave receipts for: whoever has its secret makes them for any.
+    pub(super) last_version: MapVersion,
 }
 
 /// Why the root is not changed.
@@ -122,6 +125,7 @@ pub fn rotate(
         next_certificate: link.next,
         certificate: link.former,
         receipts: seal(network, next, &secret.public(), &ReceiptKey::new(network, secret))?,
+        last_version: state.version(),
     });
     let number = state.root_number() + 1;
     let roots = Roots { number, current: next.public(), since: now, former: kept };
@@ -133,7 +137,6 @@ pub fn rotate(
 /// # Errors
 /// [`RetirementError`]
 pub fn retire(state: &State, cut_off: bool) -> Result<Vec<Op>, RetirementError> {
-    const NAMED: usize = 10;
     let roots = state.roots().filter(|roots| !roots.former.is_empty()).ok_or(RetirementError::Nothing)?;
     let count = state.under_former_roots();
     if count > 0 {
@@ -141,26 +144,9 @@ pub fn retire(state: &State, cut_off: bool) -> Result<Vec<Op>, RetirementError> 
     }
     let unconfirmed: Vec<&str> = state.unconfirmed().map(|node| node.name.as_str()).collect();
     if !unconfirmed.is_empty() && !cut_off {
-        let more = if unconfirmed.len() > NAMED { ", .." } else { "" };
-        let names = unconfirmed.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ") + more;
-        return Err(RetirementError::Unconfirmed { count: unconfirmed.len(), names });
+        return Err(RetirementError::Unconfirmed { count: unconfirmed.len(), names: some_of(&unconfirmed) });
     }
     Ok(vec![Op::Put(Entity::Roots(Box::new(Roots { former: Vec::new(), ..Roots::clone(roots) })))])
-}
-
-/// The next ops, at most `limit`, that put what former roots signed under the current one: the same statements, signed anew.
-pub fn sign_anew(state: &State, limit: usize) -> Vec<Op> {
-    let number = state.root_number();
-    let nodes = state.nodes().filter(|node| node.root < number).filter_map(|node| {
-        let (_, statement) = Statement::trust(&node.membership).ok()?;
-        Some(Op::put_node(Node { membership: state.sign(&statement), root: number, ..Node::clone(node) }))
-    });
-    let removals = state.removals().filter(|removed| removed.root < number).filter_map(|removed| {
-        let (_, statement) = Statement::trust(&removed.signed).ok()?;
-        let removed = Removed { signed: state.sign(&statement), root: number, ..Removed::clone(removed) };
-        Some(Op::Put(Entity::Removal(Box::new(removed))))
-    });
-    nodes.chain(removals).take(limit).collect()
 }
 
 /// The node with what its agent said of the root that it keeps.
@@ -209,55 +195,6 @@ impl Roots {
     }
 }
 
-impl State {
-    /// `None`: the root was never changed.
-    pub fn roots(&self) -> Option<&std::sync::Arc<Roots>> {
-        self.roots.as_ref()
-    }
-
-    /// The current root's: how often it was changed.
-    pub fn root_number(&self) -> u32 {
-        self.roots.as_ref().map_or(0, |roots| roots.number)
-    }
-
-    /// Checks what a trusted root signed; tells that root's number.
-    ///
-    /// # Errors
-    /// No trusted root did, or it cannot be read.
-    pub(crate) fn verify(&self, signed: &[u8]) -> Result<(Statement, u32), StatementError> {
-        let number = self.root_number();
-        let former = self.roots.iter().flat_map(|roots| roots.former.iter().rev());
-        let keys = [self.root.public()].into_iter().chain(former.map(|former| former.key));
-        for (key, back) in keys.zip(0..) {
-            match Statement::verify(signed, self.network_id, &key) {
-                Err(StatementError::Signature) => {}
-                verified => return Ok((verified?, number.saturating_sub(back))),
-            }
-        }
-        Err(StatementError::Signature)
-    }
-
-    /// Certificates and removals that a former root signed.
-    pub fn under_former_roots(&self) -> usize {
-        let number = self.root_number();
-        let nodes = self.nodes().filter(|node| node.root < number).count();
-        nodes + self.removals().filter(|removed| removed.root < number).count()
-    }
-
-    /// Nodes whose agents did not say yet that they keep the current root.
-    pub fn unconfirmed(&self) -> impl Iterator<Item = &std::sync::Arc<Node>> {
-        let number = self.root_number();
-        self.nodes().filter(move |node| node.confirmed_root < number)
-    }
-
-    /// The keys of receipts that former roots gave; none in a process that cannot sign.
-    pub(crate) fn former_receipt_keys(&self) -> impl Iterator<Item = ReceiptKey> {
-        let former = self.roots.iter().flat_map(|roots| &roots.former);
-        let secret = self.root.secret();
-        former.filter_map(move |former| open(self.network_id, secret?, former))
-    }
-}
-
 fn cipher(root: &RootSecret) -> XChaCha20Poly1305 {
     let key: Zeroizing<[u8; 32]> =
         Zeroizing::new(Blake2s256::new().chain_update(SEALING).chain_update(root.expose()).finalize().into());
@@ -284,7 +221,8 @@ fn seal(
     Ok([&nonce[..], &sealed].concat())
 }
 
-fn open(network: NetworkId, root: &RootSecret, former: &FormerRoot) -> Option<ReceiptKey> {
+/// The key of a former root's receipts.
+pub(super) fn open(network: NetworkId, root: &RootSecret, former: &FormerRoot) -> Option<ReceiptKey> {
     let (nonce, msg) = former.receipts.split_at_checked(NONCE_BYTES)?;
     let payload = Payload { msg, aad: &associated(network, &former.key) };
     let key = Zeroizing::new(cipher(root).decrypt(XNonce::from_slice(nonce), payload).ok()?);
@@ -294,18 +232,8 @@ fn open(network: NetworkId, root: &RootSecret, former: &FormerRoot) -> Option<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{Root, State, remove, testing};
-
-    /// As `Cluster::rotate_root` does.
-    fn rotated(state: &State, seed: u8) -> State {
-        let next = RootSecret::from_seed(&[seed; 32]);
-        let ops = rotate(state, &next, testing::NOW, true).unwrap();
-        let mut state = state.clone();
-        testing::apply(&mut state, ops);
-        assert!(state.root.secret().is_none(), "the log carries no secret");
-        state.root = Root::Secret(next);
-        state
-    }
+    use crate::cluster::{SetupKeyTerms, State, remove, sign_anew, testing};
+    use proto::statement::StatementError;
 
     fn sign_all_anew(state: &mut State) {
         while state.under_former_roots() > 0 {
@@ -325,7 +253,7 @@ mod tests {
     #[test]
     fn what_former_roots_signed_is_believed_until_they_are_retired() {
         let (before, node) = testing::with_node("a");
-        let mut state = rotated(&rotated(&before, 1), 2);
+        let mut state = testing::rotated(&testing::rotated(&before, 1), 2);
         assert_eq!(state.verify(&node.membership).unwrap().1, 0);
         let newer = testing::enrol(&mut state, "b");
         assert_eq!((newer.root, newer.confirmed_root), (2, 2));
@@ -349,7 +277,7 @@ mod tests {
     #[test]
     fn who_did_not_say_that_it_keeps_the_new_root_holds_up_retirement_by_name() {
         let (before, node) = testing::with_node("laptop");
-        let mut state = rotated(&before, 1);
+        let mut state = testing::rotated(&before, 1);
         sign_all_anew(&mut state);
         let error = retire(&state, false).unwrap_err();
         assert!(
@@ -365,10 +293,10 @@ mod tests {
 
     #[test]
     fn a_root_is_changed_once_until_the_former_is_retired_unless_asked() {
-        let state = rotated(&testing::state(), 1);
+        let state = testing::rotated(&testing::state(), 1);
         let next = RootSecret::from_seed(&[2; 32]);
         assert!(matches!(rotate(&state, &next, testing::NOW, false), Err(RotationError::NotRetired(_))));
-        let many = (2..8).fold(state, |state, seed| rotated(&state, seed));
+        let many = (2..MAX_ROOTS as u8).fold(state, |state, seed| testing::rotated(&state, seed));
         assert!(matches!(rotate(&many, &next, testing::NOW, true), Err(RotationError::TooMany)));
         let roots = many.roots().unwrap();
         assert_eq!(roots.check(many.network_id, many.root.public()), Ok(()));
@@ -381,8 +309,8 @@ mod tests {
     #[test]
     fn receipts_of_every_trusted_root_are_known_again_and_no_secret_is_kept() {
         let first = testing::state();
-        let second = rotated(&first, 1);
-        let third = rotated(&second, 2);
+        let second = testing::rotated(&first, 1);
+        let third = testing::rotated(&second, 2);
         for before in [&first, &second, &third] {
             assert!(third.is_proved(before.version(), &before.receipt()));
         }
@@ -396,11 +324,37 @@ mod tests {
     }
 
     #[test]
+    fn a_former_root_proves_no_version_of_after_it_was_replaced() {
+        let first = testing::state();
+        let second = testing::rotated(&first, 1);
+        let thief = ReceiptKey::new(first.network_id, first.root.secret().unwrap());
+        assert!(second.is_proved(first.version(), &first.receipt()));
+        for version in [second.version(), MapVersion { epoch: u64::MAX, revision: u64::MAX }] {
+            assert!(!second.is_proved(version, &thief.issue(version, [1; 8])), "{version:?}");
+        }
+        assert!(second.is_proved(second.version(), &second.receipt()));
+    }
+
+    #[test]
+    fn setup_keys_of_former_roots_that_still_let_nodes_in_are_told() {
+        let mut state = testing::state();
+        let terms = SetupKeyTerms { reusable: true, ..SetupKeyTerms::default() };
+        testing::setup_key(&mut state, &terms);
+        testing::setup_key(&mut state, &terms);
+        let revoked = state.setup_keys().next().unwrap().revoke(testing::NOW);
+        testing::apply(&mut state, revoked);
+        let mut state = testing::rotated(&state, 1);
+        testing::setup_key(&mut state, &terms);
+        let told: Vec<_> = state.setup_keys_of_former_roots(testing::NOW).map(|key| key.id.0).collect();
+        assert_eq!(told, [2], "neither the revoked nor the new one");
+    }
+
+    #[test]
     fn removals_are_signed_anew_as_well() {
         let (mut state, node) = testing::with_node("gone");
         let ops = remove(&state, &node, testing::NOW);
         testing::apply(&mut state, ops);
-        let mut state = rotated(&state, 1);
+        let mut state = testing::rotated(&state, 1);
         let before = state.removal(&node.key).unwrap().clone();
         sign_all_anew(&mut state);
         let after = state.removal(&node.key).unwrap();

@@ -48,6 +48,9 @@ pub struct SetupKey {
     /// How many nodes it let in.
     pub uses: u64,
     pub last_used_at: Option<UnixTime>,
+    /// The number of the root whose fingerprint it carries.
+    #[serde(default)]
+    pub root: u32,
 }
 
 /// What a setup key is good for, in the order in which the reasons are told.
@@ -82,6 +85,7 @@ impl SetupKey {
             revoked_at: None,
             uses: 0,
             last_used_at: None,
+            root: state.root_number(),
         };
         (record, SecretKey { secret: secret.clone(), fingerprint: state.root.public().fingerprint() })
     }

@@ -1,12 +1,12 @@
 //! Small clusters for tests, without a store.
 
 use crate::cluster::{
-    Applicant, Change, ChangeId, Founding, Head, Node, Op, SetupKey, SetupKeyTerms, Snapshot, State,
-    StoredRoot, enrol as admit,
+    Applicant, Change, ChangeId, Founding, Head, Node, Op, Root, SetupKey, SetupKeyTerms, Snapshot, State,
+    StoredRoot, enrol as admit, rotate,
 };
 use proto::{
-    key::NodeSecret, map::MapVersion, session::Facts, setup_key::SetupSecret, statement::NodeId,
-    time::UnixTime,
+    key::NodeSecret, map::MapVersion, root::RootSecret, session::Facts, setup_key::SetupSecret,
+    statement::NodeId, time::UnixTime,
 };
 
 pub(crate) const NOW: UnixTime = UnixTime(1_800_000_000);
@@ -83,4 +83,15 @@ pub(crate) fn snapshot(state: &State) -> Snapshot {
 pub(crate) fn forget_removals(state: &mut State) {
     let gone = state.removals().map(|removed| Op::Delete(super::EntityId::Removal(removed.key))).collect();
     apply(state, gone);
+}
+
+/// As `Cluster::rotate_root` does.
+pub(crate) fn rotated(state: &State, seed: u8) -> State {
+    let next = RootSecret::from_seed(&[seed; 32]);
+    let ops = rotate(state, &next, NOW, true).unwrap();
+    let mut state = state.clone();
+    apply(&mut state, ops);
+    assert!(state.root.secret().is_none(), "the log carries no secret");
+    state.root = Root::Secret(next);
+    state
 }

@@ -1,7 +1,7 @@
 //! `server root show | rotate | retire`: which key signs for the cluster, and which are still believed.
 
 use crate::{
-    cluster::{Actor, State, retire, sign_anew},
+    cluster::{Actor, NotSignable, State, retire, sign_anew, some_of},
     cmd::{CommonArgs, Failure, text},
     follow::Cluster,
 };
@@ -12,8 +12,6 @@ use std::convert::Infallible;
 
 /// What one change signs anew: small enough for a statement's deadline.
 const BATCH: usize = 500;
-/// Of the nodes that are waited for, so many are named to people.
-const NAMED: usize = 10;
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -49,8 +47,12 @@ struct Shown {
     nodes: usize,
     /// Certificates and removals that a former root signed.
     to_sign_anew: usize,
+    /// Of those, what no trusted root signed: nobody believes it.
+    not_signable_anew: Vec<String>,
     /// Names of nodes that have not yet said that they keep the current root.
     unconfirmed: Vec<String>,
+    /// Numbers of valid setup keys that were made under a former root.
+    former_setup_keys: Vec<u64>,
 }
 
 #[derive(Serialize)]
@@ -88,26 +90,33 @@ async fn retire_former(force: bool, common: CommonArgs) -> Result<(), Failure> {
         true => common.database.load_to_sign().await?,
         false => common.database.load().await?,
     };
-    while force && cluster.state().under_former_roots() > 0 {
-        let signed = cluster.write::<_, Infallible>(Actor::CommandLine, |state, _| {
-            let ops = sign_anew(state, BATCH);
-            Ok((ops, ()))
-        });
-        signed.await.map_err(Failure::failed)?;
+    if force {
+        sign_all_anew(&cluster).await?;
     }
     let retired = cluster.write(Actor::CommandLine, |state, _| Ok((retire(state, force)?, ())));
     retired.await.map_err(|error: crate::follow::WriteError<crate::cluster::RetirementError>| {
         Failure::failed(error)
     })?;
-    print(&cluster, common.json)?;
-    eprintln!(
-        "setup keys made before the last change of the root let nobody in any more: make new ones with `server setup-key create`"
-    );
+    print(&cluster, common.json)
+}
+
+async fn sign_all_anew(cluster: &Cluster) -> Result<(), Failure> {
+    while cluster.state().under_former_roots() > 0 {
+        let signed = cluster.write::<_, Infallible>(Actor::CommandLine, |state, _| {
+            let ops = sign_anew(state, BATCH);
+            let left = state.under_former_roots() - ops.len();
+            let is_stuck = ops.is_empty() && left > 0;
+            Ok((ops, is_stuck.then(|| state.not_signable_anew())))
+        });
+        if let Some(reason) = signed.await.map_err(Failure::failed)? {
+            return Err(Failure::failed(reason));
+        }
+    }
     Ok(())
 }
 
 fn print(cluster: &Cluster, json: bool) -> Result<(), Failure> {
-    let shown = Shown::of(&cluster.state());
+    let shown = Shown::of(&cluster.state(), cluster.now());
     if json {
         return Ok(text::print_json(&shown)?);
     }
@@ -125,23 +134,28 @@ fn print(cluster: &Cluster, json: bool) -> Result<(), Failure> {
     if shown.to_sign_anew > 0 {
         text::print(&format!("\nto be signed anew   {} certificates and removals", shown.to_sign_anew));
     }
-    if let Some(names) = waited_for(&shown.unconfirmed) {
+    if !shown.not_signable_anew.is_empty() {
+        let names = shown.not_signable_anew.clone();
+        text::print(&format!("\nnot signed anew     {}", NotSignable { names }));
+    }
+    if !shown.unconfirmed.is_empty() {
+        let (count, names) = (shown.unconfirmed.len(), some_of(&shown.unconfirmed));
+        text::print(&format!("\nnot yet confirmed   {count} of {} nodes: {names}", shown.nodes));
+    }
+    if !shown.former_setup_keys.is_empty() {
+        let numbers: Vec<_> = shown.former_setup_keys.iter().map(u64::to_string).collect();
+        let end = if shown.roots.len() > 1 { "once that is retired" } else { "any more" };
         text::print(&format!(
-            "\nnot yet confirmed   {} of {} nodes: {names}",
-            shown.unconfirmed.len(),
-            shown.nodes
+            "\nsetup keys          {} made under a former root ({}) let nobody in {end}: revoke them, and make new ones with `server setup-key create`",
+            numbers.len(),
+            some_of(&numbers)
         ));
     }
     Ok(())
 }
 
-fn waited_for(names: &[String]) -> Option<String> {
-    let more = if names.len() > NAMED { ", .." } else { "" };
-    (!names.is_empty()).then(|| names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ") + more)
-}
-
 impl Shown {
-    fn of(state: &State) -> Self {
+    fn of(state: &State, now: UnixTime) -> Self {
         let number = state.root_number();
         let current = state.root.public();
         let former = state.roots().map(|roots| roots.former.as_slice()).unwrap_or_default();
@@ -161,7 +175,37 @@ impl Shown {
             roots: roots.collect(),
             nodes: state.node_count(),
             to_sign_anew: state.under_former_roots(),
+            not_signable_anew: state.not_signable_anew().names,
             unconfirmed: state.unconfirmed().map(|node| node.name.clone()).collect(),
+            former_setup_keys: state.setup_keys_of_former_roots(now).map(|key| key.id.0).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cluster::{Node, Op, testing},
+        store::testing::Database,
+    };
+    use proto::statement::NodeId;
+
+    #[tokio::test]
+    async fn what_cannot_be_signed_anew_ends_a_forced_retirement_by_name() {
+        let cluster = Database::sqlite().cluster().await;
+        let foreign = testing::with_node("odd").1;
+        let other = testing::with_node("good").1;
+        let written = cluster.write::<_, Infallible>(Actor::CommandLine, |state, now| {
+            let mut good = Node { id: NodeId(9), address_v4: [100, 64, 0, 9].into(), ..other.clone() };
+            good.certify(state, now);
+            Ok((vec![Op::put_node(foreign.clone()), Op::put_node(good)], ()))
+        });
+        written.await.unwrap();
+        let root = cluster.state().root.public();
+        cluster.rotate_root(&root, false).await.unwrap();
+        let Err(Failure::Failed(error)) = sign_all_anew(&cluster).await else { panic!("it ended") };
+        assert!(error.to_string().contains("(odd)") && !error.to_string().contains("(good)"), "{error}");
+        assert_eq!(cluster.state().under_former_roots(), 1, "the other one was signed");
     }
 }

@@ -208,6 +208,7 @@ impl Inner {
             let is_level = put_back(&self.state.load(), &past, 1, UnixTime(0)).is_empty();
             let is_done = is_level || self.put_back(&past).await?;
             if is_done {
+                self.retire_again(&past).await?;
                 self.told.facts().pasts.retain(|other| !Arc::ptr_eq(other, &past));
             }
         }
@@ -244,7 +245,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn change(
+    pub(super) async fn change(
         self: &Arc<Self>,
         mut decide: impl FnMut(&State, UnixTime) -> Vec<Op> + Send,
     ) -> Result<usize, StoreError> {

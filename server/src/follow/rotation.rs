@@ -1,19 +1,64 @@
 //! A change of the root: the new secret and what the log tells of it go into the database in one transaction. The log carries no secret, so whoever follows
 //! it loads the state again when it comes to such a change.
 
-use super::{Cluster, Inner, WRITE_ATTEMPTS, WriteError};
+use super::{Cluster, Inner, WriteError};
 use crate::{
-    cluster::{Actor, Change, Entity, Op, Root, Roots, RotationError, State, rotate},
+    cluster::{Actor, Change, Entity, Op, Root, Roots, RotationError, State, StoredRoot, rotate},
     cluster_key::UnlockError,
     store::{StoreError, Tail},
 };
 use proto::{
-    root::{RootKey, RootSecret},
-    time::UnixTime,
+    root::{Fingerprint, RootKey, RootSecret},
+    root_list::MAX_ROOTS,
 };
-use std::convert::Infallible;
+use std::{
+    cmp::Ordering,
+    convert::Infallible,
+    sync::{Arc, PoisonError},
+};
+
+/// How the roots of a database that went back stand to those that this server knew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The same, or newer.
+    Level,
+    /// A change of the root was lost.
+    Lost,
+    /// Former roots are trusted again.
+    Unretired,
+    /// Another root has this number.
+    Forked { number: u32, known: Fingerprint, found: Fingerprint },
+}
+
+impl Standing {
+    fn of(past: &State, found: &State) -> Self {
+        let newest = past.root_number().min(found.root_number());
+        // From the newest root that both have; where one is not trusted any more, it cannot be compared.
+        for number in (0..=newest).rev().take(MAX_ROOTS) {
+            match (past.root_at(number), found.root_at(number)) {
+                (Some(known), Some(found)) if known != found => {
+                    let (known, found) = (known.fingerprint(), found.fingerprint());
+                    return Self::Forked { number, known, found };
+                }
+                (Some(_), Some(_)) => break,
+                (None, _) | (_, None) => {}
+            }
+        }
+        let count = |state: &State| state.roots().map_or(0, |roots| roots.former.len());
+        match past.root_number().cmp(&found.root_number()) {
+            Ordering::Greater => Self::Lost,
+            Ordering::Equal if count(past) < count(found) => Self::Unretired,
+            Ordering::Equal | Ordering::Less => Self::Level,
+        }
+    }
+}
 
 impl Cluster {
+    /// That the database has another root where this server knew one, if so: with what to do.
+    pub(crate) fn root_fork(&self) -> Option<String> {
+        self.0.root_fork.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Makes the next root, signed by the current one. `beside_former`: also while one before is still trusted.
     ///
     /// # Errors
@@ -24,27 +69,43 @@ impl Cluster {
         beside_former: bool,
     ) -> Result<(), WriteError<RotationError>> {
         let next = RootSecret::generate().map_err(|error| WriteError::Refused(error.into()))?;
-        let written = self.0.write_root(&next, Actor::CommandLine, |state, now| {
-            match state.root.public() == *expected {
-                true => rotate(state, &next, now, beside_former),
+        self.rotate_root_to(&next, expected, beside_former).await
+    }
+
+    /// As [`Self::rotate_root`], to this root.
+    pub(crate) async fn rotate_root_to(
+        &self,
+        next: &RootSecret,
+        expected: &RootKey,
+        beside_former: bool,
+    ) -> Result<(), WriteError<RotationError>> {
+        let written =
+            self.write_root(next, Actor::CommandLine, |state, now| match state.root.public() == *expected {
+                true => rotate(state, next, now, beside_former),
                 false => Err(RotationError::Changed),
-            }
-        });
+            });
         written.await
     }
 }
 
 impl Inner {
-    /// The database lost the change to a root that this server knows: whoever learned it trusts no other.
-    pub(super) async fn put_root_back(&self, past: &State) -> Result<(), StoreError> {
-        if past.root_number() <= self.state.load().root_number() {
-            return Ok(());
+    /// The database lost the change to a root that this server knows: whoever learned it trusts no other. Where the database has another root in its place, nothing is put back
+    /// of it: that is for people.
+    pub(super) async fn put_root_back(self: &Arc<Self>, past: &State) -> Result<(), StoreError> {
+        match Standing::of(past, &self.state.load()) {
+            Standing::Level | Standing::Unretired => return Ok(()),
+            Standing::Forked { number, known, found } => {
+                self.tell_fork(number, known, found);
+                return Ok(());
+            }
+            Standing::Lost => {}
         }
         let (Some(secret), Some(roots)) = (past.root.secret(), past.roots()) else {
             return Err(self.locked(UnlockError::NeedsKey));
         };
-        let put = self.write_root(secret, Actor::Recovery, |state, _| {
-            let is_lost = past.root_number() > state.root_number();
+        let cluster = Cluster(self.clone());
+        let put = cluster.write_root(secret, Actor::Recovery, |state, _| {
+            let is_lost = Standing::of(past, state) == Standing::Lost;
             let roots = Op::Put(Entity::Roots(Box::new(Roots::clone(roots))));
             Ok::<_, Infallible>(is_lost.then_some(roots).into_iter().collect())
         });
@@ -58,46 +119,48 @@ impl Inner {
         }
     }
 
-    /// Writes what `decide` says, and the root that it makes the current one. No ops: nothing is written.
-    async fn write_root<E>(
-        &self,
-        next: &RootSecret,
-        actor: Actor,
-        mut decide: impl FnMut(&State, UnixTime) -> Result<Vec<Op>, E>,
-    ) -> Result<(), WriteError<E>> {
-        let _turn = self.turn.lock().await;
-        for _ in 0..WRITE_ATTEMPTS {
-            let mut locked = self.store.lock(self.state.load().head()).await.map_err(WriteError::Database)?;
-            if !self.take_tail(locked.tail()) {
-                locked.unlock().await;
-                self.catch_up().await.map_err(WriteError::Database)?;
-                continue;
-            }
-            let (state, now) = (self.state.load_full(), locked.now());
-            let decided = match state.root.secret() {
-                Some(_) => decide(&state, now).map_err(WriteError::Refused),
-                None => Err(WriteError::Database(self.locked(UnlockError::NeedsKey))),
-            };
-            let ops = match decided {
-                Ok(ops) if !ops.is_empty() => ops,
-                decided => {
-                    locked.unlock().await;
-                    return decided.map(|_nothing| ());
-                }
-            };
-            let stored = self.access.stored(state.network_id, next.clone());
-            let stored = stored.map_err(|error| WriteError::Database(self.unavailable(error)))?;
-            let change = self.next_change(now, actor, ops).map_err(WriteError::Database)?;
-            locked.put_root(&stored).await.map_err(WriteError::Database)?;
-            locked.commit(&change).await.map_err(WriteError::of_commit)?;
-            self.begin_root(&change, next);
-            // The same again: what was there before is overwritten as far as the database can.
-            if let Err(error) = self.store.put_root(&stored, &stored).await {
-                tracing::warn!(%error, "the former root's key may stay in free space of the database for a while");
-            }
+    /// The database lost that former roots were retired. Comes after what this server knows of nodes, which is not under them.
+    pub(super) async fn retire_again(self: &Arc<Self>, past: &State) -> Result<(), StoreError> {
+        let Some(roots) = past.roots() else { return Ok(()) };
+        if Standing::of(past, &self.state.load()) != Standing::Unretired {
             return Ok(());
         }
-        Err(WriteError::Database(self.unavailable("its log is being replaced; try again")))
+        let count = self.change(|state, _| {
+            let is_lost = Standing::of(past, state) == Standing::Unretired;
+            let roots = Op::Put(Entity::Roots(Box::new(Roots::clone(roots))));
+            is_lost.then_some(roots).into_iter().collect()
+        });
+        if count.await? > 0 {
+            tracing::info!("retired former roots again that the database had back");
+        }
+        Ok(())
+    }
+
+    fn tell_fork(&self, number: u32, known: Fingerprint, found: Fingerprint) {
+        let fork = format!(
+            "the database has root {found} where this server knew {known} (change {number} of the root): it went back in time, and the root was changed again. Agents that keep {known} refuse its servers: restore a copy of the database that has {known}, or let those nodes in with new setup keys and start this server again"
+        );
+        let mut told = self.root_fork.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() != Some(&fork) {
+            tracing::error!("{fork}");
+            *told = Some(fork);
+        }
+    }
+
+    pub(super) fn stored_root(&self, root: &RootSecret) -> Result<StoredRoot, StoreError> {
+        let stored = self.access.stored(self.state.load().network_id, root.clone());
+        stored.map_err(|error| self.unavailable(error))
+    }
+
+    /// The same root again: what was there before it is overwritten as far as the database can.
+    pub(super) async fn erase_former(&self, root: &RootSecret) {
+        let erased = match self.stored_root(root) {
+            Ok(stored) => self.store.put_root(&stored, &stored).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = erased {
+            tracing::warn!(%error, "the former root's key may stay in free space of the database for a while");
+        }
     }
 
     /// Applies what the log has; `false`: the state has to be loaded again first.
@@ -114,8 +177,8 @@ impl Inner {
         changes.iter().any(|change| change.head.version > state.version() && change.changes_root(&root))
     }
 
-    fn begin_root(&self, change: &Change, secret: &RootSecret) {
-        let _guard = self.replacing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    pub(super) fn begin_root(&self, change: &Change, secret: &RootSecret) {
+        let _guard = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = State::clone(&self.state.load());
         state.apply(change);
         state.root = Root::Secret(secret.clone());

@@ -34,6 +34,14 @@ const PRESENCE_PART: usize = 4096;
 
 type Outbox = VecDeque<ServerMessage>;
 
+/// What a session heard of that bears on what its agent said before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    /// The roots changed: the agent may have heard of it, and confirmed it, before this server knew.
+    Roots,
+}
+
 /// What every welcomed session is told, standby or serving.
 pub(super) struct News {
     state: MapVersion,
@@ -63,7 +71,7 @@ impl News {
         server: &Server,
         slot: &Slot,
         outbox: &mut Outbox,
-    ) -> Result<(), Refused> {
+    ) -> Result<Heard, Refused> {
         if let Some(refused) = slot.take_refused() {
             return Err(refused);
         }
@@ -72,7 +80,7 @@ impl News {
                 .increment(1);
             return Err(refusal::stuck_fetch());
         }
-        self.check_node(server, slot, outbox)?;
+        let heard = self.check_node(server, slot, outbox)?;
         let servers = server.servers.current();
         if !Arc::ptr_eq(&servers, &self.servers) {
             if *servers != *self.servers {
@@ -87,17 +95,17 @@ impl News {
             self.drain_told = true;
             outbox.push_back(ServerMessage::Drain { reason: "this server is shutting down".to_owned() });
         }
-        Ok(())
+        Ok(heard)
     }
 
     /// Whether the node may still be served, and its newest certificate.
-    fn check_node(&mut self, server: &Server, slot: &Slot, outbox: &mut Outbox) -> Result<(), Refused> {
+    fn check_node(&mut self, server: &Server, slot: &Slot, outbox: &mut Outbox) -> Result<Heard, Refused> {
         if self.expires_at.is_some_and(|end| end <= server.cluster.now()) {
             return Err(refusal::expired());
         }
         let state = server.cluster.state();
         if state.version() == self.state {
-            return Ok(());
+            return Ok(Heard::Nothing);
         }
         self.state = state.version();
         let Some(node) = state.node_by_key(&slot.key).filter(|node| node.id == slot.node) else {
@@ -107,8 +115,10 @@ impl News {
             });
         };
         // Before anything that the newest root signed.
+        let mut heard = Heard::Nothing;
         if let Some(roots) = state.roots().filter(|roots| self.roots.as_ref() != Some(*roots)) {
             self.roots = Some(roots.clone());
+            heard = Heard::Roots;
             outbox.push_back(ServerMessage::Roots(roots.list()));
         }
         self.expires_at = node.expires_at;
@@ -119,7 +129,7 @@ impl News {
             self.membership.clone_from(&node.membership);
             outbox.push_back(ServerMessage::Membership(node.membership.clone()));
         }
-        Ok(())
+        Ok(heard)
     }
 }
 

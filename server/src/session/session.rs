@@ -17,7 +17,7 @@ use crate::{
     serve::Server,
     session::{
         Slot,
-        catch_up::{News, Serving},
+        catch_up::{Heard, News, Serving},
         greeting,
         rates::Rates,
         refusal,
@@ -294,11 +294,13 @@ impl Session {
             session.serving = None;
         }
         let told = session.news.collect(&self.server, slot, &mut self.outbox);
-        if let (Ok(()), Some(serving)) = (&told, &mut session.serving) {
+        if let (Ok(_), Some(serving)) = (&told, &mut session.serving) {
             serving.collect(&self.server, slot, &mut self.outbox);
         }
-        if let Err(refused) = told {
-            self.end(Some(refused));
+        match told {
+            Ok(Heard::Nothing) => {}
+            Ok(Heard::Roots) => session.publish(),
+            Err(refused) => self.end(Some(refused)),
         }
     }
 

@@ -7,6 +7,7 @@ mod maps;
 mod membership;
 mod presence;
 mod recovery;
+mod roots;
 mod server;
 mod sessions;
 mod signals;

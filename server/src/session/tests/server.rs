@@ -60,22 +60,36 @@ impl TestServer {
         settings: Settings,
         limits: Limits,
     ) -> anyhow::Result<Self> {
+        let (server, listener) = Self::made(dir, id, settings, limits).await;
+        Self::run(server, listener).await
+    }
+
+    /// A server that does not run yet, and where it will listen.
+    pub(super) async fn made(
+        dir: &Path,
+        id: u8,
+        settings: Settings,
+        limits: Limits,
+    ) -> (Arc<Server>, accept::Bound) {
         let gate = Gate::new(limits, None);
         let url: DatabaseUrl = format!("sqlite:{}/holdfast.db", dir.display()).parse().unwrap();
         let cluster = Cluster::open(store::open(&url, Missing::Create).await.unwrap()).await.unwrap();
         let listener = accept::Bound::new("127.0.0.1:0".parse().unwrap()).unwrap();
-        let addr = listener.addr();
         let row = ServerRow {
             id: ServerId([id; 16]),
             incarnation: Incarnation::generate().unwrap(),
             name: format!("server-{id}"),
             host: "test".to_owned(),
-            urls: vec![addr.into()],
+            urls: vec![listener.addr().into()],
             version: "test".to_owned(),
             clock_ahead_ms: 0,
             report: ServerReport::default(),
         };
-        let server = Arc::new(Server::new(row, cluster, settings, gate).unwrap());
+        (Arc::new(Server::new(row, cluster, settings, gate).unwrap()), listener)
+    }
+
+    pub(super) async fn run(server: Arc<Server>, listener: accept::Bound) -> anyhow::Result<Self> {
+        let addr = listener.addr();
         let running = start(server, listener, Vec::new()).await?;
         let mut server = Self { running, addr, setup_key: String::new(), directory: None };
         server.setup_key = server.make_setup_key(true).await;

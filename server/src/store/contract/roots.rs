@@ -21,6 +21,8 @@ on_both_databases!(
     a_root_whose_change_was_not_committed_is_not_there,
     a_cluster_opened_or_restored_between_change_and_retirement_trusts_both_roots,
     a_change_of_the_root_that_the_database_lost_is_put_back,
+    a_retirement_that_the_database_lost_is_put_back,
+    another_root_in_the_place_of_a_known_one_is_told_and_nothing_under_it_is_put_back,
 );
 
 async fn rotate(cluster: &Cluster) {
@@ -151,4 +153,53 @@ async fn a_change_of_the_root_that_the_database_lost_is_put_back(database: Datab
     let found = cluster.store().snapshot().await.unwrap();
     assert_eq!(found.founding.root.public(), new);
     assert!(cluster.state().verify(&lost.membership).is_ok());
+}
+
+async fn a_retirement_that_the_database_lost_is_put_back(database: Database) {
+    let cluster = database.cluster().await;
+    let secret = setup_key(&cluster, &reusable()).await;
+    let node = enter(&cluster, &secret, "a").await.unwrap();
+    rotate(&cluster).await;
+    database.copy().await;
+    sign_all_anew(&cluster).await;
+    let retired =
+        cluster.write(Actor::CommandLine, |state, _| Ok::<_, RetirementError>((retire(state, true)?, ())));
+    retired.await.unwrap();
+    database.restore_copy().await;
+    eventually("it is put back", async || {
+        let state = cluster.state();
+        state.recovery().is_some() && state.roots().is_some_and(|roots| roots.former.is_empty())
+    })
+    .await;
+    let state = cluster.state();
+    assert_eq!((state.under_former_roots(), state.root_number()), (0, 1));
+    assert!(state.verify(&state.node(node.id).unwrap().membership).is_ok());
+}
+
+async fn another_root_in_the_place_of_a_known_one_is_told_and_nothing_under_it_is_put_back(
+    database: Database,
+) {
+    let before = database.cluster().await;
+    let secret = setup_key(&before, &reusable()).await;
+    let snapshot = before.store().snapshot().await.unwrap();
+    drop(before);
+    let other = Cluster::load(database.open().await, RootAccess::Sign(None)).await.unwrap();
+    rotate(&other).await;
+    database.copy().await;
+    let imported = database.open().await.import(&snapshot, Occupied::Replace).await;
+    assert_eq!(imported, Ok(Imported::Done));
+    let cluster = database.cluster().await;
+    rotate(&cluster).await;
+    let (known, found) = (cluster.state().root.public(), other.state().root.public());
+    let lost = enter(&cluster, &secret, "lost").await.unwrap();
+    database.restore_copy().await;
+    eventually("it is told", async || cluster.root_fork().is_some()).await;
+    let told = cluster.root_fork().unwrap();
+    assert!(
+        told.contains(&known.fingerprint().to_string()) && told.contains(&found.fingerprint().to_string())
+    );
+    enter(&cluster, &secret, "new").await.unwrap();
+    let state = cluster.state();
+    assert_eq!(state.root.public(), found);
+    assert!(state.node_by_key(&lost.key).is_none(), "its certificate is nobody's here");
 }
