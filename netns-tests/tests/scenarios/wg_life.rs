@@ -177,6 +177,8 @@ pub(crate) fn hostile_callers_harm_nobody(s: &mut Scenario) -> Result<()> {
     let [left, right] = &nodes[..] else { anyhow::bail!("two") };
     left.add(right, &format!("endpoint {}", right.outer()))?;
     right.add(left, "")?;
+    // A handshake's first packet may be lost while links come up; the next is sent after 5 s.
+    left.reaches(&right.inner())?;
     let pinger = left.pinger(right)?;
     let socket = left.socket();
     let mode = |path: &Path| Ok::<_, std::io::Error>(std::fs::metadata(path)?.permissions().mode() & 0o777);
