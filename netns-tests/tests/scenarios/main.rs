@@ -186,7 +186,7 @@ const CASES: &[Case] = &[
     alone("wg_takes_over_what_was_opened_for_it", wg_life::takes_over_what_was_opened_for_it),
     together("wg_quick_brings_it_up_and_down", wg_life::wg_quick_brings_it_up_and_down),
     together("wg_moves_to_another_namespace", wg_life::moves_to_another_namespace),
-    together("wg_starts_again_after_kill_9_and_only_once", wg_life::starts_again_after_kill_9_and_only_once),
+    alone("wg_starts_again_after_kill_9_and_only_once", wg_life::starts_again_after_kill_9_and_only_once),
     together(
         "wg_the_meshs_interface_is_shown_and_not_set",
         wg_life::the_meshs_interface_is_shown_and_not_set,
