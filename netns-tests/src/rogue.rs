@@ -280,6 +280,7 @@ fn ack(sequence: u64, at: MapVersion) -> ServerMessage {
         heartbeat_interval: Duration::ZERO,
         unix_ms: unix_ms(),
         receipt: Receipt::default(),
+        map: MapVersion::default(),
     })
 }
 

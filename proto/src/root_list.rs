@@ -3,6 +3,7 @@
 
 use crate::{
     Invalid,
+    map::MapVersion,
     root::RootKey,
     statement::{NetworkId, Statement, StatementError},
     wire,
@@ -18,6 +19,8 @@ pub struct RootList {
     pub first: RootKey,
     /// Encoded `Signed` statements of [`Statement::NextRoot`], each under the root before.
     pub next: Vec<Vec<u8>>,
+    /// Maps of this version, and later ones, need no other roots. Those before may.
+    pub after: MapVersion,
 }
 
 impl RootList {
@@ -48,13 +51,15 @@ impl TryFrom<wire::RootList> for RootList {
             let found = wire.next.len() + 1;
             return Err(Invalid::new("roots", format_args!("{found} entries, at most {MAX_ROOTS}")));
         }
-        Ok(Self { first: RootKey::from_bytes(&wire.first)?, next: wire.next })
+        let after = MapVersion { epoch: wire.epoch, revision: wire.revision };
+        Ok(Self { first: RootKey::from_bytes(&wire.first)?, next: wire.next, after })
     }
 }
 
 impl From<RootList> for wire::RootList {
     fn from(list: RootList) -> Self {
-        Self { first: list.first.to_bytes().to_vec(), next: list.next }
+        let MapVersion { epoch, revision } = list.after;
+        Self { first: list.first.to_bytes().to_vec(), next: list.next, epoch, revision }
     }
 }
 
@@ -75,7 +80,8 @@ mod tests {
 
     #[test]
     fn each_root_vouches_for_the_next() {
-        let list = RootList { first: root(1).public(), next: vec![next(1, 2), next(2, 3)] };
+        let after = MapVersion { epoch: 2, revision: 7 };
+        let list = RootList { first: root(1).public(), next: vec![next(1, 2), next(2, 3)], after };
         let again = RootList::try_from(wire::RootList::from(list.clone())).unwrap();
         assert_eq!(again, list);
         assert_eq!(again.verified(NETWORK), Ok([1, 2, 3].map(|seed| root(seed).public()).to_vec()));
@@ -83,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_link_by_another_root_for_another_network_or_of_another_kind_breaks_the_chain() {
-        let of = |next| RootList { first: root(1).public(), next }.verified(NETWORK);
+        let after = MapVersion::default();
+        let of = |next| RootList { first: root(1).public(), next, after }.verified(NETWORK);
         assert_eq!(of(vec![next(1, 2), next(1, 3)]), Err(StatementError::Signature));
         let elsewhere = Statement::NextRoot(root(2).public()).sign(NetworkId([2; 16]), &root(1));
         assert_eq!(of(vec![elsewhere]), Err(StatementError::Network));
@@ -94,7 +101,7 @@ mod tests {
     #[test]
     fn a_list_without_end_is_refused() {
         let first = root(1).public().to_bytes().to_vec();
-        let wire = wire::RootList { first, next: vec![vec![]; MAX_ROOTS] };
+        let wire = wire::RootList { first, next: vec![vec![]; MAX_ROOTS], ..Default::default() };
         assert!(RootList::try_from(wire).is_err());
     }
 }

@@ -83,6 +83,8 @@ pub struct NetMap {
     seen: MapVersion,
     /// For `seen`, as a server gave it.
     receipt: Receipt,
+    /// The newest whose map this is, as servers told in this start.
+    level: MapVersion,
     members: BTreeMap<PublicKey, Member>,
     /// Members that a new epoch's map lacks: the database may have lost them, and only a removal or the end of its certificate ends a member.
     lingering: BTreeSet<PublicKey>,
@@ -99,6 +101,7 @@ impl NetMap {
             version: MapVersion::default(),
             seen: MapVersion::default(),
             receipt: Receipt::default(),
+            level: MapVersion::default(),
             members: BTreeMap::new(),
             lingering: BTreeSet::new(),
             removals: Removals::default(),
@@ -135,22 +138,47 @@ impl NetMap {
         self.trust.as_ref()
     }
 
-    /// The roots that a server tells. What could not be judged under those known before is judged again, and so is what a retired one may have signed. `None`: nothing is
-    /// new.
+    /// The roots that a server tells. What could not be judged under those known before is judged again. `None`: nothing is new.
     ///
     /// # Errors
     /// The list is no chain.
-    pub fn learn_roots(&mut self, list: &RootList, own: &[u8]) -> Result<Option<Changes>, StatementError> {
+    pub fn learn_roots(&mut self, list: &RootList) -> Result<Option<Changes>, StatementError> {
         let Some(trust) = &mut self.trust else { return Ok(None) };
-        let Some(learned) = trust.learn(list, own)? else { return Ok(None) };
-        let objects = self.map.iter().filter(|(id, ..)| learned.retired || !self.is_judged(id));
+        let Some(learned) = trust.learn(list)? else { return Ok(None) };
+        Ok(Some(if learned.newer {
+            self.judge_again(|netmap, id| !netmap.is_judged(id))
+        } else {
+            Changes::default()
+        }))
+    }
+
+    /// Lets roots go that servers name no more, once neither this map nor `own`, this agent's certificate, can need them, and with them the members that still stand under
+    /// them. `None`: there are none.
+    pub fn release_roots(&mut self, own: &[u8]) -> Option<Changes> {
+        let level = self.level;
+        self.trust.as_mut()?.release(level, own).then_some(())?;
+        let mut changes = self.judge_again(|netmap, id| !netmap.is_proved(id));
+        let lingering: Vec<ObjectId> = self.lingering.iter().copied().map(ObjectId::peer).collect();
+        for id in lingering.iter().filter(|id| !self.is_proved(id)).collect::<Vec<_>>() {
+            self.remove_member(id, &mut changes);
+        }
+        Some(changes)
+    }
+
+    fn judge_again(&mut self, is_asked: impl Fn(&Self, &ObjectId) -> bool) -> Changes {
+        let objects = self.map.iter().filter(|(id, ..)| is_asked(self, id));
         let objects: Vec<(ObjectId, Vec<u8>)> =
             objects.map(|(id, _, content)| (id.clone(), content.to_vec())).collect();
         let mut changes = Changes::default();
         for (id, content) in objects {
             self.judge(&id, &content, &mut changes, verify);
         }
-        Ok(Some(changes))
+        changes
+    }
+
+    /// A server that serves us says that this is its map of that version.
+    pub fn on_level(&mut self, version: MapVersion) {
+        self.level = self.level.max(version);
     }
 
     /// Whether the object had the effect that it asks for.
@@ -245,6 +273,7 @@ impl NetMap {
             return Applied::Diverged(changes);
         }
         self.version = delta.version;
+        self.on_level(delta.version);
         self.on_seen(delta.version, delta.receipt);
         Applied::Whole(changes)
     }
@@ -342,11 +371,11 @@ impl NetMap {
         changes.refused.extend(key_of(id).map(|key| (key, reason)));
     }
 
-    /// Whether it is a member whose earlier certificate a trusted root signed.
+    /// Whether it is a member by the certificate that it had before.
     fn is_proved(&self, id: &ObjectId) -> bool {
         let member = key_of(id).and_then(|key| self.members.get(&key));
         let verified =
-            self.trust.as_ref().zip(member).map(|(trust, member)| trust.verify(&member.peer.membership));
+            self.trust.as_ref().zip(member).map(|(trust, member)| trust.verify_held(&member.peer.membership));
         verified.is_some_and(|verified| verified.is_ok())
     }
 

@@ -1,7 +1,11 @@
 //! Whom this agent believes: the network, and the roots that may sign for it. There is mostly one root. Where the cluster changed it, the former ones are believed, too, until
 //! servers no longer name them. Servers must show the newest: an agent is led from a root to the next by the former's signature, and never back.
+//!
+//! A root that servers name no more proves nothing new at once. What it proved before stands until the map has what took its place, and the own certificate, too: lists come
+//! before maps, and from servers that are ahead of the one which serves us.
 
 use proto::{
+    map::MapVersion,
     root::{Fingerprint, RootKey},
     root_list::RootList,
     statement::{NetworkId, Statement, StatementError},
@@ -17,8 +21,18 @@ pub struct Trust {
     newest: RootKey,
     /// Oldest first.
     former: Vec<RootKey>,
+    /// Named no more; oldest first.
+    retiring: Vec<Retiring>,
     /// Believed no more; oldest first.
     retired: Vec<Fingerprint>,
+}
+
+/// A root that proves nothing new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retiring {
+    pub root: RootKey,
+    /// Maps from this version on do without it.
+    pub after: MapVersion,
 }
 
 /// What servers have to show.
@@ -46,13 +60,13 @@ impl Pins {
 pub struct Learned {
     /// There is a newer root.
     pub newer: bool,
-    /// What former roots signed may not be believed any more.
-    pub retired: bool,
+    /// Former roots prove nothing new any more.
+    pub retiring: bool,
 }
 
 impl Trust {
     pub fn new(network: NetworkId, newest: RootKey) -> Self {
-        Self { network, newest, former: Vec::new(), retired: Vec::new() }
+        Self::restored(network, newest, Vec::new(), Vec::new(), Vec::new())
     }
 
     /// As it was kept.
@@ -60,9 +74,10 @@ impl Trust {
         network: NetworkId,
         newest: RootKey,
         former: Vec<RootKey>,
+        retiring: Vec<Retiring>,
         retired: Vec<Fingerprint>,
     ) -> Self {
-        Self { network, newest, former, retired }
+        Self { network, newest, former, retiring, retired }
     }
 
     /// What an enrolment told, over a connection to a server of the cluster.
@@ -90,12 +105,17 @@ impl Trust {
         &self.former
     }
 
+    pub fn retiring(&self) -> &[Retiring] {
+        &self.retiring
+    }
+
     pub fn retired(&self) -> &[Fingerprint] {
         &self.retired
     }
 
     pub fn pins(&self) -> Pins {
-        let former = self.former.iter().map(RootKey::fingerprint);
+        let retiring = self.retiring.iter().map(|retiring| &retiring.root);
+        let former = self.former.iter().chain(retiring).map(RootKey::fingerprint);
         Pins {
             newest: self.newest.fingerprint(),
             former: former.chain(self.retired.iter().copied()).collect(),
@@ -107,7 +127,24 @@ impl Trust {
     /// # Errors
     /// As [`Statement::verify`].
     pub fn verify(&self, signed: &[u8]) -> Result<(Statement, usize), StatementError> {
-        let roots = [&self.newest].into_iter().chain(self.former.iter().rev());
+        self.verify_under([&self.newest].into_iter().chain(self.former.iter().rev()), signed)
+    }
+
+    /// The same of what was verified earlier: a root that servers name no more may still bear it.
+    ///
+    /// # Errors
+    /// As [`Statement::verify`].
+    pub fn verify_held(&self, signed: &[u8]) -> Result<(Statement, usize), StatementError> {
+        let retiring = self.retiring.iter().rev().map(|retiring| &retiring.root);
+        let believed = [&self.newest].into_iter().chain(self.former.iter().rev());
+        self.verify_under(believed.chain(retiring), signed)
+    }
+
+    fn verify_under<'r>(
+        &self,
+        roots: impl Iterator<Item = &'r RootKey>,
+        signed: &[u8],
+    ) -> Result<(Statement, usize), StatementError> {
         for (root, back) in roots.zip(0..) {
             match Statement::verify(signed, self.network, root) {
                 Err(StatementError::Signature) => {}
@@ -117,27 +154,43 @@ impl Trust {
         Err(StatementError::Signature)
     }
 
-    /// Takes over what a server tells: roots that follow upon the newest known here are believed from now on, and former ones that it leaves out are not, unless `own`, this
-    /// agent's certificate, still stands under one. `None`: nothing is new.
+    /// Takes over what a server tells: roots that follow upon the newest known here are believed from now on, and former ones that it leaves out prove nothing new. `None`:
+    /// nothing is new.
     ///
     /// # Errors
     /// The list is no chain.
-    pub fn learn(&mut self, list: &RootList, own: &[u8]) -> Result<Option<Learned>, StatementError> {
+    pub fn learn(&mut self, list: &RootList) -> Result<Option<Learned>, StatementError> {
         let mut told = list.verified(self.network)?;
         // A list that does not know the newest has nothing to say to who does.
         let Some(at) = told.iter().position(|root| *root == self.newest) else { return Ok(None) };
         let newer = told.split_off(at + 1);
-        let is_needed = |root: &RootKey| Statement::verify(own, self.network, root).is_ok();
-        let (kept, retired): (Vec<RootKey>, Vec<RootKey>) =
-            self.former.iter().partition(|root| told.contains(root) || is_needed(root));
-        let learned = Learned { newer: !newer.is_empty(), retired: !retired.is_empty() };
+        // Of several that leave a root out, the first may be told last.
+        for retiring in self.retiring.iter_mut().filter(|retiring| !told.contains(&retiring.root)) {
+            retiring.after = retiring.after.min(list.after);
+        }
+        let (kept, left_out): (Vec<RootKey>, Vec<RootKey>) =
+            self.former.iter().partition(|root| told.contains(root));
+        let learned = Learned { newer: !newer.is_empty(), retiring: !left_out.is_empty() };
         self.former = kept;
         for root in newer {
             self.former.push(std::mem::replace(&mut self.newest, root));
         }
-        self.retired.extend(retired.iter().map(RootKey::fingerprint));
+        self.retiring.extend(left_out.into_iter().map(|root| Retiring { root, after: list.after }));
+        Ok((learned.newer || learned.retiring).then_some(learned))
+    }
+
+    /// Ends the trust in roots that nothing needs any more: the map is at `level`, and `own`, this agent's certificate, stands under another. Returns whether there were
+    /// any.
+    pub fn release(&mut self, level: MapVersion, own: &[u8]) -> bool {
+        let network = self.network;
+        let is_needed = |retiring: &Retiring| {
+            retiring.after > level || Statement::verify(own, network, &retiring.root).is_ok()
+        };
+        let (needed, gone): (Vec<Retiring>, Vec<Retiring>) = self.retiring.iter().partition(|r| is_needed(r));
+        self.retiring = needed;
+        self.retired.extend(gone.iter().map(|retiring| retiring.root.fingerprint()));
         self.retired.drain(..self.retired.len().saturating_sub(RETIRED_KEPT));
-        Ok((learned.newer || learned.retired).then_some(learned))
+        !gone.is_empty()
     }
 }
 
@@ -152,9 +205,18 @@ mod tests {
         RootSecret::from_seed(&[seed; 32])
     }
 
+    fn at(revision: u64) -> MapVersion {
+        MapVersion { epoch: 1, revision }
+    }
+
     fn list(seeds: &[u8]) -> RootList {
+        list_at(0, seeds)
+    }
+
+    fn list_at(revision: u64, seeds: &[u8]) -> RootList {
         let next = |pair: &[u8]| Statement::NextRoot(root(pair[1]).public()).sign(NETWORK, &root(pair[0]));
-        RootList { first: root(seeds[0]).public(), next: seeds.windows(2).map(next).collect() }
+        let next = seeds.windows(2).map(next).collect();
+        RootList { first: root(seeds[0]).public(), next, after: at(revision) }
     }
 
     fn signed(seed: u8) -> Vec<u8> {
@@ -165,25 +227,33 @@ mod tests {
         (1..9).filter(|seed| trust.verify(&signed(*seed)).is_ok()).collect()
     }
 
+    fn bears(trust: &Trust) -> Vec<u8> {
+        (1..9).filter(|seed| trust.verify_held(&signed(*seed)).is_ok()).collect()
+    }
+
     #[test]
     fn who_was_away_for_two_changes_learns_both_and_believes_what_each_signed() {
         let mut trust = Trust::new(NETWORK, root(1).public());
-        let learned = trust.learn(&list(&[1, 2, 3]), &[]);
-        assert_eq!(learned, Ok(Some(Learned { newer: true, retired: false })));
+        let learned = trust.learn(&list(&[1, 2, 3]));
+        assert_eq!(learned, Ok(Some(Learned { newer: true, retiring: false })));
         assert_eq!((believes(&trust), trust.pins().newest), (vec![1, 2, 3], root(3).public().fingerprint()));
         assert_eq!(trust.verify(&signed(1)), Ok((Statement::Unknown, 2)));
-        assert_eq!(trust.learn(&list(&[1, 2, 3]), &[]), Ok(None));
+        assert_eq!(trust.learn(&list(&[1, 2, 3])), Ok(None));
     }
 
     #[test]
     fn nobody_is_led_back_to_a_former_root_nor_to_a_retired_one() {
         let mut trust = Trust::new(NETWORK, root(1).public());
-        trust.learn(&list(&[1, 2, 3]), &[]).unwrap();
-        assert_eq!(trust.learn(&list(&[1, 2]), &[]), Ok(None), "a server that is behind");
-        assert_eq!(trust.learn(&list(&[3]), &[]), Ok(Some(Learned { newer: false, retired: true })));
-        assert_eq!(trust.learn(&list(&[1, 2, 3]), &[]), Ok(None));
-        assert_eq!(believes(&trust), [3]);
-        assert_eq!(trust.pins().former, [1, 2].map(|seed| root(seed).public().fingerprint()));
+        trust.learn(&list(&[1, 2, 3])).unwrap();
+        assert_eq!(trust.learn(&list(&[1, 2])), Ok(None), "a server that is behind");
+        assert_eq!(trust.learn(&list(&[3])), Ok(Some(Learned { newer: false, retiring: true })));
+        for _ in 0..2 {
+            assert_eq!(trust.learn(&list(&[1, 2, 3])), Ok(None));
+            assert_eq!(believes(&trust), [3]);
+            assert_eq!(trust.pins().former, [1, 2].map(|seed| root(seed).public().fingerprint()));
+            trust.release(at(1), &signed(3));
+        }
+        assert_eq!(bears(&trust), [3]);
     }
 
     #[test]
@@ -191,19 +261,33 @@ mod tests {
         let mut trust = Trust::new(NETWORK, root(1).public());
         let mut forged = list(&[1, 2]);
         forged.next.push(Statement::NextRoot(root(4).public()).sign(NETWORK, &root(3)));
-        assert_eq!(trust.learn(&forged, &[]), Err(StatementError::Signature));
-        assert_eq!(trust.learn(&list(&[5, 6]), &[]), Ok(None));
+        assert_eq!(trust.learn(&forged), Err(StatementError::Signature));
+        assert_eq!(trust.learn(&list(&[5, 6])), Ok(None));
         assert_eq!(believes(&trust), [1]);
     }
 
     #[test]
-    fn the_root_of_the_own_certificate_is_kept_until_there_is_another() {
+    fn a_root_that_is_named_no_more_bears_what_it_signed_until_the_map_and_the_own_certificate_do_without() {
         let mut trust = Trust::new(NETWORK, root(1).public());
-        trust.learn(&list(&[1, 2]), &[]).unwrap();
-        assert_eq!(trust.learn(&list(&[2]), &signed(1)), Ok(None));
-        assert_eq!(believes(&trust), [1, 2]);
-        assert!(trust.learn(&list(&[2]), &signed(2)).unwrap().is_some());
-        assert_eq!(believes(&trust), [2]);
+        trust.learn(&list(&[1, 2])).unwrap();
+        trust.learn(&list_at(7, &[2])).unwrap();
+        assert_eq!((believes(&trust), bears(&trust)), (vec![2], vec![1, 2]));
+        assert!(!trust.release(at(6), &signed(2)) && !trust.release(at(7), &signed(1)));
+        assert_eq!(bears(&trust), [1, 2]);
+        assert!(trust.release(at(7), &signed(2)));
+        assert_eq!(bears(&trust), [2]);
+        assert!(!trust.release(at(8), &signed(2)));
+    }
+
+    #[test]
+    fn the_earliest_list_without_a_root_says_which_maps_do_without_it() {
+        let mut trust = Trust::new(NETWORK, root(1).public());
+        trust.learn(&list(&[1, 2])).unwrap();
+        trust.learn(&list_at(9, &[2])).unwrap();
+        assert_eq!(trust.learn(&list_at(5, &[1, 2])), Ok(None), "a server that is behind");
+        assert!(!trust.release(at(7), &signed(2)));
+        assert_eq!(trust.learn(&list_at(7, &[2])), Ok(None));
+        assert!(trust.release(at(7), &signed(2)));
     }
 
     #[test]

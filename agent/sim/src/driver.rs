@@ -8,10 +8,12 @@ use crate::{
     world::World,
 };
 use agent_core::{Agent, BootTime, Identity, Notice, Output, cache, io::TunnelEvent};
-use proto::{map::MapVersion, server_url::ServerUrl, session::AgentMessage};
+use proto::{map::MapVersion, root::Fingerprint, server_url::ServerUrl, session::AgentMessage};
 use std::{net::SocketAddr, time::Duration};
 
 const NAME_DELAY: Duration = Duration::from_millis(8);
+/// A state is on disk, and the agent hears of it, by then.
+const DISK_DELAY: Duration = Duration::from_millis(300);
 /// Indices of one start of a data plane.
 const INDICES: u32 = 1 << 16;
 
@@ -144,9 +146,28 @@ impl World {
                 self.effects(at);
             }
             Output::SaveMap => self.nodes[at].save_map(),
-            Output::SaveState => self.nodes[at].save_state(),
+            Output::SaveState => self.save_state(at),
             Output::Notice(notice) => self.on_notice(at, &notice),
         }
+    }
+
+    fn save_state(&mut self, at: usize) {
+        self.nodes[at].save_state();
+        let delay = self.jitter(DISK_DELAY);
+        let node = &self.nodes[at];
+        let root = node.saved.pins().map(|pins| pins.newest);
+        self.queue.push(self.now + delay, Event::Kept { agent: at, life: node.life, root });
+    }
+
+    pub(crate) fn on_kept(&mut self, at: usize, life: u32, root: Option<Fingerprint>) {
+        let node = &self.nodes[at];
+        if node.life != life {
+            return;
+        }
+        if node.asleep {
+            return self.queue.push(self.now + Duration::from_secs(1), Event::Kept { agent: at, life, root });
+        }
+        self.input(at, |agent, now| agent.handle_root_kept(root, now));
     }
 
     fn note_message(&mut self, at: usize, message: &AgentMessage) {

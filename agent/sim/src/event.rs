@@ -6,7 +6,7 @@ use crate::{
     tunnel::Body,
 };
 use agent_core::{BootTime, io::TunnelEvent};
-use proto::{server_url::ServerUrl, session::Signal, statement::NodeId};
+use proto::{root::Fingerprint, server_url::ServerUrl, session::Signal, statement::NodeId};
 use std::{
     cmp::{Ordering, Reverse},
     collections::BinaryHeap,
@@ -35,6 +35,12 @@ pub(crate) enum Event {
         agent: usize,
         life: u32,
         url: ServerUrl,
+    },
+    /// An agent's disk has a state.
+    Kept {
+        agent: usize,
+        life: u32,
+        root: Option<Fingerprint>,
     },
     Datagram {
         from: SocketAddr,

@@ -205,7 +205,7 @@ impl World {
         match message {
             AgentMessage::Hello(_) | AgentMessage::Root(_) => {}
             AgentMessage::Heartbeat { sequence, .. } => {
-                let ack = self.ack(server, sequence);
+                let ack = self.ack(server, id, sequence);
                 self.answer(id, ServerMessage::Heartbeat(ack));
             }
             AgentMessage::Activate { number, map } => self.on_activate(server, id, number, map),
@@ -233,7 +233,7 @@ impl World {
         }
     }
 
-    fn ack(&self, server: usize, sequence: u64) -> HeartbeatAck {
+    fn ack(&self, server: usize, id: StreamId, sequence: u64) -> HeartbeatAck {
         let it = &self.servers[server];
         HeartbeatAck {
             sequence,
@@ -245,6 +245,7 @@ impl World {
             heartbeat_interval: Duration::ZERO,
             unix_ms: self.unix_ms(),
             receipt: it.state.receipt(),
+            map: it.sessions.get(&id).map(Session::told).unwrap_or_default(),
         }
     }
 

@@ -41,6 +41,16 @@ pub(crate) enum Progress {
     Level(Rc<Atlas>),
 }
 
+impl Session {
+    /// Of the map that the agent was told in full; the default: of none.
+    pub(crate) fn told(&self) -> MapVersion {
+        match self.serving.as_ref().map(|serving| &serving.map) {
+            Some(Progress::Level(told)) => told.version,
+            Some(Progress::Resuming(_) | Progress::Fetching) | None => MapVersion::default(),
+        }
+    }
+}
+
 impl Serving {
     pub(crate) fn resuming(held: MapState) -> Self {
         Self { map: Progress::Resuming(held), presence: None }

@@ -203,6 +203,7 @@ impl World {
             Event::Tick { agent, life } => self.on_tick(agent, life),
             Event::Tunnel { agent, life, event } => self.on_tunnel_event(agent, life, event),
             Event::Resolved { agent, life, url } => self.on_resolved(agent, life, &url),
+            Event::Kept { agent, life, root } => self.on_kept(agent, life, root),
             Event::Datagram { from, to, body } => self.on_datagram(from, to, body),
             Event::Syn(stream, attempt) => self.on_syn(stream, attempt),
             Event::Accept(stream) => self.on_accept(stream),

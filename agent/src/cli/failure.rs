@@ -72,7 +72,6 @@ impl From<DaemonError> for Failure {
             | DaemonError::Key(_)
             | DaemonError::Plane(_)
             | DaemonError::Socket { .. }
-            | DaemonError::OtherNetwork(_)
             | DaemonError::Refused(_)
             | DaemonError::System { .. } => Self::Failed(error.into()),
         }

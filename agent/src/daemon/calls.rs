@@ -46,28 +46,23 @@ impl Driver<'_> {
 
     fn up(&mut self, options: Options, key: Option<SecretKey>, now: BootTime) -> Result<String, Refusal> {
         self.set(options, now)?;
-        if let Some(SecretKey(key)) = key {
-            self.take_setup_key(key, now)?;
-        }
+        let unused = key.and_then(|SecretKey(key)| self.take_setup_key(key, now));
         match self.agent.is_enrolled() || self.world.setup_key.is_some() {
-            true => Ok("the settings are in use".into()),
+            true => Ok(unused.unwrap_or_else(|| "the settings are in use".into())),
             false => Err(Refusal::not_enrolled()),
         }
     }
 
-    fn take_setup_key(&mut self, key: SetupKey, now: BootTime) -> Result<(), Refusal> {
+    /// A member needs none. Returns what to say of one that may be for another network.
+    fn take_setup_key(&mut self, key: SetupKey, now: BootTime) -> Option<String> {
         if self.agent.is_enrolled() {
-            return match self.agent.pins() {
-                Some(pins) if !pins.knows(key.fingerprint) => {
-                    Err(Refusal::failed(super::DaemonError::OtherNetwork(pins.newest).to_string()))
-                }
-                Some(_) | None => Ok(()),
-            };
+            let pins = self.agent.pins().filter(|pins| !pins.knows(key.fingerprint));
+            return pins.map(|pins| super::unused_key(pins.newest));
         }
         self.trust(Pins::only(key.fingerprint));
         self.world.setup_key = Some(key);
         self.agent.set_can_enrol(now);
-        Ok(())
+        None
     }
 
     /// Takes settings over earlier ones, and keeps them for later starts.

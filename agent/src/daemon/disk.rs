@@ -6,13 +6,14 @@ use crate::{
     state_dir::{Kept, OpenError, State, StateDir},
 };
 use agent_core::cache::{self, Cached};
+use proto::root::Fingerprint;
 use std::{
     io,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// The files, as they were loaded.
 pub(super) struct Files {
@@ -47,6 +48,7 @@ pub(super) struct Disk {
     slots: Arc<Slots>,
     /// Says nothing, and goes with the thread.
     running: oneshot::Receiver<()>,
+    kept_root: watch::Receiver<Option<Fingerprint>>,
 }
 
 #[derive(Default)]
@@ -67,16 +69,31 @@ struct Pending {
 }
 
 impl Disk {
-    pub(super) fn start(files: Files) -> io::Result<Self> {
+    /// `root`: the newest of the state that was loaded from these files.
+    pub(super) fn start(files: Files, root: Option<Fingerprint>) -> io::Result<Self> {
         let slots: Arc<Slots> = Arc::default();
         let (ended, running) = oneshot::channel();
-        let writer = Writer { files, told: false };
+        let (kept, kept_root) = watch::channel(root);
+        let writer = Writer { files, kept, told: false };
         let inbox = Arc::clone(&slots);
         thread::Builder::new().name("disk".into()).spawn(move || {
             writer.run(&inbox);
             drop::<oneshot::Sender<()>>(ended);
         })?;
-        Ok(Self { slots, running })
+        Ok(Self { slots, running, kept_root })
+    }
+
+    /// The newest root of the state that is on disk.
+    pub(super) fn kept_root(&self) -> Option<Fingerprint> {
+        *self.kept_root.borrow()
+    }
+
+    /// Waits until there may be another; for ever where nothing is written any more.
+    pub(super) async fn root_kept(&mut self) -> Option<Fingerprint> {
+        if self.kept_root.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        *self.kept_root.borrow_and_update()
     }
 
     pub(super) fn save_map(&self, encoded: Vec<u8>) {
@@ -135,6 +152,7 @@ impl Pending {
 
 struct Writer {
     files: Files,
+    kept: watch::Sender<Option<Fingerprint>>,
     /// A disk that is full is told once, not at every change.
     told: bool,
 }
@@ -168,7 +186,10 @@ impl Writer {
     }
 
     fn state(&mut self, state: Option<State>) -> io::Result<()> {
-        state.map_or(Ok(()), |state| self.files.state.save(&serde_json::to_vec(&state)?))
+        let Some(state) = state else { return Ok(()) };
+        self.files.state.save(&serde_json::to_vec(&state)?)?;
+        self.kept.send_if_modified(|kept| std::mem::replace(kept, state.root()) != state.root());
+        Ok(())
     }
 
     fn settings(&mut self, settings: Option<Options>) -> io::Result<()> {
@@ -179,6 +200,7 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::root::RootSecret;
 
     /// More than any test takes.
     const LONG: Duration = Duration::from_secs(30);
@@ -191,7 +213,7 @@ mod tests {
     async fn everything_given_is_on_disk_at_the_end_and_the_last_version_wins() {
         let directory = tempfile::tempdir().unwrap();
         let state_dir = StateDir::open(directory.path()).unwrap();
-        let disk = Disk::start(files(&state_dir)).unwrap();
+        let disk = Disk::start(files(&state_dir), None).unwrap();
         let first = State::fresh().started();
         disk.save_state(first.clone());
         (0..100u8).for_each(|version| disk.save_map(vec![version]));
@@ -204,6 +226,35 @@ mod tests {
         assert_eq!(files.map.load(number), Some(99));
     }
 
+    /// The state of a member of the network with this root.
+    fn member(root: &RootSecret) -> State {
+        let network =
+            serde_json::json!({ "id": vec![1; 16], "root": root.public().to_bytes(), "membership": [] });
+        let state = serde_json::json!({ "format": 1, "boot": 1, "core": { "network": network } });
+        State::decode(&serde_json::to_vec(&state).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_root_is_kept_when_it_is_written_and_not_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(directory.path()).unwrap();
+        let mut disk = Disk::start(files(&state_dir), None).unwrap();
+        let obstacle = directory.path().join("state.json.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        let root = RootSecret::from_seed(&[1; 32]);
+        disk.save_state(member(&root));
+        disk.save_settings(Options::default());
+        // Settings are written after the state.
+        while !directory.path().join("settings.json").exists() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(disk.kept_root(), None);
+        std::fs::remove_dir(&obstacle).unwrap();
+        disk.save_state(member(&root));
+        let kept = tokio::time::timeout(LONG, disk.root_kept()).await.unwrap();
+        assert_eq!(kept, Some(root.public().fingerprint()));
+    }
+
     #[cfg(unix)]
     #[tokio::test]
     async fn a_disk_that_stalls_keeps_one_version_and_delays_no_end() {
@@ -212,7 +263,7 @@ mod tests {
         // Opening a pipe that nobody reads stalls.
         let pipe = directory.path().join("map.cache.new");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let disk = Disk::start(files(&state_dir)).unwrap();
+        let disk = Disk::start(files(&state_dir), None).unwrap();
         disk.save_map(vec![0]);
         while disk.slots.lock().map.is_some() {
             tokio::task::yield_now().await;

@@ -13,6 +13,7 @@ use crate::{
 use agent_core::{Agent, BootTime, Identity, cache, config::PeerConfig, trust::Pins};
 use proto::{
     map::MAX_ENDPOINTS,
+    root::Fingerprint,
     session::{Reason, Refused, ServerMessage},
     time::UnixTime,
     tls,
@@ -76,6 +77,7 @@ enum Input {
     Network(Network),
     Alarm,
     Signal,
+    RootKept(Option<Fingerprint>),
     ConnectionGone,
 }
 
@@ -119,7 +121,9 @@ impl<'w> Driver<'w> {
         let saved = world.state.core.pins();
         match (&saved, &world.setup_key) {
             (Some(pins), Some(key)) if !pins.knows(key.fingerprint) => {
-                return Err(DaemonError::OtherNetwork(pins.newest));
+                // The key may be of a root that came while this node was away: it needs none.
+                tracing::warn!("{}", super::unused_key(pins.newest));
+                world.setup_key = None;
             }
             (Some(_), _) => world.setup_key = None,
             (None, _) => {}
@@ -164,6 +168,8 @@ impl<'w> Driver<'w> {
         if let Some(pins) = saved.or(invited) {
             driver.trust(pins);
         }
+        let kept = driver.world.disk.kept_root();
+        driver.agent.handle_root_kept(kept, now);
         driver.apply_modes();
         Ok(driver)
     }
@@ -217,6 +223,7 @@ impl<'w> Driver<'w> {
             Some(call) = world.calls.recv(), if answers => Input::Call(call),
             network = world.network_watch.changed() => Input::Network(network),
             () = world.signals.received() => Input::Signal,
+            root = world.disk.root_kept() => Input::RootKept(root),
             () = self.connections.task_ended() => Input::ConnectionGone,
             expired = world.alarm.expired() => {
                 if let Err(error) = expired {
@@ -246,6 +253,7 @@ impl<'w> Driver<'w> {
                 tracing::info!("ending, as a signal asks");
                 self.end(End::Stop, Farewell::Drain);
             }
+            Input::RootKept(root) => self.agent.handle_root_kept(root, now),
             Input::ConnectionGone => {}
         }
         Ok(())

@@ -82,10 +82,6 @@ pub(crate) enum DaemonError {
     Plane(#[from] PlaneError),
     #[error("the local socket {} cannot be made: {source}", .path.display())]
     Socket { path: PathBuf, source: io::Error },
-    #[error(
-        "this node is a member of another network (root {0}) than the setup key is for; run `agent logout` first"
-    )]
-    OtherNetwork(Fingerprint),
     #[error("servers refuse to enrol this node: {0}")]
     Refused(Refused),
     #[error("cannot {what}: {source}")]
@@ -193,7 +189,7 @@ impl World {
             resolver: Resolver::default(),
             renewals: Renewals::default(),
             farewells: Vec::new(),
-            disk: Disk::start(files).map_err(system("start a thread"))?,
+            disk: Disk::start(files, found.state.root()).map_err(system("start a thread"))?,
             state: found.state,
             cached: found.map,
             _state_dir: state_dir,
@@ -231,6 +227,13 @@ impl World {
             tracing::error!("the state directory takes too long to write: what is new is lost");
         }
     }
+}
+
+/// To a member with this root that was given a setup key of one that it does not know.
+fn unused_key(root: Fingerprint) -> String {
+    format!(
+        "the setup key is not used: this node is a member already (root {root}), and the key is of another root; if it is for another network, run `agent logout` first"
+    )
 }
 
 fn settings(given: &Options, file: &Options, kept: &Options) -> Result<Settings, SettingsError> {

@@ -283,7 +283,10 @@ impl Hand {
                     Output::Resolve(url) => self.unresolved = Some(url),
                     Output::Send { message, .. } => drop(proto::encode(&message.into_wire(None, ""))),
                     Output::SaveMap => assert!(cache::decode(&self.agent.map_cache()).is_ok()),
-                    Output::SaveState => drop(self.agent.saved()),
+                    Output::SaveState => {
+                        let root = self.agent.saved().pins().map(|pins| pins.newest);
+                        self.agent.handle_root_kept(root, self.now);
+                    }
                     Output::Fetch { .. }
                     | Output::Close { .. }
                     | Output::Configure { .. }

@@ -1,6 +1,7 @@
 //! `state.json`: what the daemon must not forget, beside what the core keeps.
 
 use agent_core::Saved;
+use proto::root::Fingerprint;
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -56,6 +57,11 @@ impl State {
     /// The state of the same start with what the core keeps by now.
     pub(crate) fn with(&self, core: Saved) -> Self {
         Self { format: FORMAT, boot: self.boot, core }
+    }
+
+    /// The newest root of the network that it is of.
+    pub(crate) fn root(&self) -> Option<Fingerprint> {
+        self.core.pins().map(|pins| pins.newest)
     }
 
     /// The state without a network.

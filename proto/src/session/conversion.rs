@@ -212,6 +212,7 @@ impl TryFrom<wire::HeartbeatAck> for HeartbeatAck {
             heartbeat_interval: Duration::from_millis(wire.heartbeat_interval_ms.into()),
             unix_ms: wire.unix_ms,
             receipt: Receipt::from_bytes(&wire.receipt),
+            map: MapVersion { epoch: wire.map_epoch, revision: wire.map_revision },
         })
     }
 }
@@ -229,6 +230,8 @@ impl From<HeartbeatAck> for wire::HeartbeatAck {
             heartbeat_interval_ms: millis(ack.heartbeat_interval),
             unix_ms: ack.unix_ms,
             receipt: ack.receipt.to_bytes(),
+            map_epoch: ack.map.epoch,
+            map_revision: ack.map.revision,
         }
     }
 }

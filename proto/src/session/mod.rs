@@ -231,6 +231,8 @@ pub struct HeartbeatAck {
     pub unix_ms: u64,
     /// For `at`.
     pub receipt: Receipt,
+    /// Of the map that the session was told in full; the default: of none.
+    pub map: MapVersion,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -41,7 +41,8 @@ fn from_agent() -> Vec<AgentMessage> {
 }
 
 fn roots() -> RootList {
-    RootList { first: RootSecret::from_seed(&[1; 32]).public(), next: vec![vec![1], vec![2]] }
+    let first = RootSecret::from_seed(&[1; 32]).public();
+    RootList { first, next: vec![vec![1], vec![2]], after: VERSION }
 }
 
 fn from_server() -> Vec<ServerMessage> {
@@ -75,6 +76,7 @@ fn from_server() -> Vec<ServerMessage> {
             heartbeat_interval: Duration::ZERO,
             unix_ms: 1,
             receipt: RECEIPT,
+            map: VERSION,
         }),
         ServerMessage::Activated {
             number: SessionNumber { boot: 1, counter: 2 },

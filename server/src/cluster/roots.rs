@@ -157,9 +157,10 @@ pub(crate) fn confirm(state: &State, node: &Node, root: proto::root::Fingerprint
 }
 
 impl Roots {
-    /// As agents are told.
-    pub fn list(&self) -> RootList {
+    /// As agents are told, when the state is at this version.
+    pub fn list(&self, at: MapVersion) -> RootList {
         RootList {
+            after: at,
             first: self.former.first().map_or(self.current, |former| former.key),
             next: self.former.iter().map(|former| former.next.clone()).collect(),
         }
@@ -186,7 +187,10 @@ impl Roots {
         if self.former.len() >= MAX_ROOTS || self.former.iter().any(is_long) {
             return Err("more of former roots than is kept".to_owned());
         }
-        let chain = self.list().verified(network).map_err(|error| format!("its roots: {error}"))?;
+        let chain = self
+            .list(MapVersion::default())
+            .verified(network)
+            .map_err(|error| format!("its roots: {error}"))?;
         let named = self.former.iter().map(|former| former.key).chain([self.current]);
         match self.current == root && named.eq(chain) && self.former.len() <= self.number as usize {
             true => Ok(()),

@@ -119,7 +119,7 @@ impl News {
         if let Some(roots) = state.roots().filter(|roots| self.roots.as_ref() != Some(*roots)) {
             self.roots = Some(roots.clone());
             heard = Heard::Roots;
-            outbox.push_back(ServerMessage::Roots(roots.list()));
+            outbox.push_back(ServerMessage::Roots(roots.list(state.version())));
         }
         self.expires_at = node.expires_at;
         if node.is_expired(server.cluster.now()) {
@@ -152,6 +152,14 @@ enum MapProgress {
 impl Serving {
     pub(super) fn resuming(held: MapState) -> Self {
         Self { map: MapProgress::Resuming(held), presence: None }
+    }
+
+    /// Of the map that the agent was told in full; the default: of none.
+    pub(super) fn told(&self) -> MapVersion {
+        match &self.map {
+            MapProgress::Level(told) => told.version(),
+            MapProgress::Resuming(_) | MapProgress::Fetching => MapVersion::default(),
+        }
     }
 
     pub(super) fn collect(&mut self, server: &Server, slot: &Slot, outbox: &mut Outbox) {

@@ -131,6 +131,6 @@ fn enrolled(server: &Server, node: Node) -> wire::Enrolled {
         node_id: node.id.0,
         servers: server.servers.urls().iter().map(ToString::to_string).collect(),
         membership: node.membership,
-        roots: state.roots().map(|roots| roots.list().into()),
+        roots: state.roots().map(|roots| roots.list(state.version()).into()),
     }
 }

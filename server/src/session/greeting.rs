@@ -156,6 +156,6 @@ pub(super) fn welcome(server: &Server, connection: &ConnectionState, node: &Node
         unix_ms: server.cluster.clock().now_ms(),
         observed_address: server.observed(connection),
         membership: node.membership.clone(),
-        roots: state.roots().map(|roots| roots.list()),
+        roots: state.roots().map(|roots| roots.list(state.version())),
     }
 }

@@ -26,6 +26,7 @@ use crate::{
 };
 use futures_util::{Stream, future::BoxFuture};
 use proto::{
+    map::MapVersion,
     session::{AgentMessage, HeartbeatAck, Hello, MapState, Refused, ServerMessage, SessionNumber},
     statement::NodeId,
     wire,
@@ -200,7 +201,8 @@ impl Session {
                 if !interval.is_zero() {
                     session.heartbeat_interval = interval;
                 }
-                self.outbox.push_back(ServerMessage::Heartbeat(ack(&self.server, sequence)));
+                let told = session.serving.as_ref().map(Serving::told).unwrap_or_default();
+                self.outbox.push_back(ServerMessage::Heartbeat(ack(&self.server, sequence, told)));
             }
             AgentMessage::Activate { number, map } => self.handle_activate(number, map),
             AgentMessage::Deactivate => session.step_back(),
@@ -403,7 +405,7 @@ async fn until_known(server: Arc<Server>, node: NodeId) {
     }
 }
 
-fn ack(server: &Server, sequence: u64) -> HeartbeatAck {
+fn ack(server: &Server, sequence: u64, map: MapVersion) -> HeartbeatAck {
     let (health, state) = (server.cluster.health(), server.cluster.state());
     HeartbeatAck {
         sequence,
@@ -415,6 +417,7 @@ fn ack(server: &Server, sequence: u64) -> HeartbeatAck {
         heartbeat_interval: server.settings.heartbeat,
         unix_ms: server.cluster.clock().now_ms(),
         receipt: state.receipt(),
+        map,
     }
 }
 

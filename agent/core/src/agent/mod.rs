@@ -278,7 +278,7 @@ impl Agent {
                     activate,
                     heartbeat_interval: self.config.control.keepalive,
                     membership: self.membership.as_ref().map_or_else(Vec::new, |(signed, _)| signed.clone()),
-                    root: self.newest_root(),
+                    root: self.kept_root(),
                 };
                 Output::Send { conn, message: AgentMessage::Hello(hello) }
             }

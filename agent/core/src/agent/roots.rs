@@ -1,23 +1,22 @@
 //! Changes of the cluster's root, as servers tell them: believed, kept on disk, and then confirmed, so that the cluster knows who would be lost without the former root.
+//! Only what the driver reports as written is confirmed.
 
 use super::Agent;
 use crate::{
     io::{ConnId, Output},
+    netmap::Changes,
     time::BootTime,
     trust::Pins,
 };
-use proto::{root::Fingerprint, root_list::RootList, session::AgentMessage};
-use std::{collections::BTreeMap, time::Duration};
-
-/// By then the disk has what was learned.
-const KEPT_AFTER: Duration = Duration::from_secs(1);
+use proto::{map::MapVersion, root::Fingerprint, root_list::RootList, session::AgentMessage};
+use std::collections::BTreeMap;
 
 /// What sessions were told of the root that we keep.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Confirmed {
     told: BTreeMap<ConnId, Option<Fingerprint>>,
-    /// When a newer root was learned in this start.
-    learned_at: Option<BootTime>,
+    /// The newest root that the disk has.
+    kept: Option<Fingerprint>,
 }
 
 impl Agent {
@@ -27,24 +26,57 @@ impl Agent {
     }
 
     pub(super) fn on_roots(&mut self, list: &RootList) {
-        let own = self.membership.as_ref().map_or(&[][..], |(signed, _)| signed);
         let before = self.newest_root();
-        match self.netmap.learn_roots(list, own) {
+        match self.netmap.learn_roots(list) {
             Ok(None) => {}
             Ok(Some(changes)) => {
                 let root = self.newest_root();
                 if root != before {
-                    self.confirmed.learned_at = Some(self.now);
                     tracing::info!(root = root.map(tracing::field::display), "the cluster has a new root");
                 }
-                self.on_map_changes(changes);
-                self.save_map_soon();
-                self.outputs.push_back(Output::SaveState);
+                self.on_trust_changed(changes);
             }
             Err(error) => {
                 tracing::warn!(%error, "a server tells of roots that do not follow from the one known here; they are not believed");
             }
         }
+    }
+
+    /// What servers named no more goes when nothing needs it; called where that may have come true.
+    pub(super) fn release_roots(&mut self) {
+        let own = self.membership.as_ref().map_or(&[][..], |(signed, _)| signed);
+        if let Some(changes) = self.netmap.release_roots(own) {
+            tracing::info!("a former root is trusted no more");
+            self.on_trust_changed(changes);
+        }
+    }
+
+    fn on_trust_changed(&mut self, changes: Changes) {
+        self.on_map_changes(changes);
+        self.save_map_soon();
+        self.outputs.push_back(Output::SaveState);
+    }
+
+    /// The server of `conn` has told us its map of this version in full.
+    pub(super) fn on_map_told(&mut self, conn: ConnId, version: MapVersion) {
+        if self.control.serving() == Some(conn) && self.fetching.is_none() {
+            self.netmap.on_level(version);
+        }
+    }
+
+    /// The disk has a state with this root as the newest; `None`: with none. Until that is said nothing is confirmed.
+    pub fn handle_root_kept(&mut self, root: Option<Fingerprint>, now: BootTime) {
+        self.advance(now);
+        self.confirmed.kept = root;
+        if self.kept_root().is_some() {
+            let sessions: Vec<ConnId> = self.control.sessions().collect();
+            sessions.into_iter().for_each(|conn| self.confirm_root(conn));
+        }
+    }
+
+    /// What a Hello confirms.
+    pub(super) fn kept_root(&self) -> Option<Fingerprint> {
+        self.newest_root().filter(|newest| self.confirmed.kept == Some(*newest))
     }
 
     pub(super) fn newest_root(&self) -> Option<Fingerprint> {
@@ -53,8 +85,8 @@ impl Agent {
 
     /// Hello has told it.
     pub(super) fn on_root_told(&mut self, conn: ConnId) {
-        let newest = self.newest_root();
-        self.confirmed.told.insert(conn, newest);
+        let kept = self.kept_root();
+        self.confirmed.told.insert(conn, kept);
     }
 
     pub(super) fn forget_root_told(&mut self, conn: ConnId) {
@@ -62,9 +94,11 @@ impl Agent {
     }
 
     pub(super) fn confirm_root(&mut self, conn: ConnId) {
-        let is_kept = self.confirmed.learned_at.is_none_or(|at| self.now >= at + KEPT_AFTER);
-        let newest = self.newest_root().filter(|_| is_kept);
-        let (Some(root), Some(told)) = (newest, self.confirmed.told.get_mut(&conn)) else { return };
+        let Some(root) = self.kept_root() else {
+            // The disk may take now what it did not take then.
+            return self.save_state_soon();
+        };
+        let Some(told) = self.confirmed.told.get_mut(&conn) else { return };
         if *told != Some(root) {
             *told = Some(root);
             self.outputs.push_back(Output::Send { conn, message: AgentMessage::Root(root) });

@@ -1,9 +1,10 @@
 //! What an agent keeps on disk beside its key and its map, so that it comes up with every server down.
 
 use super::Agent;
-use crate::trust::{Pins, Trust};
+use crate::trust::{Pins, Retiring, Trust};
 use proto::{
     key::PublicKey,
+    map::MapVersion,
     root::{Fingerprint, RootKey},
     server_url::ServerUrl,
     statement::{Membership, NetworkId, Statement},
@@ -31,10 +32,34 @@ struct Network {
     /// Roots before it that are still trusted, oldest first.
     #[serde(default)]
     former_roots: Vec<RootKey>,
+    /// Roots that servers name no more, while something stands under them.
+    #[serde(default)]
+    retiring_roots: Vec<RetiringRoot>,
     #[serde(default)]
     retired_roots: Vec<Fingerprint>,
     /// Our own certificate, as signed.
     membership: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct RetiringRoot {
+    root: RootKey,
+    /// Of the maps that do without it.
+    epoch: u64,
+    revision: u64,
+}
+
+impl From<&Retiring> for RetiringRoot {
+    fn from(retiring: &Retiring) -> Self {
+        let MapVersion { epoch, revision } = retiring.after;
+        Self { root: retiring.root, epoch, revision }
+    }
+}
+
+impl From<&RetiringRoot> for Retiring {
+    fn from(kept: &RetiringRoot) -> Self {
+        Self { root: kept.root, after: MapVersion { epoch: kept.epoch, revision: kept.revision } }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,14 +88,16 @@ impl Saved {
     }
 
     pub(super) fn trust(&self) -> Option<Trust> {
-        let Network { id, root, former_roots, retired_roots, membership: _ } = self.network.as_ref()?;
+        let Network { id, root, former_roots, retiring_roots, retired_roots, membership: _ } =
+            self.network.as_ref()?;
         let newest = RootKey::from_bytes(root).ok()?;
-        Some(Trust::restored(NetworkId(*id), newest, former_roots.clone(), retired_roots.clone()))
+        let retiring = retiring_roots.iter().map(Retiring::from).collect();
+        Some(Trust::restored(NetworkId(*id), newest, former_roots.clone(), retiring, retired_roots.clone()))
     }
 
     pub(super) fn membership(&self) -> Option<(Vec<u8>, Membership)> {
         let signed = &self.network.as_ref()?.membership;
-        match self.trust()?.verify(signed) {
+        match self.trust()?.verify_held(signed) {
             Ok((Statement::Membership(membership), _)) => Some((signed.clone(), membership)),
             Ok((Statement::Removal(_) | Statement::NextRoot(_) | Statement::Unknown, _)) | Err(_) => None,
         }
@@ -97,6 +124,7 @@ impl Agent {
             id: trust.network.0,
             root: trust.newest().to_bytes(),
             former_roots: trust.former().to_vec(),
+            retiring_roots: trust.retiring().iter().map(RetiringRoot::from).collect(),
             retired_roots: trust.retired().to_vec(),
             membership: signed.clone(),
         });

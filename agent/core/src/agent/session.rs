@@ -136,6 +136,7 @@ impl Agent {
             ServerMessage::Servers(servers) => self.control.handle_servers(&servers, self.now),
             ServerMessage::Roots(list) => self.on_roots(&list),
         }
+        self.release_roots();
         self.drain_control();
     }
 
@@ -154,10 +155,6 @@ impl Agent {
             self.observed = Some(observed);
             self.publish_endpoints();
         }
-        if let Some(roots) = &welcome.roots {
-            // Our own certificate may have held on to one that is retired.
-            self.on_roots(roots);
-        }
         self.save_state_soon();
     }
 
@@ -165,6 +162,7 @@ impl Agent {
         self.on_time_told(ack.unix_ms);
         self.control.handle_heartbeat(conn, ack, self.now);
         self.on_level(conn, ack.at, ack.receipt);
+        self.on_map_told(conn, ack.map);
         self.confirm_root(conn);
         self.tell_server_of_removals(conn, ack.at);
     }
@@ -234,6 +232,7 @@ impl Agent {
             Applied::Whole(changes) => {
                 self.on_map_changes(changes);
                 self.on_map_level();
+                self.release_roots();
                 self.on_fetched(conn, told);
             }
             Applied::Stale => self.on_fetched(conn, told),
@@ -341,7 +340,7 @@ impl Agent {
         }
         let Some(trust) = self.netmap.trust() else { return };
         let Ok((membership, back)) = self.own_certificate(signed, trust) else { return };
-        let held = self.membership.as_ref().and_then(|(held, _)| trust.verify(held).ok());
+        let held = self.membership.as_ref().and_then(|(held, _)| trust.verify_held(held).ok());
         let is_under_newer_root = held.is_none_or(|(_, held_back)| back < held_back);
         self.time.on_signed(membership.issued_at);
         let known = self.membership.as_ref().map(|(_, known)| known);

@@ -70,6 +70,8 @@ struct Bench {
     now: BootTime,
     /// The server's map.
     map: Map,
+    /// Which of it heartbeats say the agent was told.
+    told: MapVersion,
 }
 
 impl Bench {
@@ -103,7 +105,7 @@ impl Bench {
         };
         let identity = Identity { key: key(1), boot: 1, can_enrol: true };
         let agent = Agent::new(config, identity, saved, cached, 5, START);
-        Self { agent, now: START, map: Map::default() }
+        Self { agent, now: START, map: Map::default(), told: MapVersion::default() }
     }
 
     fn connect(&mut self, conn: ConnId) {
@@ -167,6 +169,7 @@ impl Bench {
             heartbeat_interval: Duration::ZERO,
             unix_ms: unix_s * 1000,
             receipt: receipt(at.revision),
+            map: self.told,
         };
         self.say(ConnId(0), ServerMessage::Heartbeat(ack));
         self.outputs()
@@ -337,6 +340,7 @@ fn the_receipt_goes_with_the_version_and_over_a_restart_and_a_standby_gives_none
         heartbeat_interval: Duration::ZERO,
         unix_ms: NOW_S * 1000,
         receipt: receipt(9),
+        map: MapVersion::default(),
     };
     hand.say(ConnId(77), ServerMessage::Heartbeat(ack));
     assert_eq!(hand.agent.netmap.state().version, version(2), "it does not serve us");

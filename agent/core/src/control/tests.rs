@@ -210,6 +210,7 @@ impl Bench {
             heartbeat_interval: Duration::ZERO,
             unix_ms: 0,
             receipt: Receipt::default(),
+            map: MapVersion::default(),
         }
     }
 
