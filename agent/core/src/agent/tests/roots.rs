@@ -46,9 +46,9 @@ impl Bench {
     }
 
     fn dialled(&mut self) -> ConnId {
-        let dial = self.outputs().into_iter().find_map(|output| match output {
-            Output::Dial(dial) => Some(dial.conn),
-            _ => None,
+        let dial = self.outputs().into_iter().find_map(|output| {
+            let Output::Dial(dial) = output else { return None };
+            Some(dial.conn)
         });
         dial.expect("a dial")
     }
@@ -92,9 +92,9 @@ fn the_newest_root_is_confirmed_when_the_disk_has_it_and_then_once() {
 fn hello_confirms_what_the_disk_has_and_nothing_else() {
     let hello = |bench: &mut Bench, conn: ConnId| {
         bench.agent.handle_connected(conn, Connected { server: ServerId([1; 16]) }, bench.now);
-        bench.outputs().into_iter().find_map(|output| match output {
-            Output::Send { message: AgentMessage::Hello(hello), .. } => Some(hello.root),
-            _ => None,
+        bench.outputs().into_iter().find_map(|output| {
+            let Output::Send { message: AgentMessage::Hello(hello), .. } = output else { return None };
+            Some(hello.root)
         })
     };
     let saved = Bench::served().agent.saved();
