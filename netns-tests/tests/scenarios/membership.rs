@@ -39,9 +39,9 @@ pub(crate) fn never_ends(s: &mut Scenario) -> Result<()> {
 pub(crate) fn ends_by_time(s: &mut Scenario) -> Result<()> {
     s.expect_warning("membership certificate");
     let mut mesh = Mesh::plan(2, 2).start(s)?;
-    set_lifetime(&mesh, SHORTEST, |status| {
-        status.own.certificate.ends_in_seconds.is_some_and(|left| left <= 90)
-    })?;
+    // One made in the second of its predecessor is dated a second later.
+    let is_new = |left: i64| left <= LIFETIME.as_secs() as i64 + 1;
+    set_lifetime(&mesh, SHORTEST, |status| status.own.certificate.ends_in_seconds.is_some_and(is_new))?;
     let mut pings = mesh.ping_pairs()?;
     let meter = pings.remove(0);
     let killed = Instant::now();
