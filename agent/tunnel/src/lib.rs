@@ -43,7 +43,7 @@ pub use device::{Device, DeviceError};
 pub use event::Event;
 pub use filter::{Filter, Protocol, Refusal, Rule};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
-pub use stats::{Drops, PeerStats};
+pub use stats::{Counters, Drops, PeerDrops, PeerStats, Traffic};
 pub use tunnel::{ConfigureError, StartError, Tunnel, start};
 
 /// What fuzzers call.

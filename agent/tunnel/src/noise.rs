@@ -130,6 +130,8 @@ pub(crate) enum Opened {
     /// A response: the session is up. Send this keepalive, which tells the other side so.
     Established(usize),
     Cookie,
+    /// Its number came before, or is too old to tell.
+    Replayed,
     Refused,
 }
 
@@ -207,6 +209,9 @@ impl Noise {
             (TunnResult::Done, Kind::Data(_)) => Opened::Keepalive,
             (TunnResult::Done, Kind::Cookie(_)) => Opened::Cookie,
             (TunnResult::Done, Kind::Initiation | Kind::Response(_)) => Opened::Refused,
+            (TunnResult::Err(WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter), _) => {
+                Opened::Replayed
+            }
             (TunnResult::Err(_), _) => Opened::Refused,
         }
     }
@@ -287,7 +292,7 @@ mod tests {
         let datagram = &sealed[..len];
         assert_eq!(bob.open(Kind::Data(index), datagram, &mut opened), Opened::Packet(packet().len()));
         assert_eq!(opened[..packet().len()], packet());
-        assert_eq!(bob.open(Kind::Data(index), datagram, &mut opened), Opened::Refused);
+        assert_eq!(bob.open(Kind::Data(index), datagram, &mut opened), Opened::Replayed);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    Peer, PeerStats, PresharedKey, PublicKey, initiation::Timestamp, noise::Noise, queue::Queue,
-    socket::Path, uapi::PeerDescription,
+    Peer, PeerDrops, PeerStats, PresharedKey, PublicKey, Traffic, initiation::Timestamp, noise::Noise,
+    queue::Queue, socket::Path, uapi::PeerDescription,
 };
 
 /// A peer's place in the table. Reused after removal.
@@ -33,6 +33,11 @@ pub(crate) struct PeerState {
     pub(crate) last_handshake_time: Option<SystemTime>,
     pub(crate) rx_bytes: u64,
     pub(crate) tx_bytes: u64,
+    pub(crate) rx_packets: u64,
+    pub(crate) tx_packets: u64,
+    pub(crate) handshakes: u32,
+    /// From the first one on.
+    drops: Option<Box<PeerDrops>>,
     /// Bytes of authentic datagrams, handshakes included.
     pub(crate) rx_datagram_bytes: u64,
     pub(crate) tx_datagram_bytes: u64,
@@ -102,6 +107,10 @@ impl PeerState {
             last_handshake_time: None,
             rx_bytes: 0,
             tx_bytes: 0,
+            rx_packets: 0,
+            tx_packets: 0,
+            handshakes: 0,
+            drops: None,
             rx_datagram_bytes: 0,
             tx_datagram_bytes: 0,
             keepalive: None,
@@ -132,6 +141,21 @@ impl PeerState {
         known.copied().unwrap_or(Path::to(endpoint))
     }
 
+    /// What was dropped, to be counted up.
+    pub(crate) fn drops(&mut self) -> &mut PeerDrops {
+        self.drops.get_or_insert_default()
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic {
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
+            rx_packets: self.rx_packets,
+            tx_packets: self.tx_packets,
+            handshakes: self.handshakes.into(),
+        }
+    }
+
     pub(crate) fn describe(&self) -> PeerDescription {
         PeerDescription {
             key: self.key,
@@ -152,6 +176,10 @@ impl PeerState {
             last_handshake: self.last_handshake_at.map(|at| now.saturating_duration_since(at)),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
+            rx_packets: self.rx_packets,
+            tx_packets: self.tx_packets,
+            handshakes: self.handshakes.into(),
+            drops: self.drops.as_deref().copied().unwrap_or_default(),
             live: self.live.as_ref().is_some_and(|live| live.is_established),
         }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    Command, Config, Drops, Event, PeerStats, Policy,
+    Command, Config, Counters, Drops, Event, PeerStats, Policy,
     device::{Link, LinkWatch},
     socket::Sockets,
     uapi::{Changes, Description},
@@ -50,7 +50,7 @@ pub(crate) enum Request {
     Describe(SyncSender<Description>),
     Link(Link),
     Stats(SyncSender<Vec<PeerStats>>),
-    Drops(SyncSender<Drops>),
+    Counters(SyncSender<Counters>),
 }
 
 /// A running data plane. Dropping it stops the thread, closes the sockets and removes the interface.
@@ -136,8 +136,13 @@ impl Tunnel {
 
     /// What was dropped since the start. Waits as [`Tunnel::stats`] does.
     pub fn drops(&self) -> Drops {
+        self.counters().drops
+    }
+
+    /// What all peers carried, and what was dropped; zeros after a fault. Waits as [`Tunnel::stats`] does.
+    pub fn counters(&self) -> Counters {
         let (reply, answer) = mpsc::sync_channel(1);
-        self.request(Request::Drops(reply));
+        self.request(Request::Counters(reply));
         answer.recv().unwrap_or_default()
     }
 

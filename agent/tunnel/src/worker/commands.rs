@@ -10,7 +10,7 @@ use std::{
 
 use super::{Stop, Worker, inbound::ROAMING_HOLD};
 use crate::{
-    Command, Drops, MAX_ENDPOINTS, Peer, PublicKey,
+    Command, Counters, Drops, MAX_ENDPOINTS, Peer, PublicKey,
     packet::udp_packet,
     peer::{PeerId, PeerState},
     socket::Path,
@@ -47,8 +47,8 @@ impl Worker {
             Request::Stats(reply) => {
                 let _ = reply.send(self.peers.iter().map(|state| state.stats(self.now)).collect());
             }
-            Request::Drops(reply) => {
-                let _ = reply.send(Drops { send_failed: self.outbox.refused, ..self.drops });
+            Request::Counters(reply) => {
+                let _ = reply.send(self.counters());
             }
         }
         Ok(())
@@ -119,9 +119,20 @@ impl Worker {
         }
     }
 
+    fn counters(&self) -> Counters {
+        let drops = Drops { send_failed: self.outbox.refused, ..self.drops };
+        let mut counters = Counters { traffic: self.retired, drops, sessions: 0, workers: 1 };
+        for state in self.peers.iter() {
+            counters.traffic += state.traffic();
+            counters.sessions += u64::from(state.live.as_ref().is_some_and(|live| live.is_established));
+        }
+        counters
+    }
+
     pub(super) fn remove(&mut self, id: PeerId) {
         self.put_to_rest(id);
         if let Some(state) = self.peers.remove(id) {
+            self.retired += state.traffic();
             state.allowed_ips.iter().for_each(|&prefix| self.routes.remove(prefix, id));
         }
     }
@@ -164,9 +175,9 @@ impl Worker {
         let copies = if live.trying.is_empty() { state.path.iter().len() } else { live.trying.len() };
         state.tx_datagram_bytes += (copies * len) as u64;
         if live.trying.is_empty() {
-            state.path.iter().for_each(|&path| self.outbox.send(message, path));
+            state.path.iter().for_each(|&path| self.outbox.send(Some(id), message, path));
         } else {
-            live.trying.iter().for_each(|&to| self.outbox.send(message, Path::to(to)));
+            live.trying.iter().for_each(|&to| self.outbox.send(Some(id), message, Path::to(to)));
         }
     }
 

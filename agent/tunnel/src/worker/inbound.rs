@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Worker;
 use crate::{
-    Event, Policy, initiation,
+    Drops, Event, PeerDrops, Policy, initiation,
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
@@ -86,8 +86,13 @@ impl Worker {
                 state.rx_datagram_bytes += datagram.len() as u64;
                 self.on_heard(id, path, session, true);
             }
+            Opened::Replayed => {
+                self.drops.replayed += 1;
+                state.drops().replayed += 1;
+            }
             Opened::Answer { .. } | Opened::Established(_) | Opened::Cookie | Opened::Refused => {
                 self.drops.not_authentic += 1;
+                state.drops().not_authentic += 1;
             }
         }
     }
@@ -106,8 +111,21 @@ impl Worker {
                 self.on_data(id, len);
             }
             Verdict::Message => self.deliver_message(id, path, len),
-            Verdict::ForgedMessage => self.drops.message_port += 1,
-            Verdict::BadSource => self.drops.bad_source += 1,
+            Verdict::ForgedMessage => self.refuse(id, |drops, of_peer| {
+                drops.message_port += 1;
+                of_peer.message_port += 1;
+            }),
+            Verdict::BadSource => self.refuse(id, |drops, of_peer| {
+                drops.bad_source += 1;
+                of_peer.bad_source += 1;
+            }),
+        }
+    }
+
+    /// Counts what is dropped and laid to a peer.
+    fn refuse(&mut self, id: PeerId, count: impl FnOnce(&mut Drops, &mut PeerDrops)) {
+        if let Some(state) = self.peers.get(id) {
+            count(&mut self.drops, state.drops());
         }
     }
 
@@ -115,6 +133,7 @@ impl Worker {
         let now = self.now;
         if let Some(state) = self.peers.get(id) {
             state.rx_bytes += len as u64;
+            state.rx_packets += 1;
             if let Some(live) = state.live.as_deref_mut() {
                 live.owing_since.get_or_insert(now);
             }
@@ -149,7 +168,10 @@ impl Worker {
                 state.live.iter_mut().for_each(|live| live.remember(path));
                 self.emit(Event::Message { peer, payload, from: path.to });
             }
-            (None, _) | (_, None) => self.drops.message_port += 1,
+            (None, _) | (_, None) => self.refuse(id, |drops, of_peer| {
+                drops.message_port += 1;
+                of_peer.message_port += 1;
+            }),
         }
     }
 
@@ -203,6 +225,7 @@ impl Worker {
         }
         state.path = Some(path);
         state.last_handshake_at = Some(now);
+        state.handshakes = state.handshakes.saturating_add(1);
         state.last_handshake_time = Some(SystemTime::now());
         let peer = state.key;
         self.send_waiting(id);
@@ -216,7 +239,7 @@ impl Worker {
             Admission::Granted => return true,
             Admission::Cookie(len) => {
                 self.drops.under_load += 1;
-                self.outbox.send(&self.scratch[..len], path);
+                self.outbox.send(None, &self.scratch[..len], path);
             }
             Admission::TooMany => self.drops.under_load += 1,
             Admission::BadMac => self.drops.bad_mac += 1,
@@ -237,7 +260,7 @@ impl Worker {
     fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
         let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
         if let Some(answer) = self.answers.find(initiation, self.now) {
-            self.outbox.send(answer, path);
+            self.outbox.send(None, answer, path);
             return;
         }
         if !self.admit(path, datagram) {
@@ -258,7 +281,10 @@ impl Worker {
         };
         let Some(newest) = self.peers.get(id).map(|state| state.newest_initiation) else { return };
         if timestamp <= newest {
-            self.drops.replayed_handshake += 1;
+            self.refuse(id, |drops, of_peer| {
+                drops.replayed_handshake += 1;
+                of_peer.replayed_handshake += 1;
+            });
             // The newest itself comes by several paths.
             if timestamp < newest && self.strangers.admit(path.to, self.now) {
                 self.emit(Event::StaleInitiation { peer: sender.key, from: path.to });
@@ -283,7 +309,7 @@ impl Worker {
                 live.is_initiating = false;
                 live.retry_at = None;
                 self.answers.insert(initiation, id, &answer[..len], now);
-                self.outbox.send(&answer[..len], path);
+                self.outbox.send(Some(id), &answer[..len], path);
                 if let Some(state) = self.peers.get(id) {
                     state.tx_datagram_bytes += len as u64;
                 }
@@ -292,8 +318,16 @@ impl Worker {
             | Opened::Keepalive
             | Opened::Established(_)
             | Opened::Cookie
-            | Opened::Refused => self.drops.not_authentic += 1,
+            | Opened::Replayed
+            | Opened::Refused => self.refuse_forged(id),
         }
+    }
+
+    fn refuse_forged(&mut self, id: PeerId) {
+        self.refuse(id, |drops, of_peer| {
+            drops.not_authentic += 1;
+            of_peer.not_authentic += 1;
+        });
     }
 
     fn handle_response(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
@@ -313,14 +347,15 @@ impl Worker {
                 live.on_sent(self.now);
                 state.rx_datagram_bytes += datagram.len() as u64;
                 state.tx_datagram_bytes += len as u64;
-                self.outbox.send(&self.scratch[..len], path);
+                self.outbox.send(Some(id), &self.scratch[..len], path);
                 self.establish(id, path, true);
             }
             Opened::Packet(_)
             | Opened::Keepalive
             | Opened::Answer { .. }
             | Opened::Cookie
-            | Opened::Refused => self.drops.not_authentic += 1,
+            | Opened::Replayed
+            | Opened::Refused => self.refuse_forged(id),
         }
     }
 

@@ -28,7 +28,7 @@ use std::{
 };
 
 use crate::{
-    Config, Device, Drops, Event, Policy, PrivateKey,
+    Config, Device, Drops, Event, Policy, PrivateKey, Traffic,
     answers::Answers,
     device::{LinkWatch, Reader, Writer},
     initiation::Opener,
@@ -89,6 +89,8 @@ pub(crate) struct Worker {
     routes: Routes,
     budget: Budget,
     drops: Drops,
+    /// What removed peers carried.
+    retired: Traffic,
     events: Events,
     activity: Activity,
     strangers: Strangers,
@@ -121,6 +123,7 @@ impl Worker {
             routes: Routes::default(),
             budget: Budget::default(),
             drops: Drops::default(),
+            retired: Traffic::default(),
             events,
             activity: Activity::new(now),
             strangers: Strangers::new(now),
@@ -184,6 +187,7 @@ impl Worker {
         let sent = self.send(reader)?;
         self.handle_timers();
         self.outbox.flush();
+        self.blame();
         if !(ordered || received || sent) {
             self.wait(wakeups).map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))?;
         }
@@ -236,7 +240,16 @@ impl Worker {
         packet.resize(padded_len(packet.len(), usize::from(self.device.mtu())), 0);
         let Some(state) = self.peers.get(id) else { return };
         if let Some(live) = state.live.as_deref_mut().filter(|live| live.is_established) {
-            state.tx_datagram_bytes += self.outbox.seal(live.sealer(), &packet, path);
+            state.tx_datagram_bytes += self.outbox.seal(id, live.sealer(), &packet, path);
+        }
+    }
+
+    /// Lays what the sockets refused to the peers it was for.
+    fn blame(&mut self) {
+        for (id, refused) in self.outbox.take_blamed() {
+            if let Some(state) = self.peers.get(id) {
+                state.drops().send_failed += refused;
+            }
         }
     }
 

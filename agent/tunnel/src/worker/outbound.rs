@@ -61,9 +61,10 @@ impl Worker {
         let path = state.path?;
         let live = state.live.as_deref_mut().filter(|live| live.is_established)?;
         let noise = live.sealer();
+        state.tx_packets += count as u64;
         for index in 0..count {
             state.tx_bytes += reader.segment(index).len() as u64;
-            state.tx_datagram_bytes += self.outbox.seal(noise, reader.padded(index), path);
+            state.tx_datagram_bytes += self.outbox.seal(id, noise, reader.padded(index), path);
         }
         live.on_data_sent(self.now);
         if !state.is_active {
@@ -83,6 +84,7 @@ impl Worker {
         for index in 0..count {
             if !state.waiting.push(reader.segment(index), &mut self.budget) {
                 self.drops.queue_full += 1;
+                state.drops().queue_full += 1;
             }
         }
         match self.policy {
@@ -102,8 +104,9 @@ impl Worker {
         state.is_announced = false;
         let Some(path) = state.path else { return };
         let packets = state.waiting.take(&mut self.budget);
-        let mut sent_bytes = 0;
+        let (mut sent_packets, mut sent_bytes) = (0, 0);
         for packet in packets {
+            sent_packets += 1;
             sent_bytes += packet.len() as u64;
             self.seal_copy(id, packet.into(), path);
         }
@@ -114,6 +117,7 @@ impl Worker {
         let now = self.now;
         if let Some(state) = self.peers.get(id) {
             state.tx_bytes += sent_bytes;
+            state.tx_packets += sent_packets;
             if let Some(live) = state.established() {
                 live.on_data_sent(now);
             }

@@ -106,7 +106,7 @@ impl Worker {
         if let (Some(path), Some(live)) = (state.path, state.live.as_deref_mut()) {
             live.on_sent(self.now);
             state.tx_datagram_bytes += len as u64;
-            self.outbox.send(&self.scratch[..len], path);
+            self.outbox.send(Some(id), &self.scratch[..len], path);
         }
     }
 
@@ -152,7 +152,7 @@ impl Worker {
         let is_owed = live.owing_since.is_some_and(|at| since(at) >= KEEPALIVE_TIMEOUT);
         if is_owed || interval.is_some_and(|interval| since(live.sent_at) >= interval) {
             live.on_sent(now);
-            state.tx_datagram_bytes += self.outbox.seal(live.sealer(), &[], path);
+            state.tx_datagram_bytes += self.outbox.seal(id, live.sealer(), &[], path);
         }
         if interval.is_some() {
             self.renew(id);

@@ -88,7 +88,7 @@ impl Worker {
             Some(live) if live.is_established => {
                 if let Some(path) = path.filter(|_| keeps_alive) {
                     live.on_sent(now);
-                    state.tx_datagram_bytes += self.outbox.seal(live.sealer(), &[], path);
+                    state.tx_datagram_bytes += self.outbox.seal(id, live.sealer(), &[], path);
                 }
             }
             // What asked for it may be gone since.
