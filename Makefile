@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DATABASE ?= sqlite
 
-.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel fuzz deps clean
+.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel wireguard-tests fuzz deps clean
 
 all: build
 
@@ -48,6 +48,11 @@ bench-tunnel: deps
 	packaging/build-peers.sh target/peers
 	$(CARGO) build --release --quiet -p agent -p netns-tests
 	$(CARGO) run --release --quiet -p netns-tests --bin bench_tunnel -- --peers target/peers --rounds $(ROUNDS) --seconds $(LOAD)
+
+# wireguard-go's own tests, whole, against `agent wg`. Needs root, and Go to fetch them; about a minute.
+wireguard-tests:
+	$(CARGO) build --release --quiet -p agent
+	packaging/wireguard-tests.sh $(or $(CARGO_TARGET_DIR),target)/release/agent target/wireguard-tests.log
 
 # Every decoder of foreign bytes, for SECONDS each (FUZZ=name: those whose name contains it). Needs cargo-fuzz (`cargo install cargo-fuzz`), for its instruments a nightly's
 # flags, and for the tunnel's root. What is found lies in */fuzz/artifacts; once it is mended it belongs into the corpus.
