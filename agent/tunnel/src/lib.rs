@@ -14,6 +14,7 @@
 mod allowed;
 mod answers;
 mod batch;
+pub mod capture;
 mod command;
 mod config;
 mod device;

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
         mpsc::{self, Sender, SyncSender},
     },
     thread::{self, JoinHandle},
@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     Command, Config, Counters, Drops, Event, PeerStats, Policy,
+    capture::{Capture, Packets, Tap, Wanted},
     device::{Link, LinkWatch},
     socket::Sockets,
     uapi::{Changes, Description},
@@ -51,6 +52,9 @@ pub(crate) enum Request {
     Link(Link),
     Stats(SyncSender<Vec<PeerStats>>),
     Counters(SyncSender<Counters>),
+    Capture(Tap),
+    /// Captures are over.
+    TidyCaptures,
 }
 
 /// A running data plane. Dropping it stops the thread, closes the sockets and removes the interface.
@@ -60,6 +64,8 @@ pub struct Tunnel {
     waker: Waker,
     listen_port: Arc<AtomicU16>,
     interface: String,
+    /// How many are running.
+    captures: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -94,7 +100,7 @@ pub fn start(config: Config, events: impl FnMut(Event) + Send + 'static) -> Resu
             }
         })
         .map_err(StartError::Thread)?;
-    Ok(Tunnel { requests, waker, listen_port, interface, thread: Some(thread) })
+    Ok(Tunnel { requests, waker, listen_port, interface, captures: Arc::default(), thread: Some(thread) })
 }
 
 impl Tunnel {
@@ -144,6 +150,20 @@ impl Tunnel {
         let (reply, answer) = mpsc::sync_channel(1);
         self.request(Request::Counters(reply));
         answer.recv().unwrap_or_default()
+    }
+
+    /// Copies what goes through the tunnel, until the capture is dropped. `sink` is called on the data plane's thread and
+    /// must not block. `None`: there are [`crate::capture::MAX_CAPTURES`] already.
+    pub fn capture(&self, wanted: Wanted, sink: impl Fn(Packets) + Send + Sync + 'static) -> Option<Capture> {
+        let (requests, waker) = (self.requests.clone(), self.waker.clone());
+        let tidy = move || {
+            if requests.send(Request::TidyCaptures).is_ok() {
+                waker.wake();
+            }
+        };
+        let (capture, tap) = Capture::begin(&self.captures, wanted, Arc::new(sink), tidy)?;
+        self.request(Request::Capture(tap));
+        Some(capture)
     }
 
     fn request(&self, request: Request) {

@@ -11,6 +11,7 @@ use std::{
 use super::{Stop, Worker, inbound::ROAMING_HOLD};
 use crate::{
     Command, Counters, Drops, MAX_ENDPOINTS, Peer, PublicKey,
+    capture::{Direction, Fate},
     packet::udp_packet,
     peer::{PeerId, PeerState},
     socket::Path,
@@ -50,6 +51,8 @@ impl Worker {
             Request::Counters(reply) => {
                 let _ = reply.send(self.counters());
             }
+            Request::Capture(tap) => self.taps.add(tap),
+            Request::TidyCaptures => self.taps.tidy(),
         }
         Ok(())
     }
@@ -193,6 +196,9 @@ impl Worker {
         }
         let from = self.addresses.iter().find(|own| own.is_ipv4() == to.is_ipv4())?;
         let packet = udp_packet((*from, port).into(), (to, port).into(), payload)?;
+        if !self.taps.is_empty() {
+            self.taps.note(state.key, Direction::Outbound, Fate::Passed, &packet);
+        }
         self.seal_copy(id, packet, path);
         Some(())
     }

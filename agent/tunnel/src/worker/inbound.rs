@@ -4,7 +4,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Worker;
 use crate::{
-    Drops, Event, PeerDrops, Policy, initiation,
+    Drops, Event, PeerDrops, Policy,
+    capture::{Direction, Fate},
+    initiation,
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
@@ -105,25 +107,39 @@ impl Worker {
             Verdict::Message | Verdict::ForgedMessage => false,
         };
         self.on_heard(id, path, session, moves);
+        if !self.taps.is_empty() {
+            self.capture(id, verdict, len);
+        }
         match verdict {
             Verdict::Deliver => {
                 self.writer.keep(len);
                 self.on_data(id, len);
             }
             Verdict::Message => self.deliver_message(id, path, len),
-            Verdict::ForgedMessage => self.refuse(id, |drops, of_peer| {
+            Verdict::ForgedMessage => self.drop_of(id, |drops, of_peer| {
                 drops.message_port += 1;
                 of_peer.message_port += 1;
             }),
-            Verdict::BadSource => self.refuse(id, |drops, of_peer| {
+            Verdict::BadSource => self.drop_of(id, |drops, of_peer| {
                 drops.bad_source += 1;
                 of_peer.bad_source += 1;
             }),
         }
     }
 
+    fn capture(&mut self, id: PeerId, verdict: Verdict, len: usize) {
+        let fate = match verdict {
+            Verdict::Deliver | Verdict::Message => Fate::Passed,
+            Verdict::ForgedMessage => Fate::ForgedMessage,
+            Verdict::BadSource => Fate::BadSource,
+        };
+        if let Some(state) = self.peers.get(id) {
+            self.taps.note(state.key, Direction::Inbound, fate, &self.writer.room()[..len]);
+        }
+    }
+
     /// Counts what is dropped and laid to a peer.
-    fn refuse(&mut self, id: PeerId, count: impl FnOnce(&mut Drops, &mut PeerDrops)) {
+    fn drop_of(&mut self, id: PeerId, count: impl FnOnce(&mut Drops, &mut PeerDrops)) {
         if let Some(state) = self.peers.get(id) {
             count(&mut self.drops, state.drops());
         }
@@ -168,7 +184,7 @@ impl Worker {
                 state.live.iter_mut().for_each(|live| live.remember(path));
                 self.emit(Event::Message { peer, payload, from: path.to });
             }
-            (None, _) | (_, None) => self.refuse(id, |drops, of_peer| {
+            (None, _) | (_, None) => self.drop_of(id, |drops, of_peer| {
                 drops.message_port += 1;
                 of_peer.message_port += 1;
             }),
@@ -281,7 +297,7 @@ impl Worker {
         };
         let Some(newest) = self.peers.get(id).map(|state| state.newest_initiation) else { return };
         if timestamp <= newest {
-            self.refuse(id, |drops, of_peer| {
+            self.drop_of(id, |drops, of_peer| {
                 drops.replayed_handshake += 1;
                 of_peer.replayed_handshake += 1;
             });
@@ -324,7 +340,7 @@ impl Worker {
     }
 
     fn refuse_forged(&mut self, id: PeerId) {
-        self.refuse(id, |drops, of_peer| {
+        self.drop_of(id, |drops, of_peer| {
             drops.not_authentic += 1;
             of_peer.not_authentic += 1;
         });

@@ -30,6 +30,7 @@ use std::{
 use crate::{
     Config, Device, Drops, Event, Policy, PrivateKey, Traffic,
     answers::Answers,
+    capture::Taps,
     device::{LinkWatch, Reader, Writer},
     initiation::Opener,
     limit::{Activity, Strangers},
@@ -91,6 +92,7 @@ pub(crate) struct Worker {
     drops: Drops,
     /// What removed peers carried.
     retired: Traffic,
+    taps: Taps,
     events: Events,
     activity: Activity,
     strangers: Strangers,
@@ -124,6 +126,7 @@ impl Worker {
             budget: Budget::default(),
             drops: Drops::default(),
             retired: Traffic::default(),
+            taps: Taps::default(),
             events,
             activity: Activity::new(now),
             strangers: Strangers::new(now),
@@ -188,6 +191,7 @@ impl Worker {
         self.handle_timers();
         self.outbox.flush();
         self.blame();
+        self.taps.flush();
         if !(ordered || received || sent) {
             self.wait(wakeups).map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))?;
         }

@@ -3,6 +3,7 @@
 use super::{Stop, Worker};
 use crate::{
     Event, Policy,
+    capture::{Direction, Fate},
     device::{Read, Reader},
     packet,
     peer::PeerId,
@@ -60,6 +61,11 @@ impl Worker {
         let state = self.peers.get(id)?;
         let path = state.path?;
         let live = state.live.as_deref_mut().filter(|live| live.is_established)?;
+        if !self.taps.is_empty() {
+            (0..count).for_each(|index| {
+                self.taps.note(state.key, Direction::Outbound, Fate::Passed, reader.segment(index));
+            });
+        }
         let noise = live.sealer();
         state.tx_packets += count as u64;
         for index in 0..count {
@@ -103,11 +109,15 @@ impl Worker {
         let Some(state) = self.peers.get(id) else { return };
         state.is_announced = false;
         let Some(path) = state.path else { return };
+        let peer = state.key;
         let packets = state.waiting.take(&mut self.budget);
         let (mut sent_packets, mut sent_bytes) = (0, 0);
         for packet in packets {
             sent_packets += 1;
             sent_bytes += packet.len() as u64;
+            if !self.taps.is_empty() {
+                self.taps.note(peer, Direction::Outbound, Fate::Passed, &packet);
+            }
             self.seal_copy(id, packet.into(), path);
         }
         if sent_bytes == 0 {
