@@ -144,6 +144,7 @@ impl Plane {
             fwmark: Some(MARK),
             addresses: addresses.clone(),
             message_port: Some(AGENT_PORT),
+            filter: None,
         };
         let sender = self.sender.clone();
         let tunnel = agent_tunnel::start(config, move |event| sender.send(event))?;

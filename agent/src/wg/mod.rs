@@ -63,6 +63,7 @@ impl Interface {
             fwmark: None,
             addresses: Vec::new(),
             message_port: None,
+            filter: None,
         };
         let (sender, ends) = mpsc::unbounded_channel();
         let tunnel = agent_tunnel::start(config, move |event| {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::{Peer, PublicKey};
+use crate::{Peer, PublicKey, Rule};
 
 /// One order to the data plane. Orders about a key that is not configured are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub enum Command {
         payload: Vec<u8>,
         via: Option<SocketAddr>,
     },
+    /// Other rules for the filter; a connection from outside that these would not allow is over. Without a filter
+    /// ([`crate::Config::filter`]) it is ignored.
+    SetRules(Vec<Rule>),
     /// The network changed: new sockets, on the same port where possible.
     Rebind,
     Shutdown,

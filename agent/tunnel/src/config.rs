@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::{Device, PresharedKey, PrivateKey, PublicKey};
+use crate::{Device, PresharedKey, PrivateKey, PublicKey, Rule};
 
 /// Ethernet's 1500 bytes less 80: IPv6 40, UDP 8, WireGuard 32.
 pub const DEFAULT_MTU: u16 = 1420;
@@ -28,6 +28,9 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     /// The agents' own UDP port inside tunnels. Datagrams to it are never taken from, nor written to, the interface.
     pub message_port: Option<u16>,
+    /// What peers may open here, from the first packet on; `Some` of nothing: they only answer. `None`: no filter, now
+    /// or later.
+    pub filter: Option<Vec<Rule>>,
 }
 
 /// Who decides when there are sessions.

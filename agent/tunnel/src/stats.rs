@@ -127,6 +127,10 @@ reasons! {
         replayed,
         /// A peer sent from an address that is not its own.
         bad_source,
+        /// From a peer: no rule of the filter allows it, and it answers nothing.
+        denied,
+        /// From a peer: the filter cannot read it, as it is cut short or built to mislead.
+        malformed_inside,
     }
 }
 
@@ -140,6 +144,8 @@ reasons! {
         replayed,
         bad_source,
         message_port,
+        denied,
+        malformed_inside,
     }
 }
 

@@ -143,6 +143,7 @@ fn plain(netns: &Netns, events: impl FnMut(Event) + Send + 'static) -> Tunnel {
             fwmark: None,
             addresses: Vec::new(),
             message_port: None,
+            filter: None,
         };
         start(config, events).unwrap()
     })

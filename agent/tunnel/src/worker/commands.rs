@@ -80,6 +80,11 @@ impl Worker {
                     worker.drops.message_unsent += 1;
                 }
             }),
+            Command::SetRules(rules) => {
+                if let Some(filter) = &mut self.filter {
+                    filter.replace_rules(rules);
+                }
+            }
             Command::Rebind => return self.rebind(),
             Command::Shutdown => return Err(Stop::Ordered),
         }

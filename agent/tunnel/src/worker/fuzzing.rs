@@ -45,7 +45,7 @@ thread_local! {
     static BENCH: RefCell<Option<Bench>> = const { RefCell::new(None) };
 }
 
-/// Network to interface: what strangers send, what the peer seals, and handshakes of the peer that were bent.
+/// Network to interface: what strangers send, what the peer seals, and handshakes of the peer that were bent. The filter lets everything in until it is given other rules.
 pub fn datagrams(bytes: &[u8]) {
     with_bench(|bench| {
         for (kind, bytes) in steps(bytes) {
@@ -81,13 +81,8 @@ pub fn uapi(bytes: &[u8]) {
 
 /// The packet filter, under one rule, none and all, in a time that passes.
 pub fn filter(bytes: &[u8]) {
-    let rule = Rule {
-        sources: vec!["100.64.0.0/25".parse().expect("a prefix"), "fd00::/9".parse().expect("a prefix")],
-        ports: vec![22..=80],
-        ..Rule::all()
-    };
     let mut now = Instant::now();
-    let mut filter = Filter::new(vec![rule], now);
+    let mut filter = Filter::new(vec![rule()], now);
     for (kind, packet) in steps(bytes) {
         now += Duration::from_secs(u64::from(kind >> 3));
         match kind % 8 {
@@ -98,6 +93,12 @@ pub fn filter(bytes: &[u8]) {
         }
         filter.assert_sound();
     }
+}
+
+/// Of some ports, from the lower half of the prefixes in use.
+fn rule() -> Rule {
+    let sources = ["100.64.0.0/25", "fd00::/9"].map(|prefix| prefix.parse().expect("a prefix"));
+    Rule { sources: sources.to_vec(), ports: vec![22..=80], ..Rule::all() }
 }
 
 fn with_bench(work: impl FnOnce(&mut Bench)) {
@@ -140,6 +141,7 @@ impl Bench {
             fwmark: None,
             addresses: own.to_vec(),
             message_port: Some(MESSAGE_PORT),
+            filter: Some(vec![Rule::all()]),
         };
         let sockets = Sockets::open(0, None).expect("sockets");
         let worker = Worker::new(config, sockets, Arc::new(AtomicU16::new(0)), Box::new(|_| ()));
@@ -157,6 +159,7 @@ impl Bench {
         (worker.budget, worker.drops) = (Budget::default(), Drops::default());
         (worker.activity, worker.strangers) = (Activity::new(now), Strangers::new(now));
         (worker.now, worker.next_tick_at) = (now, now);
+        worker.filter = Some(Filter::new(vec![Rule::all()], now));
         self.noise = noise();
         let allowed: Vec<ipnet::IpNet> = vec![PEER.into(), "fd00::7/128".parse().expect("a prefix")];
         let peer =
@@ -199,6 +202,7 @@ impl Bench {
         };
         let path = Path::to(from);
         match kind % 4 {
+            _ if kind & 0x40 != 0 => self.filter(kind, bytes),
             0 => self.worker.handle_datagram(path, None, bytes),
             1 => self.seal(bytes),
             2 => self.bend(path, bytes),
@@ -209,6 +213,17 @@ impl Bench {
                 inner.into_iter().for_each(|inner| self.seal(&inner));
             }
         }
+    }
+
+    /// Other rules, or a packet that opens the way for its answers.
+    fn filter(&mut self, kind: u8, bytes: &[u8]) {
+        let rules = match kind % 4 {
+            0 => Vec::new(),
+            1 => vec![rule()],
+            2 => vec![Rule::all()],
+            _ => return self.send(0, bytes),
+        };
+        self.worker.handle_command(Command::SetRules(rules)).ok();
     }
 
     /// The peer seals these bytes, whatever they are.
@@ -253,6 +268,7 @@ impl Bench {
     }
 
     fn rest(&mut self) {
+        self.worker.filter.iter().for_each(Filter::assert_sound);
         self.worker.write();
         self.worker.handle_timers();
         self.worker.outbox.flush();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Worker;
 use crate::{
-    Drops, Event, PeerDrops, Policy,
+    Drops, Event, PeerDrops, Policy, Refusal,
     capture::{Direction, Fate},
     initiation,
     noise::{Admission, Kind, Opened},
@@ -25,6 +25,8 @@ enum Verdict {
     /// To the agents' port, but not from the peer's own address.
     ForgedMessage,
     BadSource,
+    /// The peer may send it, but the filter lets it not in.
+    Refused(Refusal),
 }
 
 impl Worker {
@@ -103,7 +105,7 @@ impl Worker {
     fn handle_packet(&mut self, id: PeerId, path: Path, session: u32, len: usize) {
         let verdict = self.judge(id, len);
         let moves = match verdict {
-            Verdict::Deliver | Verdict::BadSource => true,
+            Verdict::Deliver | Verdict::BadSource | Verdict::Refused(_) => true,
             Verdict::Message | Verdict::ForgedMessage => false,
         };
         self.on_heard(id, path, session, moves);
@@ -124,6 +126,25 @@ impl Worker {
                 drops.bad_source += 1;
                 of_peer.bad_source += 1;
             }),
+            Verdict::Refused(refusal) => self.refuse(id, refusal),
+        }
+    }
+
+    /// Its sender still hears that the way here works, by a keepalive: or it would take the path for dead.
+    fn refuse(&mut self, id: PeerId, refusal: Refusal) {
+        self.drop_of(id, |drops, of_peer| match refusal {
+            Refusal::Denied => {
+                drops.denied += 1;
+                of_peer.denied += 1;
+            }
+            Refusal::Malformed => {
+                drops.malformed_inside += 1;
+                of_peer.malformed_inside += 1;
+            }
+        });
+        let now = self.now;
+        if let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) {
+            live.owing_since.get_or_insert(now);
         }
     }
 
@@ -132,6 +153,8 @@ impl Worker {
             Verdict::Deliver | Verdict::Message => Fate::Passed,
             Verdict::ForgedMessage => Fate::ForgedMessage,
             Verdict::BadSource => Fate::BadSource,
+            Verdict::Refused(Refusal::Denied) => Fate::Denied,
+            Verdict::Refused(Refusal::Malformed) => Fate::Malformed,
         };
         if let Some(state) = self.peers.get(id) {
             self.taps.note(state.key, Direction::Inbound, fate, &self.writer.room()[..len]);
@@ -173,7 +196,11 @@ impl Worker {
                 Verdict::ForgedMessage
             };
         }
-        if is_allowed { Verdict::Deliver } else { Verdict::BadSource }
+        if !is_allowed {
+            return Verdict::BadSource;
+        }
+        let judged = self.filter.as_mut().map_or(Ok(()), |filter| filter.judge_inbound(packet, self.now));
+        judged.map_or_else(Verdict::Refused, |()| Verdict::Deliver)
     }
 
     fn deliver_message(&mut self, id: PeerId, path: Path, len: usize) {

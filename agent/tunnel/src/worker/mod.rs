@@ -28,7 +28,7 @@ use std::{
 };
 
 use crate::{
-    Config, Device, Drops, Event, Policy, PrivateKey, Traffic,
+    Config, Device, Drops, Event, Filter, Policy, PrivateKey, Traffic,
     answers::Answers,
     capture::Taps,
     device::{LinkWatch, Reader, Writer},
@@ -88,6 +88,7 @@ pub(crate) struct Worker {
     writer: Writer,
     peers: Peers,
     routes: Routes,
+    filter: Option<Filter>,
     budget: Budget,
     drops: Drops,
     /// What removed peers carried.
@@ -123,6 +124,7 @@ impl Worker {
             outbox: Outbox::new(sockets),
             peers: Peers::default(),
             routes: Routes::default(),
+            filter: config.filter.map(|rules| Filter::new(rules, now)),
             budget: Budget::default(),
             drops: Drops::default(),
             retired: Traffic::default(),

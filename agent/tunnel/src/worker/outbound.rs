@@ -66,6 +66,10 @@ impl Worker {
                 self.taps.note(state.key, Direction::Outbound, Fate::Passed, reader.segment(index));
             });
         }
+        if let Some(filter) = &mut self.filter {
+            // They are of one flow, and only the last may say that it ends.
+            filter.note_outbound(reader.segment(count.saturating_sub(1)), self.now);
+        }
         let noise = live.sealer();
         state.tx_packets += count as u64;
         for index in 0..count {
@@ -117,6 +121,9 @@ impl Worker {
             sent_bytes += packet.len() as u64;
             if !self.taps.is_empty() {
                 self.taps.note(peer, Direction::Outbound, Fate::Passed, &packet);
+            }
+            if let Some(filter) = &mut self.filter {
+                filter.note_outbound(&packet, self.now);
             }
             self.seal_copy(id, packet.into(), path);
         }

@@ -21,7 +21,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_tunnel::{Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Tunnel, start};
+use agent_tunnel::{
+    Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Rule, Tunnel, start,
+};
 
 /// Longer than anything awaited here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -146,6 +148,10 @@ pub fn peer(number: u8) -> Peer {
 
 impl Node {
     pub fn start(netns: &Netns, number: u8, port: u16) -> Self {
+        Self::start_filtered(netns, number, port, None)
+    }
+
+    pub fn start_filtered(netns: &Netns, number: u8, port: u16, filter: Option<Vec<Rule>>) -> Self {
         let (sender, events) = mpsc::channel();
         let tunnel = netns.run(move || {
             let device = Device::create("hf0", DEFAULT_MTU).unwrap();
@@ -158,6 +164,7 @@ impl Node {
                 fwmark: None,
                 addresses: vec![overlay(number)],
                 message_port: Some(MESSAGE_PORT),
+                filter,
             };
             start(config, move |event| drop(sender.send(event))).unwrap()
         });
@@ -212,9 +219,14 @@ pub const RIGHT: ([u8; 4], u16) = ([10, 9, 0, 2], 1002);
 
 impl Pair {
     pub fn new() -> Self {
+        Self::guarded(None)
+    }
+
+    /// What the left may open on the right.
+    pub fn guarded(right: Option<Vec<Rule>>) -> Self {
         let wire = Wire::new();
         let left = Node::start(&wire.left, 1, 1001);
-        let right = Node::start(&wire.right, 2, 1002);
+        let right = Node::start_filtered(&wire.right, 2, 1002, right);
         left.tunnel.command(agent_tunnel::Command::Upsert(peer(2)));
         right.tunnel.command(agent_tunnel::Command::Upsert(peer(1)));
         Self { left, right, wire }

@@ -2,7 +2,7 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use agent_tunnel::Command;
+use agent_tunnel::{Command, Rule};
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::{Netns, Node, PATIENCE, peer};
@@ -58,8 +58,13 @@ impl Stranger {
 }
 
 pub fn node_and_stranger() -> (Netns, Node, Stranger) {
+    guarded_node_and_stranger(None)
+}
+
+/// What the stranger may open on the node.
+pub fn guarded_node_and_stranger(rules: Option<Vec<Rule>>) -> (Netns, Node, Stranger) {
     let netns = Netns::new();
-    let node = Node::start(&netns, 1, 0);
+    let node = Node::start_filtered(&netns, 1, 0, rules);
     node.tunnel.command(Command::Upsert(peer(7)));
     let stranger = Stranger::new(&netns, &node);
     (netns, node, stranger)
