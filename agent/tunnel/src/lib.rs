@@ -20,6 +20,7 @@ mod config;
 mod device;
 mod event;
 mod filter;
+mod gso;
 mod initiation;
 mod key;
 mod limit;

@@ -6,10 +6,14 @@ use std::{
     time::Duration,
 };
 
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState, is_msg_size_err};
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
-use crate::{StartError, wait};
+use crate::{
+    StartError,
+    gso::{Gso, Refusal},
+    wait,
+};
 
 /// Both directions: what arrives while a batch is worked on must fit.
 const BUFFER_BYTES: usize = 7 << 20;
@@ -28,7 +32,16 @@ const REBIND_PAUSE: Duration = Duration::from_millis(2);
 pub(crate) struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// Whether the kernel offers to split batches.
+    splits: bool,
+    gso: Gso,
+    #[cfg(test)]
+    fault: Option<Fault>,
 }
+
+/// An error number in place of the kernel's answer.
+#[cfg(test)]
+type Fault = fn(&Transmit<'_>) -> Option<i32>;
 
 /// The two protocols beneath a tunnel.
 #[derive(Debug, Clone, Copy)]
@@ -210,7 +223,14 @@ impl Socket {
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into()).map_err(StartError::Socket)?;
         adjust(&socket, address);
-        Ok(Self { socket, state })
+        Ok(Self {
+            splits: state.max_gso_segments() > 1,
+            socket,
+            state,
+            gso: Gso::default(),
+            #[cfg(test)]
+            fault: None,
+        })
     }
 
     fn open(address: SocketAddr) -> io::Result<RawSocket> {
@@ -231,42 +251,65 @@ impl Socket {
         self.socket.local_addr().map(|address| address.port())
     }
 
+    /// How many datagrams were refused.
     fn send(
+        &mut self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        datagrams: Datagrams<'_>,
+    ) -> Result<usize, SourceRefused> {
+        let Datagrams { bytes, segment, ecn } = datagrams;
+        if bytes.len() <= segment || !self.splits || !self.gso.is_due(to, segment) {
+            let refused = self.send_singly(to, source, datagrams)?;
+            if self.splits && self.state.max_gso_segments() == 1 {
+                self.forget_failures();
+            }
+            return Ok(refused);
+        }
+        let whole =
+            Transmit { destination: to, ecn, contents: bytes, segment_size: Some(segment), src_ip: source };
+        let Err(error) = self.transmit(&whole) else { return Ok(0) };
+        match Refusal::of(&error) {
+            Refusal::Final if is_source_refused(&error, source) => Err(SourceRefused),
+            Refusal::Final => Ok(datagrams.count()),
+            why @ (Refusal::Unsupported | Refusal::TooWide | Refusal::TooMuch) => {
+                // The datagrams are still here. Whether the source was meant is seen by the first of them.
+                let refused = self.send_singly(to, source, datagrams)?;
+                self.gso.on_refusal(why, to, segment);
+                if why == Refusal::Unsupported {
+                    self.forget_failures();
+                }
+                Ok(refused)
+            }
+        }
+    }
+
+    fn send_singly(
         &self,
         to: SocketAddr,
         source: Option<IpAddr>,
         datagrams: Datagrams<'_>,
     ) -> Result<usize, SourceRefused> {
         let Datagrams { bytes, segment, ecn } = datagrams;
-        let transmit = |contents, segment_size| {
-            self.transmit(&Transmit { destination: to, ecn, contents, segment_size, src_ip: source })
-        };
-        let is_source_refused = |error: &io::Error| {
-            use io::ErrorKind::{AddrNotAvailable, InvalidInput, NetworkUnreachable};
-            source.is_some() && matches!(error.kind(), InvalidInput | AddrNotAvailable | NetworkUnreachable)
-        };
-        if bytes.len() > segment && self.state.max_gso_segments() > 1 {
-            match transmit(bytes, Some(segment)) {
-                Ok(()) => return Ok(0),
-                Err(error) if is_source_refused(&error) => return Err(SourceRefused),
-                // A narrower link: the kernel does not both split and fragment. Or quinn-udp has just switched GSO
-                // off. The datagrams are still here.
-                Err(error) if is_msg_size_err(&error) || self.state.max_gso_segments() == 1 => {}
-                Err(_) => return Ok(datagrams.count()),
-            }
-        }
         let mut refused = 0;
-        for datagram in bytes.chunks(segment) {
-            match transmit(datagram, None) {
+        for (number, datagram) in bytes.chunks(segment).enumerate() {
+            let single =
+                Transmit { destination: to, ecn, contents: datagram, segment_size: None, src_ip: source };
+            match self.transmit(&single) {
                 Ok(()) => {}
-                Err(error) if is_source_refused(&error) => return Err(SourceRefused),
+                Err(error) if is_source_refused(&error, source) => return Err(SourceRefused),
+                // It was waited for once: the others would wait as long, each.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(refused + datagrams.count() - number);
+                }
                 Err(_) => refused += 1,
             }
         }
         Ok(refused)
     }
 
-    /// quinn-udp takes a refused source for missing offloads, and would do without them from then on.
+    /// quinn-udp takes a refused source, or one batch that was refused, for missing offloads, and would do without them,
+    /// and without marks of congestion, from then on.
     fn forget_failures(&mut self) {
         if let (Ok(state), Ok(address)) =
             (UdpSocketState::new((&self.socket).into()), self.socket.local_addr())
@@ -277,6 +320,10 @@ impl Socket {
     }
 
     fn transmit(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(error) = self.fault.and_then(|fault| fault(transmit)) {
+            return Err(io::Error::from_raw_os_error(error));
+        }
         match self.state.try_send(UdpSockRef::from(&self.socket), transmit) {
             // The buffer is full: the batch waits, as dropping it would cost a retransmission.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -286,6 +333,11 @@ impl Socket {
             result => result,
         }
     }
+}
+
+fn is_source_refused(error: &io::Error, source: Option<IpAddr>) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, InvalidInput, NetworkUnreachable};
+    source.is_some() && matches!(error.kind(), InvalidInput | AddrNotAvailable | NetworkUnreachable)
 }
 
 /// Buffers beyond the system's limit need CAP_NET_ADMIN; without it the limit must do.
@@ -333,6 +385,9 @@ fn adjust(socket: &UdpSocket, address: SocketAddr) {
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     };
     set_option(socket, level, option, libc::IP_PMTUDISC_DONT);
+    if address.is_ipv6() {
+        set_option(socket, level, libc::IPV6_DONTFRAG, 0);
+    }
     set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0);
 }
 
@@ -437,6 +492,81 @@ mod tests {
                 });
             }
             assert_eq!(got, bytes.chunks(segment).map(<[u8]>::to_vec).collect::<Vec<_>>());
+        }
+    }
+
+    /// Sends a batch of ten datagrams to ourselves; what arrives.
+    fn crossing(from: &mut Sockets, to: &Sockets, ip: IpAddr, size: usize) -> Vec<Vec<u8>> {
+        let bytes: Vec<u8> = (0..10 * size - 7).map(|i| (i / 100) as u8).collect();
+        let datagrams = Datagrams { bytes: &bytes, segment: size, ecn: Some(Ecn::Ect0) };
+        assert_eq!(from.send(Path::to((ip, to.port()).into()), datagrams), 0);
+        let (mut arena, mut got) = (Arena::new(), Vec::new());
+        let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
+        while got.len() < 10 {
+            if arena.receive(to.socket(family).unwrap()) {
+                got.extend(arena.datagrams().map(|(_, ecn, datagram)| {
+                    assert_eq!(ecn, Some(Ecn::Ect0), "marks of congestion were given up");
+                    datagram.to_vec()
+                }));
+            }
+        }
+        assert_eq!(got.concat(), bytes);
+        got
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_batch_that_is_refused_as_a_whole_arrives_all_the_same() {
+        for error in [libc::EIO, libc::EINVAL, libc::EOPNOTSUPP, libc::EMSGSIZE, libc::ENOBUFS, libc::ENOMEM]
+        {
+            let (mut from, to) = (Sockets::open(0, None).unwrap(), Sockets::open(0, None).unwrap());
+            thread_local!(static ERROR: std::cell::Cell<i32> = const { std::cell::Cell::new(0) });
+            ERROR.set(error);
+            from.v4.as_mut().unwrap().fault =
+                Some(|transmit| transmit.segment_size.is_some().then(|| ERROR.get()));
+            assert_eq!(crossing(&mut from, &to, [127, 0, 0, 1].into(), 500).len(), 10);
+            // Until it is tried again, nobody asks.
+            from.v4.as_mut().unwrap().fault = None;
+            crossing(&mut from, &to, [127, 0, 0, 1].into(), 500);
+            let is_off = from.v4.as_mut().unwrap().gso.is_paused();
+            assert_eq!(is_off, [libc::EIO, libc::EINVAL, libc::EOPNOTSUPP].contains(&error));
+            assert!(from.v4.as_ref().unwrap().state.max_gso_segments() > 1);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_full_buffer_is_waited_for_once_and_what_it_did_not_take_is_counted() {
+        let mut from = Sockets::open(0, None).unwrap();
+        from.v4.as_mut().unwrap().fault = Some(|_| Some(libc::EAGAIN));
+        let datagrams = Datagrams { bytes: &[7; 1000], segment: 100, ecn: None };
+        assert_eq!(from.send(Path::to(([127, 0, 0, 1], 9).into()), datagrams), 10);
+        assert!(!from.v4.as_ref().unwrap().gso.is_paused());
+    }
+
+    /// In a namespace of the calling thread.
+    #[cfg(target_os = "linux")]
+    fn narrow_loopback(mtu: &str) {
+        // SAFETY: takes and returns integers; only this thread moves.
+        let alone = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(alone, 0, "a network namespace of its own needs root");
+        let ip = std::process::Command::new("ip").args(["link", "set", "lo", "up", "mtu", mtu]).status();
+        assert!(ip.unwrap().success());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn datagrams_wider_than_the_way_are_fragmented_over_both_families() {
+        narrow_loopback("1280");
+        for ip in ["127.0.0.1", "::1"].map(|ip| ip.parse::<IpAddr>().unwrap()) {
+            for size in [1452, 6000] {
+                let (mut from, to) = (Sockets::open(0, None).unwrap(), Sockets::open(0, None).unwrap());
+                crossing(&mut from, &to, ip, size);
+                let socket = if ip.is_ipv4() { &mut from.v4 } else { &mut from.v6 }.as_mut().unwrap();
+                let address = (ip, to.port()).into();
+                assert!(!socket.gso.is_due(address, size), "the next one is tried as a whole, too");
+                assert!(socket.gso.is_due(address, 1200) && socket.state.max_gso_segments() > 1);
+            }
         }
     }
 
