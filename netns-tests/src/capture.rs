@@ -15,8 +15,8 @@ use crate::namespace::Namespace;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const ARP: u16 = 0x0806;
 const UDP: u8 = 17;
-/// Enough of each frame for its headers.
-const SNAPSHOT_BYTES: usize = 96;
+/// Enough of each frame for its headers, and for a whole handshake message in a tunnel's.
+const SNAPSHOT_BYTES: usize = 256;
 
 /// One frame: when it was seen, and how it began.
 #[derive(Clone, Debug)]

@@ -69,15 +69,43 @@ impl Switch {
 
     /// Plugs `host` in with `address` (in CIDR notation).
     pub fn attach(&self, host: &Host, address: &str) -> Result<Port> {
-        let port = format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed));
+        let (port, interface) = self.cable(host)?;
+        host.bring_up(&interface, address)?;
+        Ok(port)
+    }
+
+    /// Plugs `host` in; its interface has no address yet, and is down.
+    pub fn plug(&self, host: &Host) -> Result<Port> {
+        self.cable(host).map(|(port, _)| port)
+    }
+
+    /// A port for a virtual machine: the TAP interface of this name, which a [`Switch::command`] can open.
+    pub fn attach_tap(&self) -> Result<(Port, String)> {
+        let name = self.next_port();
+        self.namespace.ip(&format!("tuntap add dev {name} mode tap"))?;
+        self.namespace.ip(&format!("link set {name} master br0 up"))?;
+        Ok((Port { switch: self.namespace.clone(), name: name.clone() }, name))
+    }
+
+    /// A command that will run where the ports are.
+    pub fn command(&self, program: &str) -> std::process::Command {
+        self.namespace.command(program)
+    }
+
+    fn next_port(&self) -> String {
+        format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The port, and the host's interface.
+    fn cable(&self, host: &Host) -> Result<(Port, String)> {
+        let port = self.next_port();
         let interface = host.next_interface();
         let far = host.namespace.path();
         self.namespace
             .ip(&format!("link add {port} type veth peer name {interface} netns {far}"))
             .with_context(|| format!("cannot plug {} in", host.name))?;
         self.namespace.ip(&format!("link set {port} master br0 up"))?;
-        host.bring_up(&interface, address)?;
-        Ok(Port { switch: self.namespace.clone(), name: port })
+        Ok((Port { switch: self.namespace.clone(), name: port }, interface))
     }
 }
 

@@ -41,6 +41,7 @@ mod starved;
 mod two_servers;
 mod wg;
 mod wg_life;
+mod wg_paths;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -191,6 +192,11 @@ const CASES: &[Case] = &[
         "wg_the_meshs_interface_is_shown_and_not_set",
         wg_life::the_meshs_interface_is_shown_and_not_set,
     ),
+    together("wg_copies_from_elsewhere_move_nobody", wg_paths::copies_from_elsewhere_move_nobody),
+    together("wg_sources_stay_and_may_go", wg_paths::sources_stay_and_may_go),
+    together("wg_speaks_between_link_local_addresses", wg_paths::speaks_between_link_local_addresses),
+    together("wg_carries_packets_of_34_kilobytes", wg_paths::carries_packets_of_34_kilobytes),
+    together("wg_one_interface_carries_another", wg_paths::one_interface_carries_another),
     together("wg_keepalives_hold_a_translator_open", wg::keepalives_hold_a_translator_open),
     together("wg_a_fault_is_no_good_end", wg_life::a_fault_is_no_good_end),
     together("wg_speaks_with_wireguard_go", wg::speaks_with_wireguard_go),
@@ -221,6 +227,7 @@ const CASES: &[Case] = &[
     together("database_restored_and_nobody_remembers", database_back::restored_and_nobody_remembers),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
     background("wg_a_persistent_keepalive_never_gives_up", wg::a_persistent_keepalive_never_gives_up),
+    background("wg_a_session_is_renewed_under_traffic", wg_paths::a_session_is_renewed_under_traffic),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background("membership_that_never_ends_needs_no_server", membership::never_ends),
     background("membership_ends_by_time_and_one_server_mends_it", membership::ends_by_time),
