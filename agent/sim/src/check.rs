@@ -28,8 +28,8 @@ const SERVICE_BOUND: Duration = Duration::from_secs(12);
 const REPAIR_BOUND: Duration = Duration::from_secs(35);
 /// After the time that reach is tried: an address that two servers shared is looked at again once a minute.
 const STANDBY_REGAINED: Duration = Duration::from_secs(30);
-/// Behind a balancer, at a try in 30 s at least.
-const STANDBY_BY_CHANCE: Duration = Duration::from_secs(300);
+/// Behind a balancer, at a try in 5 minutes at least.
+const STANDBY_BY_CHANCE: Duration = Duration::from_secs(3600);
 const REPLY_BOUND: Duration = Duration::from_secs(3);
 
 impl World {

@@ -18,6 +18,8 @@ pub(super) struct Name {
     pub(super) configured: bool,
     pub(super) candidates: Vec<Candidate>,
     pub(super) resolution: Resolution,
+    /// Not dialled before this while a server serves us.
+    pub(super) turn_at: BootTime,
     /// Why the name did not resolve, if it did not.
     pub(super) error: Option<String>,
 }
@@ -56,7 +58,7 @@ impl Name {
             Some(_) => Resolution::Literal,
             None => Resolution::Wanted { at: now, not_before: now },
         };
-        Self { url, configured: false, candidates, resolution, error: None }
+        Self { url, configured: false, candidates, resolution, turn_at: now, error: None }
     }
 
     /// Takes the addresses of the host. What is known of those that stay is kept, and so are others that answered: names may lie.

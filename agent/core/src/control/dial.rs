@@ -93,7 +93,9 @@ impl Control {
     /// Candidates that a connection would gain something with, in the person's order, failing ones last; before those, what may lead to another server than the last time.
     fn dialable(&self) -> Vec<Place> {
         let mut places: Vec<(bool, Place)> = Vec::new();
+        let is_served = self.is_served();
         for name in &self.names {
+            let turn_at = Some(name.turn_at).filter(|_| is_served);
             for candidate in &name.candidates {
                 let has_session = candidate.server.is_some_and(|server| self.has_session_with(server, None));
                 let twin_until = candidate.twin_until().filter(|_| has_session);
@@ -103,7 +105,7 @@ impl Control {
                 }
                 let connect_timeout = candidate.connect_timeout();
                 let (url, addr) = (name.url.clone(), candidate.addr);
-                let retry_at = candidate.retry_at().max(twin_until);
+                let retry_at = candidate.retry_at().max(twin_until).max(turn_at);
                 let place = Place { url, addr, retry_at, connect_timeout, is_redial: false };
                 places.push((candidate.is_failing(), place));
             }

@@ -142,6 +142,7 @@ impl Control {
             self.elect_at = Some(now + self.spread.mul_f64(self.rng.random_range(0.0..=1.0)));
         }
         self.names.iter_mut().for_each(|name| name.look_up_soon(now));
+        self.redial.on_unserved(now);
         // The standby's last heartbeat may be 10 s old, so others are dialled beside it, and at once.
         self.next_dial_at = now;
     }

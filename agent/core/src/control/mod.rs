@@ -189,6 +189,7 @@ impl Control {
         // Sessions with a server that was taken off the list go on until they end by themselves.
         old.retain(|name| !name.configured);
         self.names.append(&mut old);
+        self.redial.retry_now(now);
     }
 
     /// The numbers a person may change while the agent runs.
@@ -538,7 +539,11 @@ impl Control {
                 name.configured || servers.contains(&name.url) || !name.is_failing() || in_use(name)
             });
         }
+        // Who is served dials a new one when its turn comes.
+        let turn_at = if self.is_served() { now + self.join_delay() } else { now };
+        let before = self.names.len();
         self.add_told(servers, now);
+        self.names.iter_mut().skip(before).for_each(|name| name.turn_at = turn_at);
     }
 
     fn add_told(&mut self, servers: &[ServerUrl], now: BootTime) {

@@ -1,6 +1,6 @@
 //! All servers behind one address: the standby is another server all the same.
 
-use crate::{SEEDS, measured, ms, secs};
+use crate::{SEEDS, measured, ms, outage_under_traffic, secs};
 use agent_sim::{Fault, Host, Setup, World};
 
 fn settled(seed: u64) -> World {
@@ -22,18 +22,9 @@ fn a_server_behind_a_balancer_is_left_as_quickly_as_any_other() {
     ] {
         let outages = SEEDS.map(|seed| {
             let mut world = settled(seed);
-            let flow = world.flow(0, 1, ms(5));
-            world.run_for(secs(3));
-            let victim = world.server_of(0).expect("it is served");
-            world.apply(&fault(victim));
-            world.run_for(ms(1));
-            let outage = world.until("another serves", secs(5), |world| {
+            let outage = outage_under_traffic(&mut world, fault, |world, victim| {
                 world.server_of(0).is_some_and(|server| server != victim)
             });
-            world.set_flow(flow, false);
-            world.run_for(secs(1));
-            let (sent, answered) = world.traffic(flow);
-            assert_eq!(sent, answered, "requests were lost");
             world.settle();
             outage
         });

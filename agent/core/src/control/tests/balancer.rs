@@ -40,11 +40,91 @@ fn a_balancer_that_leads_to_one_server_only_is_asked_ever_more_rarely_and_that_s
     bench.run(secs(10));
     let early = bench.dials_since(START).len();
     assert!((5..=9).contains(&early), "{early}");
+    bench.run(secs(600));
     let before = bench.now;
-    bench.run(secs(3600));
+    bench.run(secs(7200));
     let dials = bench.dials_since(before);
-    assert!((110..=260).contains(&dials.len()), "{}", dials.len());
+    assert!((24..=50).contains(&dials.len()), "{}", dials.len());
     assert_eq!(bench.count(|output| matches!(output, Output::Hello { .. })), 1);
+}
+
+/// Led to the same server for long enough to ask hardly any more.
+fn calm() -> Bench {
+    let mut bench = behind(&[1, 2]);
+    bench.behind = [1].into();
+    let mut bench = bench.start();
+    bench.run(secs(3600));
+    bench.behind = [1, 2].into();
+    bench
+}
+
+#[test]
+fn who_asks_rarely_asks_at_once_when_the_network_the_list_or_the_server_gives_reason_to() {
+    let reasons: [fn(&mut Bench); 4] = [
+        |bench| bench.control.handle_network_changed(bench.now),
+        |bench| bench.control.set_servers(&[ServerUrl::from(BALANCER)], bench.now),
+        |bench| {
+            let told = ServerList { urls: Vec::new(), ids: vec![id(1), id(2), id(3)] };
+            bench.control.handle_servers(&told, bench.now);
+        },
+        |bench| {
+            bench.mood(1, Mood::Silent);
+            bench.run(ms(1500));
+            bench.mood(1, Mood::Well);
+            bench.run(ms(500));
+        },
+    ];
+    for (at, reason) in reasons.iter().enumerate() {
+        let mut bench = calm();
+        reason(&mut bench);
+        bench.drain();
+        bench.run(secs(2));
+        assert_eq!(bench.standbys().len(), 1, "reason {at}");
+    }
+    let mut bench = calm();
+    bench.run(secs(2));
+    assert_eq!(bench.standbys().len(), 0, "without one it waits");
+}
+
+#[test]
+fn thousands_come_to_a_server_that_joins_over_ten_seconds_and_few_within_one() {
+    for (spread, told, within) in
+        [(0, vec![], 1), (200, vec![], 10), (200, vec![url(2)], 10), (0, vec![url(2)], 1)]
+    {
+        let mut after = Vec::new();
+        for seed in 0..100 {
+            let mut bench = behind(&[1]);
+            bench.control =
+                Control::new(ControlConfig::default(), &[ServerUrl::from(BALANCER)], &[], (1, seed), START);
+            bench.spread = ms(spread);
+            let mut bench = bench.start();
+            bench.run(secs(600));
+            bench.servers.insert(addr(2), (id(2), Mood::Well));
+            let before = bench.now;
+            let both = ServerList { urls: told.clone(), ids: vec![id(1), id(2)] };
+            bench.control.handle_servers(&both, bench.now);
+            bench.run(secs(11));
+            after.push(bench.dials_since(before).first().expect("a dial").0.since(before));
+        }
+        after.sort_unstable();
+        let (median, worst) = (after[after.len() / 2], after[after.len() - 1]);
+        assert!(worst <= secs(within) && worst >= ms(within * 900), "{spread}: {worst:?}");
+        assert!((secs(within) / 3..secs(within) * 2 / 3).contains(&median), "{spread}: {median:?}");
+    }
+}
+
+#[test]
+fn who_lost_its_server_does_not_wait_for_its_turn_at_one_that_joins() {
+    let mut bench = behind(&[1]);
+    bench.spread = ms(200);
+    let mut bench = bench.start();
+    bench.run(secs(600));
+    bench.servers.insert(addr(2), (id(2), Mood::Well));
+    let both = ServerList { urls: vec![url(2)], ids: vec![id(1), id(2)] };
+    bench.control.handle_servers(&both, bench.now);
+    bench.kill(1);
+    bench.run(ms(250));
+    assert_eq!(bench.serving(), Some(id(2)));
 }
 
 #[test]
@@ -68,7 +148,7 @@ fn on_a_network_of_one_server_nobody_is_sought() {
 }
 
 #[test]
-fn a_server_that_joins_is_found_within_seconds() {
+fn a_server_that_joins_a_small_network_is_found_within_seconds() {
     let mut bench = behind(&[1]).start();
     bench.run(secs(600));
     bench.servers.insert(addr(2), (id(2), Mood::Well));
