@@ -15,6 +15,9 @@ const UDP_HEADER: usize = 8;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
+/// The largest packet that one datagram carries over either family: 65,535 less 20 for IP, 8 for UDP and 32 for WireGuard.
+pub(crate) const MAX_INNER: usize = 65_475;
+
 /// WireGuard pads with zeros to a multiple of 16, so that sizes tell less, though not beyond the MTU.
 pub(crate) fn padded_len(len: usize, mtu: usize) -> usize {
     len.next_multiple_of(16).min(mtu.max(len))

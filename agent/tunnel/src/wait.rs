@@ -11,7 +11,6 @@ pub(crate) use unsupported::{Waker, Wakeups, pair, until_writable, wait};
 mod unix {
     use std::{
         io::{ErrorKind, Read, Write},
-        net::UdpSocket,
         os::{
             fd::{AsFd, AsRawFd},
             unix::net::UnixStream,
@@ -63,9 +62,9 @@ mod unix {
         }
     }
 
-    /// Waits for room in a socket's send buffer, but not for long.
-    pub(crate) fn until_writable(socket: &UdpSocket) -> io::Result<()> {
-        let mut fds = [libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 }];
+    /// Waits for room in a socket's send buffer or an interface's queue, but not for long.
+    pub(crate) fn until_writable(to: &impl AsFd) -> io::Result<()> {
+        let mut fds = [libc::pollfd { fd: to.as_fd().as_raw_fd(), events: libc::POLLOUT, revents: 0 }];
         poll(&mut fds, Some(MAX_SEND_WAIT))
     }
 

@@ -5,11 +5,24 @@ use std::io;
 use ipnet::IpNet;
 
 #[cfg(target_os = "linux")]
+mod join;
+#[cfg(target_os = "linux")]
 mod link;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
 mod netlink;
+#[cfg(target_os = "linux")]
+mod reader;
+#[cfg(target_os = "linux")]
+mod split;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests;
+#[cfg(target_os = "linux")]
+mod vnet;
+#[cfg(target_os = "linux")]
+mod writer;
 #[cfg(target_os = "linux")]
 use linux as system;
 #[cfg(not(target_os = "linux"))]

@@ -83,7 +83,7 @@ impl Writer {
         match self.0 {}
     }
 
-    pub(crate) fn flush(&mut self, _device: &Device) -> bool {
+    pub(crate) fn flush(&mut self, _device: &Device) -> u64 {
         match self.0 {}
     }
 }

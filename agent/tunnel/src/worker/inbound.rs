@@ -44,9 +44,7 @@ impl Worker {
     }
 
     pub(super) fn write(&mut self) {
-        if !self.writer.flush(self.device.system()) {
-            self.drops.write_failed += 1;
-        }
+        self.drops.write_failed += self.writer.flush(self.device.system());
     }
 
     pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) {
