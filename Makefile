@@ -54,6 +54,11 @@ wireguard-tests:
 	$(CARGO) build --release --quiet -p agent
 	packaging/wireguard-tests.sh $(or $(CARGO_TARGET_DIR),target)/release/agent target/wireguard-tests.log
 
+# So many live datagrams through a network with every fault, within one process. `make test` sends 100,000.
+FAULTS ?= 10000000
+faults:
+	HOLDFAST_FAULTS=$(FAULTS) $(CARGO) test --release --quiet -p agent-tunnel --lib live_datagrams -- --nocapture
+
 # Every decoder of foreign bytes, for SECONDS each (FUZZ=name: those whose name contains it). Needs cargo-fuzz (`cargo install cargo-fuzz`), for its instruments a nightly's
 # flags, and for the tunnel's root. What is found lies in */fuzz/artifacts; once it is mended it belongs into the corpus.
 SECONDS ?= 60

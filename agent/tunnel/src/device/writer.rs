@@ -54,6 +54,14 @@ impl Writer {
         self.lens.push(len);
     }
 
+    /// Shows what was kept, and does not write it.
+    #[cfg(test)]
+    pub(crate) fn take(&mut self, mut show: impl FnMut(&[u8])) {
+        let kept = self.slots.iter().zip(&self.lens);
+        kept.for_each(|(slot, &len)| show(&slot[vnet::LEN..vnet::LEN + len]));
+        self.lens.clear();
+    }
+
     /// Writes what was kept. How many packets the interface refused.
     pub(crate) fn flush(&mut self, device: &Device) -> u64 {
         let joins = [device.has_offloads(), device.joins_udp()];

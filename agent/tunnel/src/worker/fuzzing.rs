@@ -1,6 +1,9 @@
 //! What fuzzers call: the thread's own steps, with a real interface and real sockets in a network namespace of the calling thread (which needs root), one peer that has a session, and no
 //! loop around them. Datagrams are handed over as if they had arrived; packets come through the kernel, which checks offload headers as it does those of any other program.
 
+#[cfg(test)]
+mod faults;
+
 use std::{
     cell::RefCell,
     net::{IpAddr, SocketAddr},
