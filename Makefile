@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DATABASE ?= sqlite
 
-.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel wireguard-tests fuzz deps clean
+.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel wireguard-tests faults fuzz deps clean
 
 all: build
 
