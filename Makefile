@@ -41,13 +41,24 @@ bench: deps
 	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
 	$(CARGO) run --release --quiet -p netns-tests --bin bench
 
-# The tunnel beside wireguard-go's newest and boringtun-cli, interleaved. About 15 minutes; ROUNDS and LOAD (seconds) change that.
+# The tunnel beside wireguard-go's newest and boringtun-cli, with its filter, and at its limit: with copies instead of encryption, in a build of its own that cannot
+# become the agent. Interleaved, about 18 minutes; ROUNDS and LOAD (seconds) change that, ONLY=a,b measures those programs.
 ROUNDS ?= 5
 LOAD ?= 3
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 bench-tunnel: deps
 	packaging/build-peers.sh target/peers
+	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
+	$(CARGO) build --release --quiet -p agent-tunnel --example endpoint
+	RUSTFLAGS="--cfg holdfast_copy_instead_of_aead" $(CARGO) build --release --quiet -p agent-tunnel --example endpoint --target-dir $(TARGET)/copy
+	$(CARGO) run --release --quiet -p netns-tests --bin bench_tunnel -- --peers target/peers --target $(TARGET) --copy-target $(TARGET)/copy \
+		--rounds $(ROUNDS) --seconds $(LOAD) $(if $(ONLY),--only "$(ONLY)")
+
+# `agent wg` with 10,000 peers: what idle ones cost, and all of them waking at once beside live traffic. About 3 minutes; PEERS changes how many.
+PEERS ?= 10000
+bench-many: deps
 	$(CARGO) build --release --quiet -p agent -p netns-tests
-	$(CARGO) run --release --quiet -p netns-tests --bin bench_tunnel -- --peers target/peers --rounds $(ROUNDS) --seconds $(LOAD)
+	$(CARGO) run --release --quiet -p netns-tests --bin bench_many -- --peers $(PEERS)
 
 # wireguard-go's own tests, whole, against `agent wg`. Needs root, and Go to fetch them; about a minute.
 wireguard-tests:

@@ -15,6 +15,11 @@ mod platform;
 mod state_dir;
 mod wg;
 
+#[cfg(holdfast_copy_instead_of_aead)]
+compile_error!(
+    "this flag takes the encryption out of the data plane, for measuring; the agent is never built with it"
+);
+
 /// Runs the command that this process was started with.
 pub fn main() -> std::process::ExitCode {
     cli::main()

@@ -13,6 +13,7 @@ pub mod client;
 pub mod clock;
 pub mod crowd;
 pub mod figures;
+pub mod many;
 pub mod mesh;
 pub mod names;
 pub mod namespace;

@@ -23,6 +23,8 @@ enum Kind {
     Holdfast,
     WireguardGo,
     Boringtun,
+    /// The example of the data plane's crate, with more arguments.
+    Endpoint(&'static [&'static str]),
 }
 
 /// A program, and what it is called in tables.
@@ -37,6 +39,12 @@ impl Program {
     /// `agent wg`.
     pub fn ours(agent: &Path) -> Self {
         Self { name: "holdfast".into(), file: agent.to_owned(), kind: Kind::Holdfast }
+    }
+
+    /// Our data plane without the agent: `file` is a build of the tunnel's example `endpoint`.
+    pub fn endpoint(name: &str, file: &Path, arguments: &'static [&'static str]) -> Result<Self> {
+        ensure!(file.exists(), "{} is missing: `make bench-tunnel` builds it", file.display());
+        Ok(Self { name: name.into(), file: file.to_owned(), kind: Kind::Endpoint(arguments) })
     }
 
     /// The system's package of it.
@@ -65,6 +73,7 @@ impl Program {
         match self.kind {
             Kind::Holdfast => command.args(["wg", name, "--foreground"]),
             Kind::WireguardGo => command.args(["--foreground", name]).env("LOG_LEVEL", "error"),
+            Kind::Endpoint(arguments) => command.arg(name).args(arguments),
             Kind::Boringtun => command.args(["--foreground", "--disable-drop-privileges", name]),
         };
         let log = directory.join(format!("{name}-{}.txt", self.name));

@@ -2,40 +2,112 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use netns_tests::wait::{hold_for, wait_until};
 use serde_json::Value;
 
 use crate::pair::Pair;
-use crate::table::Figure;
+use crate::table::{Figure, percentile};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A load by its name in the table.
 pub(crate) struct Load {
     pub name: &'static str,
+    /// Where the tunnel's speed decides.
+    pub work: Option<Work>,
     pub run: fn(&Pair, Duration) -> Result<Vec<Figure>>,
 }
 
+/// What most packets of a load are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Tcp,
+    SmallUdp,
+    LargeUdp,
+}
+
+impl Work {
+    pub(crate) const ALL: [Self; 3] = [Self::Tcp, Self::SmallUdp, Self::LargeUdp];
+
+    /// Of the figure that tells the speed.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Tcp => GIGABITS,
+            Self::SmallUdp | Self::LargeUdp => PACKETS,
+        }
+    }
+
+    fn payload_bytes(self) -> usize {
+        match self {
+            // MTU less 20 for IP and 32 for TCP with time stamps.
+            Self::Tcp => 1368,
+            Self::SmallUdp => 100,
+            Self::LargeUdp => 1300,
+        }
+    }
+
+    /// With headers, and padding to 16.
+    pub(crate) fn packet_bytes(self) -> usize {
+        match self {
+            Self::Tcp => 1420,
+            Self::SmallUdp | Self::LargeUdp => (self.payload_bytes() + 28).next_multiple_of(16),
+        }
+    }
+
+    /// The row of what encrypting one takes.
+    pub(crate) fn aead_name(self) -> &'static str {
+        match self {
+            Self::Tcp => "seal and open 1420 bytes",
+            Self::SmallUdp => "seal and open 128 bytes",
+            Self::LargeUdp => "seal and open 1328 bytes",
+        }
+    }
+
+    /// From a figure in [`Work::unit`].
+    pub(crate) fn ns_per_packet(self, speed: f64) -> f64 {
+        match self {
+            Self::Tcp => 8.0 * self.payload_bytes() as f64 / speed,
+            Self::SmallUdp | Self::LargeUdp => 1e6 / speed,
+        }
+    }
+}
+
+const GIGABITS: &str = "Gbit/s";
+const PACKETS: &str = "thousand/s";
+
+const fn load(
+    name: &'static str,
+    work: Option<Work>,
+    run: fn(&Pair, Duration) -> Result<Vec<Figure>>,
+) -> Load {
+    Load { name, work, run }
+}
+
 pub(crate) const LOADS: [Load; 8] = [
-    Load { name: "idle ping", run: ping },
-    Load { name: "TCP, 1 stream", run: |pair, time| tcp(pair, time, &[]) },
-    Load { name: "TCP, reverse", run: |pair, time| tcp(pair, time, &["-R"]) },
-    Load { name: "TCP, 4 streams", run: |pair, time| tcp(pair, time, &["-P", "4"]) },
-    Load { name: "TCP, both ways", run: |pair, time| tcp(pair, time, &["--bidir"]) },
-    Load { name: "UDP, 100 bytes", run: |pair, time| udp(pair, time, 100) },
-    Load { name: "UDP, 1300 bytes", run: |pair, time| udp(pair, time, 1300) },
-    Load { name: "idle", run: idle },
+    load("idle ping", None, ping),
+    load("TCP, 1 stream", Some(Work::Tcp), |pair, time| tcp(pair, time, &[])),
+    load("TCP, reverse", Some(Work::Tcp), |pair, time| tcp(pair, time, &["-R"])),
+    load("TCP, 4 streams", Some(Work::Tcp), |pair, time| tcp(pair, time, &["-P", "4"])),
+    load("TCP, both ways", Some(Work::Tcp), |pair, time| tcp(pair, time, &["--bidir"])),
+    load("UDP, 100 bytes", Some(Work::SmallUdp), |pair, time| udp(pair, time, Work::SmallUdp)),
+    load("UDP, 1300 bytes", Some(Work::LargeUdp), |pair, time| udp(pair, time, Work::LargeUdp)),
+    load("idle", None, idle),
 ];
 
 /// Round trips of small packets, one at a time.
 fn ping(pair: &Pair, _: Duration) -> Result<Vec<Figure>> {
-    let text = pair.left.namespace.output("ping", &["-q", "-c", "300", "-i", "0.005", pair.target])?;
-    // rtt min/avg/max/mdev = 0.030/0.056/0.214/0.012 ms
-    let (_, times) = text.rsplit_once(" = ").context("ping printed no round trips")?;
-    let times: Vec<&str> = times.split('/').collect();
-    let mean: f64 = times.get(1).context("ping: no mean")?.parse().context("ping: no number")?;
-    Ok(vec![Figure::less("mean ms", mean)])
+    let text = pair.left.namespace.output("ping", &["-c", "300", "-i", "0.005", pair.target])?;
+    // 64 bytes from 198.18.0.2: icmp_seq=1 ttl=64 time=0.056 ms
+    let times = text.lines().filter_map(|line| line.rsplit_once("time=")?.1.strip_suffix(" ms"));
+    let times: Vec<f64> = times.map(|time| time.parse().context("ping: no number")).collect::<Result<_>>()?;
+    ensure!(!times.is_empty(), "ping printed no round trips");
+    let of = |percent| percentile(&times, percent);
+    Ok(vec![
+        Figure::less("p50 ms", of(50)),
+        Figure::less("p99 ms", of(99)),
+        Figure::less("worst ms", of(100)),
+    ])
 }
 
 fn tcp(pair: &Pair, time: Duration, options: &[&str]) -> Result<Vec<Figure>> {
@@ -51,7 +123,7 @@ fn tcp(pair: &Pair, time: Duration, options: &[&str]) -> Result<Vec<Figure>> {
     }
     let seconds = end["sum_received"]["seconds"].as_f64().context("iperf3: no time")?;
     let gigabits = bits / 1e9;
-    let mut figures = vec![Figure::more("Gbit/s", gigabits)];
+    let mut figures = vec![Figure::more(GIGABITS, gigabits)];
     if !cpu.is_zero() {
         figures.push(Figure::more("Gbit per CPU s", gigabits * seconds / cpu.as_secs_f64()));
     }
@@ -60,13 +132,17 @@ fn tcp(pair: &Pair, time: Duration, options: &[&str]) -> Result<Vec<Figure>> {
 }
 
 /// As many datagrams as can be sent; counted is what arrives.
-fn udp(pair: &Pair, time: Duration, payload: usize) -> Result<Vec<Figure>> {
-    let length = payload.to_string();
-    let (report, _) = iperf(pair, time, &["-u", "-b", "0", "-l", &length])?;
+fn udp(pair: &Pair, time: Duration, work: Work) -> Result<Vec<Figure>> {
+    let length = work.payload_bytes().to_string();
+    let (report, cpu) = iperf(pair, time, &["-u", "-b", "0", "-l", &length])?;
     let sum = &report["end"]["sum"];
     let number = |key: &str| sum[key].as_f64().with_context(|| format!("iperf3: no {key}"));
     let arrived = number("packets")? - number("lost_packets")?;
-    Ok(vec![Figure::more("thousand/s", arrived / number("seconds")? / 1e3)])
+    let mut figures = vec![Figure::more(PACKETS, arrived / number("seconds")? / 1e3)];
+    if !cpu.is_zero() {
+        figures.push(Figure::more("thousand per CPU s", arrived / cpu.as_secs_f64() / 1e3));
+    }
+    Ok(figures)
 }
 
 /// What a tunnel costs that has nothing to do.
@@ -90,5 +166,23 @@ fn iperf(pair: &Pair, time: Duration, options: &[&str]) -> Result<(Value, Durati
     match report["error"].as_str() {
         Some(error) => bail!("iperf3: {error}"),
         None => Ok((report, cpu)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_names_the_size_of_its_packets() {
+        for work in Work::ALL {
+            assert!(work.aead_name().contains(&format!(" {} ", work.packet_bytes())), "{work:?}");
+        }
+    }
+
+    #[test]
+    fn a_speed_is_a_time_per_packet() {
+        assert!((Work::Tcp.ns_per_packet(10.944) - 1000.0).abs() < 1e-6);
+        assert_eq!(Work::SmallUdp.ns_per_packet(500.0), 2000.0);
     }
 }

@@ -1,9 +1,13 @@
-//! Figures of many rounds, as a table: programs side by side, and ours in relation to each of the others.
+//! Figures of many rounds, as tables: programs side by side, ours in relation to each of the others, and what the filter costs.
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result, Write};
 
-const OURS: &str = "holdfast";
+use crate::load::LOADS;
+use crate::{COPY, FILTER, OURS};
+
+/// Not compared with as with others.
+const IS_OURS: [&str; 3] = [OURS, FILTER, COPY];
 
 /// One figure of one round.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +54,8 @@ impl Table {
         }
     }
 
-    fn of(&self, row: Row, program: &str) -> &[f64] {
+    /// Of every round in which it was measured.
+    pub(crate) fn of(&self, row: Row, program: &str) -> &[f64] {
         self.values.get(&(row, program.to_owned())).map_or(&[], Vec::as_slice)
     }
 
@@ -62,34 +67,70 @@ impl Table {
     }
 }
 
-impl Display for Table {
+/// What the filter takes, in per cent of the speed: the difference of two programs, round by round.
+pub(crate) struct Cost<'a>(pub &'a Table);
+
+impl Display for Cost<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let others: Vec<&String> = self.programs.iter().filter(|name| name.as_str() != OURS).collect();
-        write!(f, "| load | unit |")?;
-        self.programs.iter().try_for_each(|name| write!(f, " {name} |"))?;
-        others.iter().try_for_each(|name| write!(f, " times {name} |"))?;
-        let columns = 2 + self.programs.len() + others.len();
-        writeln!(f, "\n|{}", "---|".repeat(columns))?;
-        for (row, more) in &self.rows {
-            write!(f, "| {} | {} |", row.0, row.1)?;
-            self.programs.iter().try_for_each(|name| write!(f, " {} |", spread(self.of(*row, name))))?;
-            others.iter().try_for_each(|name| write!(f, " {} |", spread(&self.ratios(*row, *more, name))))?;
-            f.write_char('\n')?;
+        writeln!(f, "What the filter costs, in % of the speed without it, round by round.\n")?;
+        writeln!(f, "| load | {OURS} | {FILTER} | cost, % |\n|{}", "---|".repeat(4))?;
+        for (name, work) in LOADS.iter().filter_map(|load| Some((load.name, load.work?))) {
+            let (without, with) =
+                (self.0.of((name, work.unit()), OURS), self.0.of((name, work.unit()), FILTER));
+            let costs: Vec<f64> =
+                without.iter().zip(with).map(|(without, with)| 100.0 * (1.0 - with / without)).collect();
+            writeln!(f, "| {name} | {} | {} | {} |", spread(without), spread(with), spread(&costs))?;
         }
         Ok(())
     }
 }
 
-/// `median (lowest to highest)`.
-fn spread(values: &[f64]) -> String {
+impl Display for Table {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "| load | unit |")?;
+        self.programs.iter().try_for_each(|name| write!(f, " {name} |"))?;
+        writeln!(f, "\n|{}", "---|".repeat(2 + self.programs.len()))?;
+        for (row, _) in &self.rows {
+            write!(f, "| {} | {} |", row.0, row.1)?;
+            self.programs.iter().try_for_each(|name| write!(f, " {} |", spread(self.of(*row, name))))?;
+            f.write_char('\n')?;
+        }
+        let others: Vec<&String> =
+            self.programs.iter().filter(|name| !IS_OURS.contains(&name.as_str())).collect();
+        writeln!(f, "\n{OURS} against others, round by round: above 1 is better.\n")?;
+        write!(f, "| load | unit |")?;
+        others.iter().try_for_each(|name| write!(f, " times {name} |"))?;
+        writeln!(f, "\n|{}", "---|".repeat(2 + others.len()))?;
+        for (row, more) in &self.rows {
+            let ratios: Vec<Vec<f64>> = others.iter().map(|name| self.ratios(*row, *more, name)).collect();
+            if ratios.iter().any(|ratios| !ratios.is_empty()) {
+                let cells: Vec<String> = ratios.iter().map(|ratios| spread(ratios)).collect();
+                writeln!(f, "| {} | {} | {} |", row.0, row.1, cells.join(" | "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn median(values: &[f64]) -> f64 {
+    percentile(values, 50)
+}
+
+/// By the nearest rank; 0 of nothing.
+pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
-        (Some(lowest), Some(median), Some(highest)) => {
-            format!("{} ({} to {})", short(*median), short(*lowest), short(*highest))
-        }
-        (_, _, _) => "-".to_owned(),
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
+/// `median (lowest to highest)`.
+pub(crate) fn spread(values: &[f64]) -> String {
+    if values.is_empty() {
+        return "-".to_owned();
     }
+    let of = |percent| short(percentile(values, percent));
+    format!("{} ({} to {})", of(50), of(0), of(100))
 }
 
 /// Three digits that tell something.
@@ -126,13 +167,25 @@ mod tests {
     #[test]
     fn a_row_shows_medians_and_spreads() {
         let text = table().to_string();
-        assert!(text.contains("| TCP | Gbit/s | 6 (5 to 7) | 4 (3.50 to 4) | 1.50 (1.25 to 2) |"), "{text}");
+        assert!(text.contains("| TCP | Gbit/s | 6 (5 to 7) | 4 (3.50 to 4) |"), "{text}");
+        assert!(text.contains("| TCP | Gbit/s | 1.50 (1.25 to 2) |"), "{text}");
     }
 
     #[test]
     fn what_was_not_measured_is_a_dash() {
         let mut table = table();
         table.add(OURS, "memory", vec![Figure::less("peak MB", 8.0)]);
-        assert!(table.to_string().contains("| memory | peak MB | 8 (8 to 8) | - | - |"));
+        assert!(table.to_string().contains("| memory | peak MB | 8 (8 to 8) | - |"));
+    }
+
+    #[test]
+    fn the_filter_costs_what_its_rounds_lost_and_what_it_gained_is_below_nothing() {
+        let mut table = Table::default();
+        for (without, with) in [(10.0, 9.8), (10.0, 10.1), (8.0, 7.6)] {
+            table.add(OURS, "TCP, reverse", vec![Figure::more("Gbit/s", without)]);
+            table.add(FILTER, "TCP, reverse", vec![Figure::more("Gbit/s", with)]);
+        }
+        let text = Cost(&table).to_string();
+        assert!(text.contains("| 2.00 (-1.00 to 5.00) |"), "{text}");
     }
 }
