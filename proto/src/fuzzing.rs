@@ -3,7 +3,7 @@
 
 use crate::{
     key::PublicKey,
-    map::{Content, Delta, Map, ObjectId, parse_refs},
+    map::{Content, Delta, Map, Object, ObjectId, parse_refs},
     peer_message::PeerMessage,
     root::{RootKey, RootSecret},
     server_url::ServerUrl,
@@ -98,7 +98,11 @@ pub fn map_delta(bytes: &[u8]) {
 /// The content of one object; the first byte is its kind.
 pub fn map_object(bytes: &[u8]) {
     let Some((kind, content)) = bytes.split_first() else { return };
-    let _either = Content::decode(&ObjectId { kind: u32::from(*kind), id: Vec::new() }, content);
+    let id = ObjectId { kind: u32::from(*kind), id: Vec::new() };
+    if let Ok(content @ (Content::Rule(_) | Content::Sources(_))) = Content::decode(&id, content) {
+        let again = Object::new(&content, Vec::new()).expect("a kind that is written");
+        assert_eq!(Content::decode(&again.id, &again.content), Ok(content));
+    }
 }
 
 /// A signed statement as it comes in, and the same bytes as a statement that the root did sign.

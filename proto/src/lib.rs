@@ -17,6 +17,7 @@ pub mod peer_message;
 pub mod receipt;
 pub mod root;
 pub mod root_list;
+pub mod rule;
 pub mod server_url;
 pub mod session;
 pub mod setup_key;

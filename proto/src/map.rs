@@ -1,7 +1,14 @@
 //! The network map: typed objects with content hashes. Its digest is the sum of the hashes (as 256-bit numbers), so it does not depend on the order and
 //! is kept up to date by one addition per change; two maps with one digest are the same, whichever servers they came from.
 
-use crate::{Invalid, endpoints, fixed, receipt::Receipt, statement::NodeId, time::UnixTime, wire};
+use crate::{
+    Invalid, endpoints, fixed,
+    receipt::Receipt,
+    rule::{self, Rule},
+    statement::NodeId,
+    time::UnixTime,
+    wire,
+};
 use blake2::{Blake2s256, Digest as _};
 use ipnet::IpNet;
 use prost::Message;
@@ -48,6 +55,10 @@ pub enum Content {
     Network(Network),
     /// An encoded `Signed` removal.
     Removal(Vec<u8>),
+    /// What others may open on the node whose map it is in.
+    Rule(Rule),
+    /// A part of a set that rules name.
+    Sources(Vec<IpNet>),
     Unknown,
 }
 
@@ -170,6 +181,12 @@ impl Map {
         self.objects.iter().map(|(id, (hash, content))| (id, *hash, content.as_slice()))
     }
 
+    pub fn of_kind(&self, kind: wire::ObjectKind) -> impl Iterator<Item = (&ObjectId, &[u8])> {
+        let first = |kind| ObjectId { kind, id: Vec::new() };
+        let range = self.objects.range(first(kind as u32)..first(kind as u32 + 1));
+        range.map(|(id, (_, content))| (id, content.as_slice()))
+    }
+
     /// What is to be fetched against: every object with its hash.
     pub fn refs(&self) -> Vec<wire::ObjectRef> {
         self.objects.iter().map(|(id, (hash, _))| id.to_ref(Some(*hash))).collect()
@@ -267,6 +284,14 @@ impl Content {
                 wire::Network::decode(content).map_err(malformed)?.try_into().map(Self::Network)
             }
             Ok(wire::ObjectKind::Removal) => Ok(Self::Removal(content.to_vec())),
+            Ok(wire::ObjectKind::Rule) => {
+                let rule = Rule::from_wire(wire::Rule::decode(content).map_err(malformed)?)?;
+                Ok(rule.map_or(Self::Unknown, Self::Rule))
+            }
+            Ok(wire::ObjectKind::Sources) => {
+                let sources = wire::Sources::decode(content).map_err(malformed)?;
+                rule::sources_from_wire(&sources).map(Self::Sources)
+            }
             Ok(wire::ObjectKind::Unspecified) | Err(_) => Ok(Self::Unknown),
         }
     }
@@ -276,6 +301,10 @@ impl Content {
             Self::Peer(peer) => Some((wire::ObjectKind::Peer, peer.to_wire().encode_to_vec())),
             Self::Network(network) => Some((wire::ObjectKind::Network, network.to_wire().encode_to_vec())),
             Self::Removal(signed) => Some((wire::ObjectKind::Removal, signed.clone())),
+            Self::Rule(rule) => Some((wire::ObjectKind::Rule, rule.to_wire().encode_to_vec())),
+            Self::Sources(sources) => {
+                Some((wire::ObjectKind::Sources, rule::sources_to_wire(sources).encode_to_vec()))
+            }
             Self::Unknown => None,
         }
     }

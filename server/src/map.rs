@@ -10,12 +10,16 @@ use proto::{
     key::PublicKey,
     map::{Content, ContentHash, Delta, MapDigest, MapVersion, Object, ObjectId, Peer},
     receipt::Receipt,
+    rule::Rule,
 };
 use std::{
     collections::BTreeMap,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
 };
+
+/// Of the one rule that there is without policies.
+const DEFAULT_RULE: &[u8] = b"default";
 
 /// An encoded object.
 #[derive(Clone)]
@@ -43,6 +47,7 @@ impl Atlas {
     pub(crate) fn of(state: &State) -> Self {
         let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..Self::default() };
         atlas.put(ObjectId::network(), Content::Network(state.network.clone()));
+        atlas.put(ObjectId::rule(DEFAULT_RULE.to_vec()), default_rule(state));
         state.nodes().for_each(|node| atlas.put(ObjectId::peer(node.key), peer(node)));
         state.removals().for_each(|removed| {
             atlas.put(ObjectId::removal(removed.key), Content::Removal(removed.signed.clone()));
@@ -97,6 +102,11 @@ impl Atlas {
             self.digest.subtract(old.hash);
         }
     }
+}
+
+/// Without policies: everybody may open everything.
+fn default_rule(state: &State) -> Content {
+    Content::Rule(Rule::all_from(vec![state.network.overlay_v4, state.network.overlay_v6]))
 }
 
 fn peer(node: &Node) -> Content {
@@ -291,6 +301,16 @@ mod tests {
         assert_eq!(chunk.delta.drop, [ObjectId::peer(gone.key)]);
         assert_eq!(chunk.delta.put.len(), 1, "the removal alone");
         assert!(chunk.delta.last);
+    }
+
+    #[test]
+    fn without_policies_the_overlay_may_open_everything_everywhere() {
+        let (state, own) = testing::with_node("own");
+        let map = fetched(&Atlas::of(&state), own.key, &Map::default(), LARGE);
+        let rules: Vec<_> = map.of_kind(proto::wire::ObjectKind::Rule).collect();
+        let [(id, content)] = rules[..] else { panic!("{} rules", rules.len()) };
+        let overlay = vec![state.network.overlay_v4, state.network.overlay_v6];
+        assert_eq!(Content::decode(id, content), Ok(Content::Rule(Rule::all_from(overlay))));
     }
 
     #[test]

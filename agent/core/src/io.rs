@@ -1,6 +1,6 @@
 //! What the driver does for the machines: dial, send, configure the tunnel, save.
 
-use crate::control::Served;
+use crate::{control::Served, rules::Allow};
 use ipnet::IpNet;
 use proto::{
     key::PublicKey,
@@ -143,6 +143,8 @@ pub enum TunnelCommand {
         payload: Vec<u8>,
         via: Option<SocketAddr>,
     },
+    /// What others may open here, instead of what they could before; until the first, they may open nothing.
+    SetRules(Vec<Allow>),
     /// New sockets: the network changed.
     Rebind,
 }

@@ -19,6 +19,7 @@ pub mod netmap;
 pub mod path;
 pub mod peer;
 pub mod removals;
+pub mod rules;
 pub mod status;
 pub mod time;
 pub mod trust;

@@ -3,7 +3,7 @@
 //! A map never goes backwards, and a peer is in it only with a certificate under a trusted root that no removal ends, whoever told that. What is not understood or not proven stays among the
 //! objects (so that the digest is the servers') but has no effect.
 
-use crate::{cache::Cached, removals::Removals, trust::Trust};
+use crate::{cache::Cached, removals::Removals, rules::is_about_rules, trust::Trust};
 use proto::{
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
@@ -52,6 +52,8 @@ pub struct Changes {
     /// The keys of removals that are news.
     pub learned: Vec<PublicKey>,
     pub network: bool,
+    /// What others may open here, perhaps.
+    pub rules: bool,
     /// Entries that were not believed, and why.
     pub refused: Vec<(PublicKey, String)>,
 }
@@ -189,7 +191,8 @@ impl NetMap {
                 key_of(id).and_then(|key| self.members.get(&key)).is_some_and(|member| member.peer == peer)
             }
             Some(Ok(Content::Removal(signed))) => self.removals.holds(&signed),
-            Some(Ok(Content::Network(_) | Content::Unknown) | Err(_)) | None => true,
+            Some(Ok(Content::Network(_) | Content::Rule(_) | Content::Sources(_) | Content::Unknown)) => true,
+            Some(Err(_)) | None => true,
         }
     }
 
@@ -301,10 +304,12 @@ impl NetMap {
     fn drop(&mut self, id: &ObjectId, begins_epoch: bool, changes: &mut Changes) {
         let Some(old) = self.map.content(id).map(<[u8]>::to_vec) else { return };
         self.map.drop(id);
+        changes.rules |= is_about_rules(id);
         match Content::decode(id, &old) {
             Ok(Content::Peer(_)) if begins_epoch && self.may_linger(id) => self.lingering.extend(key_of(id)),
             Ok(Content::Peer(_)) => self.remove_member(id, changes),
             Ok(Content::Network(_) | Content::Removal(_) | Content::Unknown) | Err(_) => {}
+            Ok(Content::Rule(_) | Content::Sources(_)) => {}
         }
     }
 
@@ -316,6 +321,11 @@ impl NetMap {
     ) {
         let Object { id, content } = object.clone();
         if !self.map.put(object) {
+            return;
+        }
+        // They are read all together when the map is whole.
+        if is_about_rules(&id) {
+            changes.rules = true;
             return;
         }
         match Content::decode(&id, &content) {
@@ -357,7 +367,7 @@ impl NetMap {
                 changes.network |= self.network.as_ref() != Some(&network);
                 self.network = Some(network);
             }
-            Ok(Content::Unknown) => {}
+            Ok(Content::Rule(_) | Content::Sources(_) | Content::Unknown) => {}
             Err(error) => {
                 if let Some(key) = key_of(id) {
                     changes.refused.push((key, error.to_string()));

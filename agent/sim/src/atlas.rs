@@ -5,6 +5,7 @@ use proto::{
     key::PublicKey,
     map::{Content, ContentHash, Delta, Map, MapDigest, MapVersion, Network, Object, ObjectId, Peer},
     receipt::{Mark, Receipt},
+    rule::Rule,
     statement::NodeId,
 };
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -39,7 +40,9 @@ impl Atlas {
             overlay_v6: ipnet::Ipv6Net::new_assert([0xfd00, 0, 0, 0, 0, 0, 0, 0].into(), 48).into(),
         };
         let mut atlas = Self { version: MapVersion { epoch: 1, revision: 1 }, ..Self::default() };
+        let everybody = Rule::all_from(vec![network.overlay_v4, network.overlay_v6]);
         put(&mut atlas.map, &Content::Network(network), Vec::new());
+        put(&mut atlas.map, &Content::Rule(everybody), b"default".to_vec());
         atlas
     }
 

@@ -222,6 +222,7 @@ impl World {
             | TunnelCommand::SetKeepalive { .. }
             | TunnelCommand::SetEndpoint { .. }
             | TunnelCommand::Message { .. }
+            | TunnelCommand::SetRules(_)
             | TunnelCommand::Rebind => return,
         };
         if let Some(flow) = self.busy_flow(at, peer) {

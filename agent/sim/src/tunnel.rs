@@ -1,10 +1,12 @@
 //! A model of the data plane (`agent-tunnel`): handshakes of one round trip, sessions of 180 s renewed after 120 s by whoever began them, packets that wait,
-//! roaming, and the events that the real one reports. There is no cryptography: an index that the receiver knows authenticates.
+//! roaming, rules by source, and the events that the real one reports. There is no cryptography: an index that the receiver knows authenticates.
 
 use agent_core::{
     BootTime,
     io::{TunnelCommand, TunnelEvent},
+    rules::Allow,
 };
+use ipnet::IpNet;
 use proto::key::PublicKey;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -88,6 +90,7 @@ struct Initiation {
 
 #[derive(Debug, Clone, Default)]
 struct Peer {
+    addresses: Vec<IpNet>,
     endpoint: Option<SocketAddr>,
     /// The one in use, by which we send.
     current: Option<Keys>,
@@ -113,6 +116,8 @@ struct Peer {
 pub(crate) struct Tunnel {
     own: PublicKey,
     peers: BTreeMap<PublicKey, Peer>,
+    /// What a peer may ask unasked.
+    rules: Vec<Allow>,
     next_index: u32,
     next_unknown_at: BootTime,
     next_stale_at: BootTime,
@@ -127,6 +132,7 @@ impl Tunnel {
         Self {
             own,
             peers: BTreeMap::new(),
+            rules: Vec::new(),
             next_index: first_index,
             next_unknown_at: BootTime::default(),
             next_stale_at: BootTime::default(),
@@ -146,8 +152,8 @@ impl Tunnel {
 
     pub(crate) fn command(&mut self, command: TunnelCommand, now: BootTime) {
         match command {
-            TunnelCommand::Upsert { peer, .. } => {
-                self.peers.entry(peer).or_default();
+            TunnelCommand::Upsert { peer, allowed_ips } => {
+                self.peers.entry(peer).or_default().addresses = allowed_ips;
             }
             TunnelCommand::Remove { peer } => {
                 self.peers.remove(&peer);
@@ -155,8 +161,9 @@ impl Tunnel {
             TunnelCommand::Initiate { peer, endpoints } => self.initiate(peer, endpoints, now),
             TunnelCommand::Forget { peer } => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
+                    let addresses = std::mem::take(&mut peer.addresses);
                     let Peer { endpoint, keepalive, newest_stamp, .. } = *peer;
-                    *peer = Peer { endpoint, keepalive, newest_stamp, ..Peer::default() };
+                    *peer = Peer { addresses, endpoint, keepalive, newest_stamp, ..Peer::default() };
                 }
             }
             TunnelCommand::SetKeepalive { peer, interval } => {
@@ -172,6 +179,7 @@ impl Tunnel {
             TunnelCommand::Message { peer, payload, via } => {
                 self.transport(peer, Packet::Message(payload), via, now);
             }
+            TunnelCommand::SetRules(rules) => self.rules = rules,
             TunnelCommand::Rebind => {}
         }
     }
@@ -328,8 +336,16 @@ impl Tunnel {
             self.effects.push(Effect::Event(TunnelEvent::EndpointChanged { peer: key, endpoint: from }));
         }
         if packet != Packet::Keepalive {
-            peer.active = true;
             peer.owes_since.get_or_insert(now);
+            let is_allowed = self
+                .rules
+                .iter()
+                .flat_map(|rule| &rule.sources)
+                .any(|source| peer.addresses.iter().any(|address| source.contains(address)));
+            if matches!(packet, Packet::Request(_)) && !is_allowed {
+                return;
+            }
+            peer.active = true;
             self.effects.push(Effect::Deliver(key, packet));
         }
     }

@@ -13,6 +13,7 @@ mod outputs;
 mod plane;
 mod renewals;
 mod resolve;
+mod rules;
 mod watchers;
 
 use crate::{

@@ -1,7 +1,7 @@
 //! The data plane as the event loop sees it: the interface with its addresses and routes, the tunnel's thread, and the translation between the core's words and
 //! the tunnel's.
 
-use super::MARK;
+use super::{MARK, rules};
 use crate::{
     platform::{Routes, UapiListener},
     wg,
@@ -144,7 +144,8 @@ impl Plane {
             fwmark: Some(MARK),
             addresses: addresses.clone(),
             message_port: Some(AGENT_PORT),
-            filter: None,
+            // Until the core says what may be opened here: nothing.
+            filter: Some(Vec::new()),
         };
         let sender = self.sender.clone();
         let tunnel = agent_tunnel::start(config, move |event| sender.send(event))?;
@@ -292,6 +293,7 @@ fn translate(command: TunnelCommand) -> Command {
         TunnelCommand::Message { peer, payload, via } => {
             Command::SendMessage { peer: key(peer), payload, via }
         }
+        TunnelCommand::SetRules(rules) => Command::SetRules(rules::translate(rules)),
         TunnelCommand::Rebind => Command::Rebind,
     }
 }

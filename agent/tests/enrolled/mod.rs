@@ -11,6 +11,7 @@ use agent_core::{Agent, BootTime, Config, ConnId, Identity, Saved};
 use proto::key::{NodeSecret, PublicKey};
 use proto::map::{Content, Delta, Map, MapVersion, Network, Object};
 use proto::root::RootSecret;
+use proto::rule::Rule;
 use proto::session::{Facts, ServerMessage};
 use proto::statement::{Membership, NetworkId, NodeId, Statement};
 use proto::time::UnixTime;
@@ -68,7 +69,11 @@ fn whole_map(peers: Vec<Object>) -> Delta {
         overlay_v4: "100.64.0.0/10".parse().unwrap(),
         overlay_v6: "fd00:1:2::/48".parse().unwrap(),
     };
-    let mut put = vec![Object::new(&Content::Network(network), Vec::new()).unwrap()];
+    let everybody = Rule::all_from(vec![network.overlay_v4, network.overlay_v6]);
+    let mut put = vec![
+        Object::new(&Content::Network(network), Vec::new()).unwrap(),
+        Object::new(&Content::Rule(everybody), Vec::new()).unwrap(),
+    ];
     put.extend(peers);
     let mut map = Map::default();
     for object in &put {

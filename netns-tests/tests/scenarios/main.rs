@@ -18,6 +18,7 @@ mod database_back;
 mod database_start;
 mod database_tls;
 mod failover;
+mod filter;
 mod frozen;
 mod hostile;
 mod identity;
@@ -215,6 +216,7 @@ const CASES: &[Case] = &[
         replaced::sqlite_by_postgres_with_a_wrapped_root,
     ),
     alone("root_is_changed_under_traffic", root::is_changed_under_traffic),
+    together("filter_what_a_map_does_not_allow_is_refused", filter::what_a_map_does_not_allow_is_refused),
     together("removal_reaches_all_by_servers_or_tunnels", removal::reaches_all_by_servers_or_tunnels),
     together("identity_a_copied_server_is_refused", identity::a_copied_server_is_refused),
     together(

@@ -1,6 +1,6 @@
 //! What a person asks for: settings, pings, draining, leaving, status; and the passing of time for certificates.
 
-use super::Agent;
+use super::{Agent, rules::Told};
 use crate::{
     cache::Source,
     config::{PeerConfig, PeerMode},
@@ -118,6 +118,7 @@ impl Agent {
         keys.iter().for_each(|key| self.remove_peer(key));
         self.membership = None;
         self.netmap = crate::netmap::NetMap::new(self.identity.key, None);
+        self.rules = Told::default();
         self.online.clear();
         self.outputs.push_back(Output::Configure { addresses: Vec::new(), overlay: Vec::new() });
         self.outputs.push_back(Output::SaveState);

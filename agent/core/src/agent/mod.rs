@@ -7,6 +7,7 @@ mod gossip;
 mod local;
 mod pings;
 mod roots;
+mod rules;
 mod saved;
 mod session;
 mod standing;
@@ -39,6 +40,7 @@ use proto::{
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 use roots::Confirmed;
+use rules::Told;
 use standing::Standing;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -111,6 +113,7 @@ pub struct Agent {
     draining: bool,
     standing: Standing,
     confirmed: Confirmed,
+    rules: Told,
     outputs: VecDeque<Output>,
 }
 
@@ -159,6 +162,7 @@ impl Agent {
             draining: false,
             standing: Standing::default(),
             confirmed: Confirmed::default(),
+            rules: Told::default(),
             outputs: VecDeque::new(),
         };
         if let Some((_, own)) = &agent.membership {
@@ -181,6 +185,8 @@ impl Agent {
         }
         if let Some(cached) = cached {
             let changes = self.netmap.restore(cached);
+            self.on_rules_changed(changes.rules);
+            self.tell_rules();
             self.on_map_changes(changes);
         }
         self.peers.retain(|key, _| self.netmap.member(key).is_some());

@@ -277,6 +277,7 @@ impl Agent {
 
     fn on_map_level(&mut self) {
         self.gossip.look_at_map();
+        self.tell_rules();
         self.level_at = Some(self.now);
         self.save_map_soon();
         let revision = self.netmap.state().version.revision;
@@ -285,6 +286,7 @@ impl Agent {
 
     pub(super) fn on_map_changes(&mut self, changes: Changes) {
         self.tell_removals(&changes.learned, None);
+        self.on_rules_changed(changes.rules);
         self.apply_changes(changes);
     }
 

@@ -3,6 +3,7 @@
 mod broken_server;
 mod removals;
 mod roots;
+mod rules;
 mod standing;
 
 use super::*;

@@ -25,7 +25,7 @@ async fn a_standby_is_told_nothing_of_the_map_until_it_is_activated() {
     let (version, receipt) = (state.version(), state.receipt());
     assert_eq!(talk.next().await, ServerMessage::Activated { number: number(2), version, receipt });
     let (map, _) = talk.fetched_map().await;
-    assert_eq!(map.len(), 1, "the network");
+    assert_eq!(map.len(), 2, "the network, and what may be opened");
 }
 
 #[tokio::test]
