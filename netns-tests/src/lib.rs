@@ -17,6 +17,7 @@ pub mod many;
 pub mod mesh;
 pub mod names;
 pub mod namespace;
+pub mod numbered;
 pub mod ping;
 pub mod postgres;
 pub mod process;

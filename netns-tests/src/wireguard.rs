@@ -33,30 +33,43 @@ pub struct Program {
     pub name: String,
     file: PathBuf,
     kind: Kind,
+    /// Ours, if another number than it would choose.
+    workers: Option<u8>,
 }
 
 impl Program {
     /// `agent wg`.
     pub fn ours(agent: &Path) -> Self {
-        Self { name: "holdfast".into(), file: agent.to_owned(), kind: Kind::Holdfast }
+        Self { name: "holdfast".into(), file: agent.to_owned(), kind: Kind::Holdfast, workers: None }
+    }
+
+    /// As many threads carry packets (`--workers`).
+    pub fn with_workers(self, workers: u8) -> Self {
+        Self { workers: Some(workers), ..self }
     }
 
     /// Our data plane without the agent: `file` is a build of the tunnel's example `endpoint`.
     pub fn endpoint(name: &str, file: &Path, arguments: &'static [&'static str]) -> Result<Self> {
         ensure!(file.exists(), "{} is missing: `make bench-tunnel` builds it", file.display());
-        Ok(Self { name: name.into(), file: file.to_owned(), kind: Kind::Endpoint(arguments) })
+        Ok(Self { name: name.into(), file: file.to_owned(), kind: Kind::Endpoint(arguments), workers: None })
     }
 
     /// The system's package of it.
     pub fn wireguard_go() -> Self {
-        Self { name: "wireguard-go".into(), file: "wireguard-go".into(), kind: Kind::WireguardGo }
+        Self {
+            name: "wireguard-go".into(),
+            file: "wireguard-go".into(),
+            kind: Kind::WireguardGo,
+            workers: None,
+        }
     }
 
     /// Those that `packaging/build-peers.sh` put into `directory`.
     pub fn others(directory: &Path) -> Result<Vec<Self>> {
         let all = [("wireguard-go", Kind::WireguardGo), ("boringtun-cli", Kind::Boringtun)];
-        let programs: Vec<Self> =
-            all.map(|(name, kind)| Self { name: name.into(), file: directory.join(name), kind }).into();
+        let programs: Vec<Self> = all
+            .map(|(name, kind)| Self { name: name.into(), file: directory.join(name), kind, workers: None })
+            .into();
         for program in &programs {
             ensure!(
                 program.file.exists(),
@@ -76,6 +89,9 @@ impl Program {
             Kind::Endpoint(arguments) => command.arg(name).args(arguments),
             Kind::Boringtun => command.args(["--foreground", "--disable-drop-privileges", name]),
         };
+        if let Some(workers) = self.workers {
+            command.args(["--workers", &workers.to_string()]);
+        }
         let log = directory.join(format!("{name}-{}.txt", self.name));
         let process = Process::start(format!("{} {name}", self.name), command, &log)?;
         let mut device = Device { host: host.clone(), name: name.to_owned(), process };

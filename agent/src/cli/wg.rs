@@ -8,6 +8,7 @@ use crate::{
     platform,
     wg::{Given, Interface},
 };
+use agent_tunnel::Workers;
 use anyhow::{Context as _, anyhow};
 use std::{
     ffi::{OsStr, OsString},
@@ -27,6 +28,9 @@ pub(super) struct Args {
     /// The interface to make
     #[arg(value_name = "IFACE")]
     name: String,
+    /// Threads that carry packets, 1 to 8 [env: HOLDFAST_WORKERS] [default: one; half the cores from 4 cores on, 4 at most]
+    #[arg(long, value_name = "N")]
+    workers: Option<Workers>,
     /// Stay in this process, logging to standard error [env: WG_PROCESS_FOREGROUND=1]
     #[arg(long, short)]
     foreground: bool,
@@ -68,17 +72,29 @@ pub(super) async fn run(mut global: Global, mut args: Args) -> Result<(), Failur
     if global.log_level.is_none() {
         global.log_level = level.as_deref().map(filter).map(str::to_owned);
     }
+    let workers = workers(args.workers, |name| std::env::var(name).ok())?;
     if let Some(given) = args.given.take() {
         return match args.detached {
-            true => detached(&global, &args.name, given).await,
+            true => detached(&global, &args.name, workers, given).await,
             false => {
                 global.start_log()?;
-                serve(open(&args.name, given).await?).await
+                serve(open(&args.name, workers, given).await?).await
             }
         };
     }
     let is_heard = global.log_level.as_deref().is_some_and(|filter| filter != "off");
-    start(&global, &args.name, is_heard)
+    start(&global, &args.name, workers, is_heard)
+}
+
+fn workers(flag: Option<Workers>, variable: impl FnOnce(&str) -> Option<String>) -> Result<Workers, Failure> {
+    const NAME: &str = "HOLDFAST_WORKERS";
+    match (flag, variable(NAME).filter(|value| !value.is_empty())) {
+        (Some(workers), _) => Ok(workers),
+        (None, Some(value)) => {
+            value.parse().map_err(|error| Failure::Usage(anyhow!("environment variable {NAME}: {error}")))
+        }
+        (None, None) => Ok(Workers::of_this_machine()),
+    }
 }
 
 /// Names of levels as other implementations have them; anything else is a filter as in RUST_LOG.
@@ -90,19 +106,24 @@ fn filter(level: &str) -> &str {
     }
 }
 
-async fn open(name: &str, given: Result<Given, Failure>) -> Result<Interface, Failure> {
-    Interface::open(name, given?).await.map_err(Failure::failed)
+async fn open(name: &str, workers: Workers, given: Result<Given, Failure>) -> Result<Interface, Failure> {
+    Interface::open(name, workers, given?).await.map_err(Failure::failed)
 }
 
 async fn serve(interface: Interface) -> Result<(), Failure> {
     interface.run().await.map_err(Failure::failed)
 }
 
-async fn detached(global: &Global, name: &str, given: Result<Given, Failure>) -> Result<(), Failure> {
+async fn detached(
+    global: &Global,
+    name: &str,
+    workers: Workers,
+    given: Result<Given, Failure>,
+) -> Result<(), Failure> {
     platform::detach().map_err(Failure::failed)?;
     platform::open_system_log();
     global.start_log()?;
-    match open(name, given).await {
+    match open(name, workers, given).await {
         Ok(interface) => {
             output::line(READY)?;
             let ended = serve(interface).await;
@@ -120,14 +141,14 @@ async fn detached(global: &Global, name: &str, given: Result<Given, Failure>) ->
 }
 
 /// Starts this program again in the background, and waits for what it says.
-fn start(global: &Global, name: &str, is_heard: bool) -> Result<(), Failure> {
+fn start(global: &Global, name: &str, workers: Workers, is_heard: bool) -> Result<(), Failure> {
     let mut command = Command::new(std::env::current_exe().map_err(Failure::failed)?);
     if let Some(filter) = &global.log_level {
         command.args(["--log-level", filter]);
     }
     command
         .args(["--log-format", global.log_format.name()])
-        .args(["wg", DETACHED, "--", name])
+        .args(["wg", "--workers", &workers.to_string(), DETACHED, "--", name])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
@@ -204,6 +225,17 @@ mod tests {
         assert!(refusal(&file, Some(&file)).contains("both"));
         let taken = given(|name| (name == "WG_TUN_FD").then(|| file.clone())).unwrap();
         assert!(taken.tun.is_some() && taken.uapi.is_none());
+    }
+
+    #[test]
+    fn the_flag_goes_before_the_environment_and_a_bad_value_names_its_variable() {
+        let two = Workers::new(2);
+        let of = |flag, value: &str| workers(flag, |_| Some(value.to_owned()));
+        assert_eq!(of(two, "3").ok(), two);
+        assert_eq!(of(None, "2").ok(), two);
+        assert_eq!(of(None, "").ok(), Some(Workers::of_this_machine()));
+        let error = of(None, "many").unwrap_err().to_string();
+        assert!(error.contains("HOLDFAST_WORKERS") && error.contains("many"), "{error}");
     }
 
     #[test]

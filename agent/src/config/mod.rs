@@ -8,9 +8,11 @@ mod file;
 mod options;
 mod settings;
 mod span;
+mod workers;
 
 pub(crate) use environment::from_environment;
 pub(crate) use file::File;
 pub(crate) use options::{ModeRule, Options};
 pub(crate) use settings::{Settings, SettingsError};
 pub(crate) use span::Span;
+pub(crate) use workers::WorkerCount;

@@ -1,6 +1,6 @@
 //! One layer of settings: every value may be absent. The same type is filled by clap, by the environment, by the TOML file and by what is kept.
 
-use super::Span;
+use super::{Span, WorkerCount};
 use agent_core::config::PeerMode;
 use clap::Args;
 use proto::{Invalid, server_url::ServerUrl};
@@ -22,6 +22,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) listen_port: Option<u16>,
+    /// Threads that carry packets, 1 to 8 [default: one; half the cores from 4 cores on, 4 at most]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) workers: Option<WorkerCount>,
     /// Between two heartbeats to the control server [default: 1s]
     #[arg(long, value_name = "SPAN")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,6 +51,7 @@ impl Options {
             servers: self.servers.or_else(|| lower.servers.clone()),
             hostname: self.hostname.or_else(|| lower.hostname.clone()),
             listen_port: self.listen_port.or(lower.listen_port),
+            workers: self.workers.or(lower.workers),
             keepalive: self.keepalive.or(lower.keepalive),
             peer_timeout: self.peer_timeout.or(lower.peer_timeout),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
@@ -189,8 +194,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_read_again() {
-        let text =
-            "servers = 'a,b:99'\nhostname = 'n'\nidle-timeout = '6m'\npeer-mode = ['always', 'lazy=x']";
+        let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\npeer-mode = ['always', 'lazy=x']";
         let written = serde_json::to_string(&options(text).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&written).unwrap(), options(text).unwrap());
     }
@@ -205,6 +209,8 @@ mod tests {
             ("peer-mode = 'sometimes'", "sometimes"),
             ("peer-mode = 'always='", "no peer"),
             ("listen-port = 70000", "70000"),
+            ("workers = 9", "\"9\" is no number of workers"),
+            ("workers = 'some'", "some"),
         ] {
             let error = options(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

@@ -91,7 +91,7 @@ impl Driver<'_> {
     fn take(&mut self, new: Settings, now: BootTime) {
         let old = std::mem::replace(&mut self.settings, new);
         let new = &self.settings;
-        if new.listen_port != old.listen_port {
+        if (new.listen_port, new.workers) != (old.listen_port, old.workers) {
             return self.end(End::RestartAll, Farewell::None);
         }
         if new.hostname != old.hostname {

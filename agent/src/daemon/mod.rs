@@ -163,7 +163,7 @@ impl World {
         let settings = settings(&launch.given, &launch.file, &kept)?;
         // Who can ask for the status can also stop us in good order.
         let signals = StopSignals::new().map_err(system("wait for signals"))?;
-        let (plane, tunnel_events) = Plane::new(&launch.interface, settings.listen_port, &secret).await?;
+        let (plane, tunnel_events) = Plane::new(&launch.interface, &settings, &secret).await?;
         // A killed agent's rules are known by its interface's absence: it is gone once ours has the name.
         platform::clean_up().await.map_err(system("look for what a killed agent left"))?;
         let mut network_watch =
@@ -204,10 +204,10 @@ impl World {
 
     /// Another interface and tunnel, after the settings, the addresses or a fault asked for it.
     async fn renew_plane(&mut self) -> Result<(), DaemonError> {
-        let port = self.settings()?.listen_port;
+        let settings = self.settings()?;
         self.plane.stop().await;
         let interface = self.plane.interface().to_owned();
-        (self.plane, self.tunnel_events) = Plane::new(&interface, port, &self.secret).await?;
+        (self.plane, self.tunnel_events) = Plane::new(&interface, &settings, &self.secret).await?;
         Ok(())
     }
 

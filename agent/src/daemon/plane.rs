@@ -3,12 +3,14 @@
 
 use super::{MARK, rules};
 use crate::{
+    config::Settings,
     platform::{Routes, UapiListener},
     wg,
 };
 use agent_core::io::{TunnelCommand, TunnelEvent};
 use agent_tunnel::{
     Command, Config, DEFAULT_MTU, Device, DeviceError, Event, Peer, Policy, PrivateKey, StartError, Tunnel,
+    Workers,
 };
 use ipnet::IpNet;
 use proto::{AGENT_PORT, key::NodeSecret};
@@ -47,6 +49,7 @@ pub(super) enum Configured {
 pub(super) struct Plane {
     interface: String,
     listen_port: u16,
+    workers: Workers,
     secret: NodeSecret,
     device: Option<Device>,
     tunnel: Option<Arc<Tunnel>>,
@@ -76,16 +79,17 @@ impl Plane {
     /// Makes the interface at once, so that a start that cannot work fails at once.
     pub(super) async fn new(
         interface: &str,
-        listen_port: u16,
+        settings: &Settings,
         secret: &NodeSecret,
     ) -> Result<(Self, Events), PlaneError> {
-        let device = create(interface).await?;
+        let device = create(interface, settings.workers).await?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let queued = Arc::default();
         let events = Events { receiver, queued: Arc::clone(&queued) };
         let plane = Self {
             interface: interface.to_owned(),
-            listen_port,
+            listen_port: settings.listen_port,
+            workers: settings.workers,
             secret: secret.clone(),
             device: Some(device),
             tunnel: None,
@@ -124,7 +128,7 @@ impl Plane {
     async fn start(&mut self, addresses: Vec<IpAddr>) -> Result<(), PlaneError> {
         let device = match self.device.take() {
             Some(device) => device,
-            None => create(&self.interface).await?,
+            None => create(&self.interface, self.workers).await?,
         };
         let mut usable = Vec::new();
         for address in &addresses {
@@ -226,10 +230,10 @@ impl Plane {
     }
 }
 
-async fn create(interface: &str) -> Result<Device, DeviceError> {
+async fn create(interface: &str, workers: Workers) -> Result<Device, DeviceError> {
     let mut retries = NAME_RETRIES;
     loop {
-        match Device::create(interface, DEFAULT_MTU) {
+        match Device::create_for(workers, interface, DEFAULT_MTU) {
             Err(DeviceError::NameInUse(_)) if retries > 0 => {
                 retries -= 1;
                 tokio::time::sleep(NAME_RETRY_DELAY).await;

@@ -8,7 +8,7 @@ mod server;
 pub(crate) use server::{Access, serve};
 
 use crate::platform::{StopSignals, UapiError, UapiListener};
-use agent_tunnel::{Config, DEFAULT_MTU, Device, DeviceError, Event, Policy, StartError, Tunnel};
+use agent_tunnel::{Config, DEFAULT_MTU, Device, DeviceError, Event, Policy, StartError, Tunnel, Workers};
 use std::{io, sync::Arc};
 use tokio::sync::mpsc;
 
@@ -50,8 +50,8 @@ pub(crate) struct Interface {
 
 impl Interface {
     /// The interface is down, without key and peers, and its socket listens.
-    pub(crate) async fn open(name: &str, mut given: Given) -> Result<Self, WgError> {
-        let device = device(name, &mut given)?;
+    pub(crate) async fn open(name: &str, workers: Workers, mut given: Given) -> Result<Self, WgError> {
+        let device = device(name, workers, &mut given)?;
         let name = device.name().to_owned();
         let listener = listener(&name, &mut given).await?;
         let signals = StopSignals::new().map_err(WgError::Signals)?;
@@ -117,13 +117,13 @@ fn end(event: Event) -> Option<End> {
     }
 }
 
-/// Where it is not made by us, its name is its own.
-fn device(name: &str, given: &mut Given) -> Result<Device, DeviceError> {
+/// Where it is not made by us, its name is its own, and it has one queue.
+fn device(name: &str, workers: Workers, given: &mut Given) -> Result<Device, DeviceError> {
     #[cfg(unix)]
     if let Some(descriptor) = given.tun.take() {
         return Device::adopt(descriptor);
     }
-    Device::create_down(name, DEFAULT_MTU)
+    Device::create_down_for(workers, name, DEFAULT_MTU)
 }
 
 async fn listener(name: &str, given: &mut Given) -> Result<UapiListener, UapiError> {

@@ -43,8 +43,8 @@ impl Edit {
 
     /// Gives one list back, whose peer is about to be removed.
     pub(crate) fn give_back(&mut self, peers: &mut Peers, id: PeerId) {
-        if let Some((list, state)) = self.0.remove(&id).zip(peers.get(id)) {
-            state.allowed_ips = list.into();
+        if let Some((list, place)) = self.0.remove(&id).zip(peers.allowed_ips(id)) {
+            *place = list.into();
         }
     }
 
@@ -53,15 +53,15 @@ impl Edit {
         for (id, mut list) in self.0 {
             // What was removed or lost is still in the list, and twice if it was added again.
             tidy(&mut list, routes, id);
-            if let Some(state) = peers.get(id) {
-                state.allowed_ips = list.into();
+            if let Some(place) = peers.allowed_ips(id) {
+                *place = list.into();
             }
         }
     }
 
     fn take(&mut self, peers: &mut Peers, id: PeerId) -> &mut Vec<IpNet> {
         self.0.entry(id).or_insert_with(|| {
-            let list = peers.get(id).map(|state| std::mem::take(&mut state.allowed_ips));
+            let list = peers.allowed_ips(id).map(std::mem::take);
             list.unwrap_or_default().into_vec()
         })
     }

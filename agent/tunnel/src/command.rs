@@ -48,3 +48,17 @@ pub enum Command {
     Rebind,
     Shutdown,
 }
+
+impl Command {
+    /// The one peer whose worker alone it concerns. `None`: all workers have to know.
+    pub(crate) fn peer(&self) -> Option<&PublicKey> {
+        match self {
+            Self::Initiate { peer, .. }
+            | Self::Forget { peer }
+            | Self::SetKeepalive { peer, .. }
+            | Self::SetEndpoint { peer, .. }
+            | Self::SendMessage { peer, .. } => Some(peer),
+            Self::Upsert(_) | Self::Remove(_) | Self::SetRules(_) | Self::Rebind | Self::Shutdown => None,
+        }
+    }
+}

@@ -33,6 +33,25 @@ pub struct Config {
     pub filter: Option<Vec<Rule>>,
 }
 
+impl Config {
+    /// A share for each worker, in order: each has a queue of the interface.
+    pub(crate) fn split(mut self) -> Vec<Self> {
+        let queues = self.device.take_queues();
+        let share = |device| Self {
+            private_key: self.private_key.clone(),
+            policy: self.policy,
+            device,
+            listen_port: self.listen_port,
+            fwmark: self.fwmark,
+            addresses: self.addresses.clone(),
+            message_port: self.message_port,
+            filter: self.filter.clone(),
+        };
+        let others: Vec<Self> = queues.into_iter().map(share).collect();
+        std::iter::once(self).chain(others).collect()
+    }
+}
+
 /// Who decides when there are sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {

@@ -38,6 +38,7 @@ pub(crate) struct Opener {
 }
 
 /// An initiation whose sender is known but not yet proven.
+#[derive(Clone)]
 pub(crate) struct Sender {
     pub(crate) key: PublicKey,
     hash: Hash,

@@ -1,9 +1,9 @@
-//! Holdfast's data plane: WireGuard on one thread, in batches.
+//! Holdfast's data plane: WireGuard in batches, each peer on one thread.
 //!
 //! In go [`Command`]s (keys, endpoints, prefixes), out come packets and [`Event`]s. The crate knows packets, not
 //! policies: whom to wake, which path is best and when to give up is decided by whoever started it, or else by
-//! WireGuard's own rules ([`Policy`]). One OS thread owns the TUN interface, the UDP sockets and every session and runs
-//! each batch to completion; there is no lock, channel, clock read, allocation or log line per packet.
+//! WireGuard's own rules ([`Policy`]). An OS thread owns a queue of the TUN interface, UDP sockets and its peers' sessions and runs each batch to
+//! completion; on machines of a few cores it is the only one ([`Workers`]). There is no lock, channel, clock read, allocation or log line per packet.
 //!
 //! An idle peer is an entry in a table. Its session (about 11 KB) exists from the first handshake, in either
 //! direction, until [`Command::Forget`] or until it expires; an idle peer has no timers and sends nothing.
@@ -20,7 +20,9 @@ mod config;
 mod device;
 mod event;
 mod filter;
+mod foreign;
 mod gso;
+mod inbox;
 mod initiation;
 mod key;
 mod limit;
@@ -32,8 +34,10 @@ mod peer;
 mod peers;
 mod queue;
 mod routes;
+mod shard;
 mod socket;
 mod stats;
+mod team;
 mod tunnel;
 pub mod uapi;
 mod wait;
@@ -45,6 +49,7 @@ pub use device::{Device, DeviceError};
 pub use event::Event;
 pub use filter::{Filter, Protocol, Refusal, Rule};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
+pub use shard::{InvalidWorkers, Workers};
 pub use stats::{Counters, Drops, PeerDrops, PeerStats, Traffic};
 pub use tunnel::{ConfigureError, StartError, Tunnel, start};
 

@@ -60,11 +60,15 @@ pub(crate) enum Admission {
     BadMac,
 }
 
+/// What cookies are made with, and known again.
+#[derive(Clone)]
+pub(crate) struct Cookies(Arc<RateLimiter>);
+
 /// The node's side of every handshake.
 pub(crate) struct Identity {
     secret: StaticSecret,
     /// Asks everybody for a cookie.
-    wary: RateLimiter,
+    wary: Cookies,
     load: Load,
     /// Whoever is within these is let in without a cookie.
     sources: Buckets,
@@ -79,7 +83,7 @@ impl Identity {
         let public = x25519_dalek::PublicKey::from(&key.0);
         Self {
             secret: key.0.clone(),
-            wary: RateLimiter::new(&public, 0),
+            wary: Cookies(Arc::new(RateLimiter::new(&public, 0))),
             load: Load::default(),
             sources: Buckets::default(),
             proven: Buckets::default(),
@@ -102,12 +106,21 @@ impl Identity {
         if self.sources.take(from, now) && !self.load.is_high(now) {
             return Admission::Granted;
         }
-        match self.wary.verify_packet(Some(from), datagram, reply) {
+        match self.wary.0.verify_packet(Some(from), datagram, reply) {
             Ok(_) if self.proven.take(from, now) => Admission::Granted,
             Ok(_) => Admission::TooMany,
             Err(TunnResult::WriteToNetwork(cookie)) => Admission::Cookie(cookie.len()),
             Err(_) => Admission::BadMac,
         }
+    }
+
+    pub(crate) fn cookies(&self) -> &Cookies {
+        &self.wary
+    }
+
+    /// From now on whoever has a cookie of another identity of this node passes here, too.
+    pub(crate) fn share_cookies(&mut self, cookies: Cookies) {
+        self.wary = cookies;
     }
 
     /// Handshakes took so long, up to now.

@@ -2,10 +2,14 @@
 
 use std::collections::HashMap;
 
+use ipnet::IpNet;
+
 use crate::{
     PublicKey,
+    foreign::ForeignPeers,
     noise::Noise,
     peer::{Former, Live, PeerId, PeerState},
+    shard::Shard,
 };
 
 /// Session indices: the library adds 8 bits of its own below these.
@@ -13,7 +17,10 @@ const INDEX_BITS: u32 = 24;
 
 #[derive(Default)]
 pub(crate) struct Peers {
+    /// Whose table it is.
+    shard: Shard,
     slots: Vec<Option<PeerState>>,
+    foreign: ForeignPeers,
     free: Vec<PeerId>,
     by_key: HashMap<PublicKey, PeerId>,
     by_index: HashMap<u32, PeerId>,
@@ -23,7 +30,43 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
+    /// The table of one among several workers.
+    pub(crate) fn of(shard: Shard) -> Self {
+        Self { shard, ..Self::default() }
+    }
+
+    pub(crate) fn shard(&self) -> Shard {
+        self.shard
+    }
+
+    /// Whether a peer is this worker's.
+    pub(crate) fn owns(&self, id: PeerId) -> bool {
+        !ForeignPeers::holds(id)
+    }
+
+    /// The number of a peer's worker.
+    pub(crate) fn owner(&self, id: PeerId) -> Option<usize> {
+        if self.owns(id) {
+            return Some(self.shard.number());
+        }
+        self.foreign.key(id).map(|key| self.shard.owner(key))
+    }
+
+    /// The list of prefixes of any worker's peer.
+    pub(crate) fn allowed_ips(&mut self, id: PeerId) -> Option<&mut Box<[IpNet]>> {
+        match self.owns(id) {
+            true => self.get(id).map(|state| &mut state.allowed_ips),
+            false => self.foreign.allowed_ips(id),
+        }
+    }
+
+    /// Of another worker's peer, no more is kept than its key and prefixes.
     pub(crate) fn insert(&mut self, state: PeerState) -> PeerId {
+        if !self.shard.owns(&state.key) {
+            let id = self.foreign.insert(state.key, state.allowed_ips);
+            self.by_key.insert(state.key, id);
+            return id;
+        }
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             // There cannot be more peers than fit in memory, far below 2^32.
@@ -34,7 +77,11 @@ impl Peers {
         id
     }
 
+    /// `None` if it was not there, or was another worker's.
     pub(crate) fn remove(&mut self, id: PeerId) -> Option<PeerState> {
+        if let Some(key) = self.foreign.remove(id) {
+            self.by_key.remove(&key);
+        }
         self.end(id);
         let state = self.slots.get_mut(id.0 as usize)?.take()?;
         self.by_key.remove(&state.key);
@@ -50,6 +97,7 @@ impl Peers {
         self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
+    /// This worker's own.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &PeerState> {
         self.slots.iter().flatten()
     }
@@ -67,12 +115,12 @@ impl Peers {
         }
     }
 
-    /// An index that no live peer has, unpredictable so that it tells nothing. `None` if the system has no
+    /// An index that no live peer has, unpredictable so that it tells nothing but whose it is. `None` if the system has no
     /// randomness.
     pub(crate) fn free_index(&self) -> Option<u32> {
         loop {
             let index = getrandom::u32().ok()? >> (u32::BITS - INDEX_BITS);
-            if !self.by_index.contains_key(&index) {
+            if self.shard.owns_index(index) && !self.by_index.contains_key(&index) {
                 return Some(index);
             }
         }
@@ -134,9 +182,10 @@ impl Peers {
         }
     }
 
+    /// All workers'.
     pub(crate) fn ids(&self) -> Vec<PeerId> {
         let taken = (0..).zip(&self.slots).filter(|(_, state)| state.is_some());
-        taken.map(|(number, _)| PeerId(number)).collect()
+        taken.map(|(number, _)| PeerId(number)).chain(self.foreign.ids()).collect()
     }
 
     pub(crate) fn live(&self) -> &[PeerId] {
@@ -192,6 +241,32 @@ mod tests {
             found.sort();
             assert_eq!(found, expected);
         }
+    }
+
+    #[test]
+    fn another_workers_peer_has_a_list_and_an_owner_and_no_state() {
+        let shards: Vec<Shard> = Shard::all(crate::Workers::new(3).unwrap()).collect();
+        let mut peers = Peers::of(shards[1]);
+        let ids: Vec<PeerId> = (0..40).map(|byte| peers.insert(state(byte))).collect();
+        for (byte, &id) in (0..40).zip(&ids) {
+            let key = PublicKey([byte; 32]);
+            assert_eq!(peers.find(&key), Some(id));
+            assert_eq!(peers.owner(id), Some(shards[0].owner(&key)));
+            assert_eq!(
+                (peers.get(id).is_some(), peers.owns(id)),
+                (shards[1].owns(&key), shards[1].owns(&key))
+            );
+            *peers.allowed_ips(id).unwrap() = Box::new(["10.0.0.0/8".parse().unwrap()]);
+        }
+        let own = ids.iter().filter(|&&id| peers.owns(id)).count();
+        assert!(own > 0 && own < 40 && peers.iter().count() == own && peers.ids().len() == 40);
+        assert!((0..100).all(|_| shards[1].owns_index(peers.free_index().unwrap())));
+        for (&id, byte) in ids.iter().zip(0..40) {
+            assert_eq!(peers.remove(id).is_some(), shards[1].owns(&PublicKey([byte; 32])));
+            assert!(peers.allowed_ips(id).is_none() && peers.find(&PublicKey([byte; 32])).is_none());
+        }
+        assert!(peers.ids().is_empty());
+        assert!(ids.contains(&peers.insert(state(0))));
     }
 
     #[test]

@@ -17,11 +17,14 @@ use crate::peer::PeerId;
 pub(crate) struct Routes {
     v4: Table<u32>,
     v6: Table<u128>,
+    /// Prefixes that may belong to another since they were asked for, where somebody asks.
+    changed: Option<Vec<IpNet>>,
 }
 
 impl Routes {
     /// Gives a prefix to a peer, taking it from whoever had it: who that was.
     pub(crate) fn insert(&mut self, prefix: IpNet, peer: PeerId) -> Option<PeerId> {
+        self.note(prefix);
         match prefix {
             IpNet::V4(p) => self.v4.insert(p.prefix_len(), p.network().to_bits(), peer),
             IpNet::V6(p) => self.v6.insert(p.prefix_len(), p.network().to_bits(), peer),
@@ -30,9 +33,25 @@ impl Routes {
 
     /// Takes a prefix from a peer, unless it belongs to another by now.
     pub(crate) fn remove(&mut self, prefix: IpNet, peer: PeerId) {
+        self.note(prefix);
         match prefix {
             IpNet::V4(p) => self.v4.remove(p.prefix_len(), p.network().to_bits(), peer),
             IpNet::V6(p) => self.v6.remove(p.prefix_len(), p.network().to_bits(), peer),
+        }
+    }
+
+    /// From now on changes are kept for [`Routes::take_changed`].
+    pub(crate) fn keep_changes(&mut self) {
+        self.changed.get_or_insert_default();
+    }
+
+    pub(crate) fn take_changed(&mut self) -> Vec<IpNet> {
+        self.changed.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn note(&mut self, prefix: IpNet) {
+        if let Some(changed) = &mut self.changed {
+            changed.push(prefix);
         }
     }
 

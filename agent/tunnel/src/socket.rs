@@ -1,14 +1,20 @@
 //! The UDP sockets, one per address family on the same port, with the kernel's offloads (quinn-udp).
 
+#[cfg(not(target_os = "linux"))]
+mod alone;
+#[cfg(target_os = "linux")]
+mod group;
+mod ports;
+
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    time::Duration,
 };
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 
+use self::ports::{any_port, same_port};
 use crate::{
     StartError,
     gso::{Gso, Refusal},
@@ -21,11 +27,6 @@ const BUFFER_BYTES: usize = 7 << 20;
 pub(crate) const MESSAGES: usize = 4;
 /// The largest received message: up to 64 datagrams.
 const MESSAGE_BYTES: usize = 65_535;
-/// How many other ports are tried before giving up on having both families on one.
-const PORT_ATTEMPTS: usize = 16;
-/// How often, and how far apart, the old port is asked for when the sockets are renewed.
-const REBIND_ATTEMPTS: usize = 10;
-const REBIND_PAUSE: Duration = Duration::from_millis(2);
 
 /// A bound socket and what quinn-udp knows about it.
 #[derive(Debug)]
@@ -101,33 +102,17 @@ pub(crate) struct Sockets {
 impl Sockets {
     /// Binds `port`, or another if it is taken or 0.
     pub(crate) fn open(port: u16, fwmark: Option<u32>) -> Result<Self, StartError> {
-        let mut result = Self::bind(port, fwmark);
-        for _ in 0..PORT_ATTEMPTS {
-            match &result {
-                Err(StartError::Socket(error)) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Ok(_) | Err(_) => break,
-            }
-            result = Self::bind(0, fwmark);
-        }
-        result
+        any_port(port, |port| Self::bind(port, fwmark))
     }
 
     /// Closes the sockets and opens new ones, on the same port where possible.
     pub(crate) fn renew(&mut self, fwmark: Option<u32>) -> Result<(), StartError> {
-        // The port is free only once the old sockets are closed, and not before a program that was being started
-        // in that moment has closed the copies it was born with.
+        // The port is free only once the old sockets are closed.
         (self.v4, self.v6) = (None, None);
-        for _ in 0..REBIND_ATTEMPTS {
-            match Self::bind(self.port, fwmark) {
-                Err(StartError::Socket(error)) if error.kind() == io::ErrorKind::AddrInUse => {}
-                result => {
-                    *self = result?;
-                    return Ok(());
-                }
-            }
-            std::thread::sleep(REBIND_PAUSE);
-        }
-        *self = Self::open(0, fwmark)?;
+        *self = match same_port(self.port, |port| Self::bind(port, fwmark))? {
+            Some(renewed) => renewed,
+            None => Self::open(0, fwmark)?,
+        };
         Ok(())
     }
 
@@ -218,6 +203,10 @@ fn is_family_missing(error: &io::Error) -> bool {
 impl Socket {
     fn bind(address: SocketAddr, fwmark: Option<u32>) -> Result<Self, StartError> {
         let socket = Self::open(address).map_err(StartError::Socket)?;
+        Self::bind_opened(socket, address, fwmark)
+    }
+
+    fn bind_opened(socket: RawSocket, address: SocketAddr, fwmark: Option<u32>) -> Result<Self, StartError> {
         set_mark(&socket, fwmark).map_err(StartError::Mark)?;
         socket.bind(&address.into()).map_err(StartError::Socket)?;
         let socket = UdpSocket::from(socket);

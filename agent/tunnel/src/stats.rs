@@ -45,6 +45,8 @@ pub struct Counters {
     pub sessions: u64,
     /// Threads that carry packets.
     pub workers: u64,
+    /// Packets (as the system gave them, before they are split) and datagrams that came to one worker and were another's.
+    pub handed_over: u64,
 }
 
 impl AddAssign for Traffic {
@@ -63,6 +65,7 @@ impl AddAssign for Counters {
         self.drops += other.drops;
         self.sessions += other.sessions;
         self.workers += other.workers;
+        self.handed_over += other.handed_over;
     }
 }
 
@@ -131,6 +134,8 @@ reasons! {
         denied,
         /// From a peer: the filter cannot read it, as it is cut short or built to mislead.
         malformed_inside,
+        /// It was another worker's, which had too much to do ([`crate::Workers`]).
+        overrun,
     }
 }
 

@@ -138,7 +138,7 @@ fn plain(netns: &Netns, events: impl FnMut(Event) + Send + 'static) -> Tunnel {
         let config = Config {
             private_key: None,
             policy: Policy::WireGuard,
-            device: Device::create_down("hf0", 1420).unwrap(),
+            device: Device::create_down_for(support::workers(), "hf0", 1420).unwrap(),
             listen_port: 0,
             fwmark: None,
             addresses: Vec::new(),

@@ -43,6 +43,7 @@ mod two_servers;
 mod wg;
 mod wg_life;
 mod wg_paths;
+mod wg_workers;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -184,6 +185,8 @@ const CASES: &[Case] = &[
         wg::the_most_specific_peer_is_spoken_to_and_believed,
     ),
     alone("wg_thousands_of_peers_are_loaded_at_once", wg::thousands_of_peers_are_loaded_at_once),
+    together("wg_two_workers_load_thousands_of_peers", wg_workers::load_thousands_of_peers),
+    together("wg_two_workers_keep_every_flow_in_order", wg_workers::keep_every_flow_in_order),
     alone("wg_carries_tcp_over_both_families", wg::carries_tcp_over_both_families),
     alone("wg_takes_over_what_was_opened_for_it", wg_life::takes_over_what_was_opened_for_it),
     together("wg_quick_brings_it_up_and_down", wg_life::wg_quick_brings_it_up_and_down),
@@ -228,6 +231,7 @@ const CASES: &[Case] = &[
     together("database_restored_under_running_servers", database_back::restored_under_running_servers),
     together("database_restored_and_nobody_remembers", database_back::restored_and_nobody_remembers),
     together("database_is_who_it_should_be", database_tls::who_it_should_be),
+    background("wg_two_workers_renew_sessions_in_order", wg_workers::renew_sessions_in_order),
     background("wg_a_persistent_keepalive_never_gives_up", wg::a_persistent_keepalive_never_gives_up),
     background("wg_a_session_is_renewed_under_traffic", wg_paths::a_session_is_renewed_under_traffic),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),

@@ -250,7 +250,7 @@ mod tests {
             Watcher::new(tun).run(&stopped, 1300, |link| sender.send(link).unwrap());
         });
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Link { is_up: true, mtu: 1300 });
-        let device = System::create("looked0", 1400).unwrap();
+        let device = System::create("looked0", 1400, crate::Workers::ONE).unwrap();
         // SAFETY: both are open, and the watcher's stays so until it has been stopped.
         check(unsafe { libc::dup2(device.as_fd().as_raw_fd(), number) }).unwrap();
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Link { is_up: false, mtu: 1400 });

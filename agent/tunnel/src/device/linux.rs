@@ -8,8 +8,12 @@ use std::{
 use ipnet::IpNet;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use super::{DeviceError, link, netlink};
+use super::{
+    DeviceError, link, netlink,
+    steering::{self, Steering},
+};
 pub(crate) use super::{reader::Reader, writer::Writer};
+use crate::shard::Workers;
 
 /// In packets. The default of 500 drops under bursts of small ones.
 const TX_QUEUE_LEN: u32 = 1000;
@@ -25,7 +29,7 @@ impl std::fmt::Debug for Device {
 }
 
 impl Device {
-    pub(crate) fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
+    pub(crate) fn create(name: &str, mtu: u16, workers: Workers) -> Result<Self, DeviceError> {
         // The kernel would put a number in place of `%d`.
         let bad = |c: char| matches!(c, '/' | '%' | ':' | '\0') || c.is_whitespace();
         if name.is_empty() || name.len() > 15 || name.contains(bad) || name == "." || name == ".." {
@@ -35,15 +39,51 @@ impl Device {
         if netlink::index_of(name).is_some() {
             return Err(DeviceError::NameInUse(name.to_owned()));
         }
-        let device = DeviceBuilder::new().name(name).mtu(mtu).enable(false).offload(true).build_sync();
-        let device = device
-            .or_else(|error| if is_unknown(&error) { open_plain(name, mtu) } else { Err(error) })
+        let builder = DeviceBuilder::new().name(name).mtu(mtu).enable(false).offload(true);
+        let device = builder
+            .multi_queue(workers != Workers::ONE)
+            .build_sync()
+            .or_else(|error| if is_unknown(&error) { open_plain(name, mtu, workers) } else { Err(error) })
             .map_err(|error| error_of(name, error))?;
         // Needs privileges outside of the own user namespace, too: where it is refused, bursts are dropped earlier.
         let _ = device.set_tx_queue_len(TX_QUEUE_LEN);
         hush(name);
         device.set_nonblocking(true).map_err(|error| error_of(name, error))?;
         Ok(Self(device))
+    }
+
+    /// The other workers' queues, and what gives each queue its worker's packets. Without that all packets come to the first, and
+    /// the others' are only written to: so none overtakes another.
+    pub(crate) fn open_queues(
+        &self,
+        name: &str,
+        workers: Workers,
+    ) -> Result<(Vec<Self>, Option<Steering>), DeviceError> {
+        let mut queues = Vec::new();
+        for _ in 1..workers.count() {
+            let queue = self.open_queue(name).map_err(|error| error_of(name, error))?;
+            queue.set_nonblocking(true).map_err(|error| error_of(name, error))?;
+            queues.push(Self(queue));
+        }
+        if queues.is_empty() {
+            return Ok((queues, None));
+        }
+        match Steering::attach(self.as_fd().as_raw_fd()) {
+            Ok(steering) => Ok((queues, Some(steering))),
+            Err(error) => {
+                tracing::info!(%error, "the kernel cannot be told whose packets are whose; one worker reads them all");
+                let detach = |queue: &Self| steering::detach_queue(queue.as_fd().as_raw_fd());
+                queues.iter().try_for_each(detach).map_err(|error| error_of(name, error))?;
+                Ok((queues, None))
+            }
+        }
+    }
+
+    fn open_queue(&self, name: &str) -> io::Result<SyncDevice> {
+        match self.has_offloads() {
+            true => self.0.try_clone(),
+            false => attach_plain(name, libc::IFF_MULTI_QUEUE),
+        }
     }
 
     pub(crate) fn bring_up(&self, name: &str) -> Result<(), DeviceError> {
@@ -98,19 +138,23 @@ fn is_unknown(error: &io::Error) -> bool {
 }
 
 /// An interface without offloads. tun-rs would insist on switching them off.
-fn open_plain(name: &str, mtu: u16) -> io::Result<SyncDevice> {
+fn open_plain(name: &str, mtu: u16, workers: Workers) -> io::Result<SyncDevice> {
+    let device = attach_plain(name, if workers == Workers::ONE { 0 } else { libc::IFF_MULTI_QUEUE })?;
+    device.set_mtu(mtu)?;
+    Ok(device)
+}
+
+fn attach_plain(name: &str, flags: libc::c_int) -> io::Result<SyncDevice> {
     let file = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | flags) as libc::c_short;
     link::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request)?;
     // SAFETY: the descriptor is open, and handed over.
-    let device = unsafe { SyncDevice::from_fd(OwnedFd::from(file).into_raw_fd()) }?;
-    device.set_mtu(mtu)?;
-    Ok(device)
+    unsafe { SyncDevice::from_fd(OwnedFd::from(file).into_raw_fd()) }
 }
 
 /// Whether packets can be read from a descriptor as they are. IFF_NO_PI is not told reliably.

@@ -12,10 +12,13 @@ mod link;
 mod linux;
 #[cfg(target_os = "linux")]
 mod netlink;
+mod parcel;
 #[cfg(target_os = "linux")]
 mod reader;
 #[cfg(target_os = "linux")]
 mod split;
+#[cfg(target_os = "linux")]
+mod steering;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests;
@@ -32,9 +35,14 @@ use unsupported as system;
 
 #[cfg(target_os = "linux")]
 pub(crate) use link::LinkWatch;
+pub(crate) use parcel::Parcel;
+#[cfg(target_os = "linux")]
+pub(crate) use steering::Steering;
 pub(crate) use system::{Device as System, Reader, Writer};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use unsupported::LinkWatch;
+pub(crate) use unsupported::{LinkWatch, Steering};
+
+use crate::shard::Workers;
 
 /// How the interface is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,21 +92,35 @@ pub struct Device {
     inner: system::Device,
     name: String,
     mtu: u16,
+    /// Of the other workers, in order.
+    queues: Vec<system::Device>,
+    steering: Option<Steering>,
 }
 
 impl Device {
     /// Makes an interface in the calling thread's network namespace. Other programs' interfaces are never taken over.
     /// It is up.
     pub fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
-        let device = Self::create_down(name, mtu)?;
+        Self::create_for(Workers::ONE, name, mtu)
+    }
+
+    /// As [`Device::create`], with a queue for each worker: a tunnel has as many as its interface has queues.
+    pub fn create_for(workers: Workers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
+        let device = Self::create_down_for(workers, name, mtu)?;
         device.inner.bring_up(name)?;
         Ok(device)
     }
 
     /// As [`Device::create`], for whoever leaves it to others to bring it up.
     pub fn create_down(name: &str, mtu: u16) -> Result<Self, DeviceError> {
-        let inner = system::Device::create(name, mtu)?;
-        Ok(Self { inner, name: name.to_owned(), mtu })
+        Self::create_down_for(Workers::ONE, name, mtu)
+    }
+
+    /// As [`Device::create_for`], for whoever leaves it to others to bring it up.
+    pub fn create_down_for(workers: Workers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
+        let inner = system::Device::create(name, mtu, workers)?;
+        let (queues, steering) = inner.open_queues(name, workers)?;
+        Ok(Self { inner, name: name.to_owned(), mtu, queues, steering })
     }
 
     /// Takes over an interface that somebody else opened: a TUN descriptor with IFF_NO_PI and without IFF_VNET_HDR,
@@ -106,7 +128,25 @@ impl Device {
     #[cfg(unix)]
     pub fn adopt(descriptor: std::os::fd::OwnedFd) -> Result<Self, DeviceError> {
         let (inner, name, mtu) = system::Device::adopt(descriptor)?;
-        Ok(Self { inner, name, mtu })
+        Ok(Self { inner, name, mtu, queues: Vec::new(), steering: None })
+    }
+
+    /// How many workers it is for.
+    pub fn workers(&self) -> Workers {
+        // Made for so many.
+        u8::try_from(self.queues.len() + 1).ok().and_then(Workers::new).unwrap_or(Workers::ONE)
+    }
+
+    /// Takes the other workers' queues, in order.
+    pub(crate) fn take_queues(&mut self) -> Vec<Self> {
+        let (name, mtu) = (&self.name, self.mtu);
+        let queue = |inner| Self { inner, name: name.clone(), mtu, queues: Vec::new(), steering: None };
+        std::mem::take(&mut self.queues).into_iter().map(queue).collect()
+    }
+
+    /// Where packets are told which queue to go to.
+    pub(crate) fn steering(&self) -> Option<&Steering> {
+        self.steering.as_ref()
     }
 
     pub fn name(&self) -> &str {

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{
-    Read,
+    Parcel, Read,
     linux::Device,
     split::{self, MAX_PACKET, PADDING, Splitter},
     vnet,
@@ -70,6 +70,17 @@ impl Reader {
         }
         self.is_split = true;
         self.splitter.split(packet, header).map_or(Read::Malformed, Read::Segments)
+    }
+
+    /// The first `count` segments, for another worker.
+    pub(crate) fn pack(&self, count: usize) -> Parcel {
+        Parcel::new((0..count).map(|index| self.segment(index)))
+    }
+
+    /// Takes a packet that another worker has read, as if it had been read here. What is left of one that was is lost.
+    pub(crate) fn load(&mut self, packet: &[u8]) {
+        (self.start, self.len, self.is_split) = (0, packet.len(), false);
+        self.packet[..packet.len()].copy_from_slice(packet);
     }
 
     pub(crate) fn segment(&self, index: usize) -> &[u8] {

@@ -4,14 +4,23 @@ use std::{convert::Infallible, io};
 
 use ipnet::IpNet;
 
-use super::{DeviceError, Link, Read};
+use super::{DeviceError, Link, Parcel, Read};
+use crate::shard::Workers;
 
 #[derive(Debug)]
 pub(crate) struct Device(Infallible);
 
 impl Device {
-    pub(crate) fn create(_name: &str, _mtu: u16) -> Result<Self, DeviceError> {
+    pub(crate) fn create(_name: &str, _mtu: u16, _workers: Workers) -> Result<Self, DeviceError> {
         Err(DeviceError::Unsupported)
+    }
+
+    pub(crate) fn open_queues(
+        &self,
+        _name: &str,
+        _workers: Workers,
+    ) -> Result<(Vec<Self>, Option<Steering>), DeviceError> {
+        match self.0 {}
     }
 
     pub(crate) fn bring_up(&self, _name: &str) -> Result<(), DeviceError> {
@@ -40,6 +49,19 @@ impl LinkWatch {
     }
 }
 
+#[derive(Debug)]
+pub(crate) struct Steering(Infallible);
+
+impl Steering {
+    pub(crate) fn set(&self, _prefix: IpNet, _queue: usize) -> io::Result<()> {
+        match self.0 {}
+    }
+
+    pub(crate) fn unset(&self, _prefix: IpNet) -> io::Result<()> {
+        match self.0 {}
+    }
+}
+
 pub(crate) struct Reader(Infallible);
 
 impl Reader {
@@ -52,6 +74,14 @@ impl Reader {
     }
 
     pub(crate) fn read(&mut self, _device: &Device) -> Read {
+        match self.0 {}
+    }
+
+    pub(crate) fn pack(&self, _count: usize) -> Parcel {
+        match self.0 {}
+    }
+
+    pub(crate) fn load(&mut self, _packet: &[u8]) {
         match self.0 {}
     }
 

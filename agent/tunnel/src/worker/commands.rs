@@ -14,7 +14,8 @@ use crate::{
     capture::{Direction, Fate},
     packet::udp_packet,
     peer::{PeerId, PeerState},
-    socket::Path,
+    socket::{Path, Sockets},
+    team::Team,
     tunnel::Request,
 };
 
@@ -27,10 +28,12 @@ impl Worker {
         for handled in 0..MAX_REQUESTS {
             match inbox.try_recv() {
                 Ok(request) => self.handle_request(request)?,
-                Err(TryRecvError::Empty) => return Ok(handled > 0),
+                Err(TryRecvError::Empty) if handled == 0 => return Ok(false),
+                Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Err(Stop::Ordered),
             }
         }
+        self.steer();
         Ok(true)
     }
 
@@ -105,19 +108,18 @@ impl Worker {
             }
             None => self.peers.insert(PeerState::new(peer)),
         };
-        if let Some(state) = self.peers.get(id) {
-            state.allowed_ips.iter().for_each(|&prefix| {
-                self.routes.insert(prefix, id);
-            });
+        for &prefix in self.peers.allowed_ips(id).iter().flat_map(|list| list.iter()) {
+            self.routes.insert(prefix, id);
         }
     }
 
     fn update(&mut self, id: PeerId, peer: Peer) {
-        let Some(state) = self.peers.get(id) else { return };
-        for &prefix in state.allowed_ips.iter().filter(|prefix| !peer.allowed_ips.contains(prefix)) {
+        let Some(list) = self.peers.allowed_ips(id) else { return };
+        for &prefix in list.iter().filter(|prefix| !peer.allowed_ips.contains(prefix)) {
             self.routes.remove(prefix, id);
         }
-        state.allowed_ips = peer.allowed_ips.into();
+        *list = peer.allowed_ips.into();
+        let Some(state) = self.peers.get(id) else { return };
         state.sources = peer.sources.into();
         if state.preshared_key.as_deref() != peer.preshared_key.as_ref() {
             state.preshared_key = peer.preshared_key.map(Box::new);
@@ -129,7 +131,13 @@ impl Worker {
 
     fn counters(&self) -> Counters {
         let drops = Drops { send_failed: self.outbox.refused, ..self.drops };
-        let mut counters = Counters { traffic: self.retired, drops, sessions: 0, workers: 1 };
+        let mut counters = Counters {
+            traffic: self.retired,
+            drops,
+            sessions: 0,
+            workers: 1,
+            handed_over: self.team.as_deref().map_or(0, Team::handed_over),
+        };
         for state in self.peers.iter() {
             counters.traffic += state.traffic();
             counters.sessions += u64::from(state.live.as_ref().is_some_and(|live| live.is_established));
@@ -139,9 +147,11 @@ impl Worker {
 
     pub(super) fn remove(&mut self, id: PeerId) {
         self.put_to_rest(id);
+        for prefix in self.peers.allowed_ips(id).map(std::mem::take).unwrap_or_default() {
+            self.routes.remove(prefix, id);
+        }
         if let Some(state) = self.peers.remove(id) {
             self.retired += state.traffic();
-            state.allowed_ips.iter().for_each(|&prefix| self.routes.remove(prefix, id));
         }
     }
 
@@ -210,7 +220,17 @@ impl Worker {
 
     fn rebind(&mut self) -> Result<(), Stop> {
         self.outbox.flush();
-        self.outbox.sockets.renew(self.fwmark).map_err(|error| Stop::Fault(error.to_string()))?;
+        let (port, mark) = (self.outbox.sockets.port(), self.fwmark);
+        match self.team.as_deref() {
+            None => self.outbox.sockets.renew(mark).map_err(|error| Stop::Fault(error.to_string()))?,
+            Some(team) => {
+                self.outbox.sockets.close();
+                let renewed = team.renew_sockets(|workers| Sockets::renew_group(port, mark, workers));
+                // Without one it is the first worker that tells why.
+                let renewed = renewed.map_err(|error| Stop::Fault(error.to_string()))?;
+                self.outbox.sockets = renewed.ok_or(Stop::Ordered)?;
+            }
+        }
         self.listen_port.store(self.outbox.sockets.port(), Ordering::Relaxed);
         // After a sleep, sessions may have ended without a tick.
         self.next_tick_at = self.now;

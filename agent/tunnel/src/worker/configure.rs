@@ -7,6 +7,7 @@ use crate::{
     ConfigureError, Peer, PresharedKey, PrivateKey, StartError, allowed,
     noise::Noise,
     peer::{PeerId, PeerState},
+    socket::Sockets,
     uapi::{Changes, Description, PeerChanges},
 };
 
@@ -37,14 +38,25 @@ impl Worker {
 
     fn set_sockets(&mut self, port: Option<u16>, mark: Option<Option<u32>>) -> Result<(), ConfigureError> {
         self.outbox.flush();
-        let sockets = &mut self.outbox.sockets;
+        let (sockets, team) = (&mut self.outbox.sockets, self.team.as_deref());
         let (port, mark) = (port.unwrap_or(self.wanted_port), mark.unwrap_or(self.fwmark));
         // The port may be the one that was chosen for "any".
         let stays = port == self.wanted_port || port == sockets.port();
-        let done = match (stays, mark != self.fwmark) {
-            (false, _) => sockets.rebind(port, mark),
-            (true, true) => sockets.set_mark(mark),
-            (true, false) => Ok(()),
+        let done = match (stays, mark != self.fwmark, team) {
+            (false, _, None) => sockets.rebind(port, mark),
+            (false, _, Some(team)) => {
+                match team.renew_sockets(|workers| Sockets::rebind_group(port, mark, workers)) {
+                    Ok(Some(renewed)) => {
+                        *sockets = renewed;
+                        Ok(())
+                    }
+                    // The first worker has told why.
+                    Ok(None) => return Err(ConfigureError::Stopped),
+                    Err(error) => Err(error),
+                }
+            }
+            (true, true, _) => sockets.set_mark(mark),
+            (true, false, _) => Ok(()),
         };
         done.map_err(|error| match error {
             StartError::Mark(source) => ConfigureError::Mark(source),
@@ -67,6 +79,7 @@ impl Worker {
         }
         let own = key.as_ref().map(PrivateKey::public_key);
         self.local = key.map(Local::new);
+        self.share_cookies();
         if let Some(id) = own.and_then(|own| self.peers.find(&own)) {
             self.remove(id);
         }
@@ -89,10 +102,13 @@ impl Worker {
                 preshared_key: None,
             })),
         };
+        lists.change(&mut self.peers, &mut self.routes, id, &changes.allowed_ips);
+        if !self.peers.owns(id) {
+            return;
+        }
         if let Some(key) = changes.preshared_key {
             self.set_preshared_key(id, key);
         }
-        lists.change(&mut self.peers, &mut self.routes, id, &changes.allowed_ips);
         let Some(state) = self.peers.get(id) else { return };
         if let Some(endpoint) = changes.endpoint {
             state.path = Some(state.path_to(super::commands::canonical(endpoint)));

@@ -6,7 +6,7 @@ use super::Worker;
 use crate::{
     Drops, Event, PeerDrops, Policy, Refusal,
     capture::{Direction, Fate},
-    initiation,
+    initiation::{self, Sender},
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
@@ -58,13 +58,16 @@ impl Worker {
             Some(kind @ Kind::Response(session)) => {
                 self.timed(|worker| worker.handle_response(path, kind, session, datagram));
             }
-            Some(kind @ Kind::Cookie(session)) => self.handle_cookie(kind, session, datagram),
+            Some(kind @ Kind::Cookie(session)) => self.handle_cookie(path, kind, session, datagram),
             None => self.drops.not_wireguard += 1,
         }
     }
 
     fn handle_data(&mut self, path: Path, session: u32, ecn: Option<Ecn>, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
+            if self.pass_datagram(session, path, ecn, datagram) {
+                return;
+            }
             self.drops.unknown_index += 1;
             if self.strangers.admit(path.to, self.now) {
                 self.emit(Event::UnknownIndex { from: path.to });
@@ -289,10 +292,10 @@ impl Worker {
     }
 
     /// Handshakes are limited by the time they take.
-    fn timed(&mut self, handle: impl FnOnce(&mut Self)) {
+    pub(super) fn timed(&mut self, handle: impl FnOnce(&mut Self)) {
         let begin = Instant::now();
         handle(self);
-        let (took, now) = (begin.elapsed(), self.now);
+        let (took, now) = (self.count_time(begin.elapsed()), self.now);
         if let Some(local) = &mut self.local {
             local.identity.spend(took, now);
         }
@@ -316,7 +319,20 @@ impl Worker {
             self.drops.unknown_key += 1;
             return;
         };
-        let Some(timestamp) = local.opener.timestamp(&sender, initiation) else {
+        if !self.pass_initiation(id, path, &sender, initiation) {
+            self.handle_admitted(path, &sender, initiation);
+        }
+    }
+
+    /// Of a known sender, who is yet to prove that he is it.
+    pub(super) fn handle_admitted(
+        &mut self,
+        path: Path,
+        sender: &Sender,
+        initiation: &[u8; initiation::LEN],
+    ) {
+        let Some((local, id)) = self.local.as_ref().zip(self.peers.find(&sender.key)) else { return };
+        let Some(timestamp) = local.opener.timestamp(sender, initiation) else {
             self.drops.not_authentic += 1;
             return;
         };
@@ -335,7 +351,7 @@ impl Worker {
         self.answer(id, path, initiation);
         if let Some(state) = self.peers.get(id) {
             state.newest_initiation = timestamp;
-            state.rx_datagram_bytes += datagram.len() as u64;
+            state.rx_datagram_bytes += initiation.len() as u64;
         }
     }
 
@@ -373,7 +389,9 @@ impl Worker {
 
     fn handle_response(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
-            self.drops.unknown_index += 1;
+            if !self.pass_datagram(session, path, None, datagram) {
+                self.drops.unknown_index += 1;
+            }
             return;
         };
         if !self.admit(path, datagram) {
@@ -401,15 +419,16 @@ impl Worker {
     }
 
     /// A cookie makes the next initiation pass where there are too many. It proves nothing about the peer.
-    fn handle_cookie(&mut self, kind: Kind, session: u32, datagram: &[u8]) {
-        let live = self.peers.find_session(session).and_then(|id| self.peers.get(id)?.live.as_deref_mut());
-        match live {
-            Some(live) => {
-                if live.noise.open(kind, datagram, &mut self.scratch) != Opened::Cookie {
-                    self.drops.not_authentic += 1;
-                }
+    fn handle_cookie(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
+        let Some(id) = self.peers.find_session(session) else {
+            if !self.pass_datagram(session, path, None, datagram) {
+                self.drops.unknown_index += 1;
             }
-            None => self.drops.unknown_index += 1,
+            return;
+        };
+        let Some(live) = self.peers.get(id).and_then(|state| state.live.as_deref_mut()) else { return };
+        if live.noise.open(kind, datagram, &mut self.scratch) != Opened::Cookie {
+            self.drops.not_authentic += 1;
         }
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! - `commands`: what the owner orders
 //! - `configure`: what is asked through WireGuard's configuration protocol
+//! - `handover`: what is another worker's
 //! - `inbound`: network to interface, and handshakes
 //! - `outbound`: interface to network, and packets that wait
 //! - `timers`: sessions' time, keepalives, reports
@@ -14,6 +15,7 @@ mod commands;
 mod configure;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]
 pub mod fuzzing;
+mod handover;
 mod inbound;
 mod outbound;
 mod timers;
@@ -42,11 +44,12 @@ use crate::{
     queue::Budget,
     routes::Routes,
     socket::{Arena, MESSAGES, Path, Sockets},
+    team::Team,
     tunnel::Request,
     wait::{self, Wakeups},
 };
 
-type Events = Box<dyn FnMut(Event) + Send>;
+pub(crate) type Events = Box<dyn FnMut(Event) + Send>;
 
 /// Why the loop ends.
 enum Stop {
@@ -101,6 +104,8 @@ pub(crate) struct Worker {
     next_tick_at: Instant,
     /// Handshakes and keepalives to come, one by one.
     revivals: BTreeSet<(Instant, PeerId)>,
+    /// Where there are several workers.
+    team: Option<Box<Team>>,
     /// Where single messages are built.
     scratch: [u8; HANDSHAKE_ROOM],
 }
@@ -135,14 +140,15 @@ impl Worker {
             now,
             next_tick_at: now,
             revivals: BTreeSet::new(),
+            team: None,
             scratch: [0; HANDSHAKE_ROOM],
         }
     }
 
-    /// From now on the worker knows whether its interface is up, and its MTU.
-    pub(crate) fn watch_link(&mut self, watch: LinkWatch) {
+    /// From now on the worker is told whether its interface is up, and its MTU. One of several holds the watch for all.
+    pub(crate) fn watch_link(&mut self, watch: Option<LinkWatch>) {
         self.is_up = false;
-        self.link_watch = Some(watch);
+        self.link_watch = watch;
     }
 
     /// Works until shut down, or until the interface or the sockets are gone.
@@ -163,6 +169,9 @@ impl Worker {
 
     /// The last report.
     fn on_gone(&mut self, what: String) {
+        if !self.is_to_report() {
+            return;
+        }
         let interface = self.device.name();
         match self.policy {
             Policy::Owner => tracing::error!(interface, what, "the data plane has stopped"),
@@ -174,6 +183,9 @@ impl Worker {
 
     /// The last report.
     pub(crate) fn on_fault(&mut self, what: String) {
+        if !self.is_to_report() {
+            return;
+        }
         tracing::error!(interface = self.device.name(), what, "the data plane has stopped");
         self.emit(Event::Fault { what });
     }
@@ -187,6 +199,7 @@ impl Worker {
     ) -> Result<(), Stop> {
         self.now = Instant::now();
         let ordered = self.handle_requests(inbox)?;
+        let handed = self.take_handed();
         let received = self.receive(arena);
         reader.fit(self.device.mtu());
         let sent = self.send(reader)?;
@@ -194,7 +207,8 @@ impl Worker {
         self.outbox.flush();
         self.blame();
         self.taps.flush();
-        if !(ordered || received || sent) {
+        self.wake_team();
+        if !(ordered || handed || received || sent) {
             self.wait(wakeups).map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))?;
         }
         Ok(())
@@ -210,7 +224,7 @@ impl Worker {
         (self.events)(event);
     }
 
-    /// Makes a peer live, if it is not. `None` if that is impossible.
+    /// Makes a peer live, if it is not. `None` if that is impossible, or the peer is another worker's.
     fn wake(&mut self, id: PeerId) -> Option<&mut Live> {
         if self.peers.get(id)?.live.is_none() {
             let identity = &self.local.as_ref()?.identity;

@@ -38,7 +38,7 @@ impl Worker {
     }
 
     /// All segments of a packet have its destination: one look-up serves them.
-    fn send_segments(&mut self, reader: &mut Reader, count: usize) {
+    pub(super) fn send_segments(&mut self, reader: &mut Reader, count: usize) {
         let Some(destination) = packet::destination(reader.segment(0)) else {
             self.drops.malformed += count as u64;
             return;
@@ -86,6 +86,9 @@ impl Worker {
 
     /// Puts packets by until there is a session.
     fn keep_segments(&mut self, id: PeerId, reader: &Reader, count: usize) {
+        if self.pass_segments(id, reader, count) {
+            return;
+        }
         let Some(state) = self.peers.get(id) else { return };
         if self.policy == Policy::WireGuard && state.path.is_none() {
             self.drops.no_endpoint += count as u64;

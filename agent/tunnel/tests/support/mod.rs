@@ -22,7 +22,7 @@ use std::{
 };
 
 use agent_tunnel::{
-    Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Rule, Tunnel, start,
+    Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Rule, Tunnel, Workers, start,
 };
 
 /// Longer than anything awaited here takes on a busy machine.
@@ -132,6 +132,14 @@ pub struct Node {
     pub key: PublicKey,
 }
 
+/// How many workers a tunnel has here: the tests of other files run again in `two_workers`.
+pub fn workers() -> Workers {
+    match env!("CARGO_CRATE_NAME") {
+        "two_workers" => Workers::new(2).unwrap(),
+        _ => Workers::ONE,
+    }
+}
+
 /// What is different about the two sides.
 pub fn key(number: u8) -> PrivateKey {
     PrivateKey::from([number; 32])
@@ -154,7 +162,7 @@ impl Node {
     pub fn start_filtered(netns: &Netns, number: u8, port: u16, filter: Option<Vec<Rule>>) -> Self {
         let (sender, events) = mpsc::channel();
         let tunnel = netns.run(move || {
-            let device = Device::create("hf0", DEFAULT_MTU).unwrap();
+            let device = Device::create_for(workers(), "hf0", DEFAULT_MTU).unwrap();
             device.set_addresses(&[format!("{}/10", overlay(number)).parse().unwrap()]).unwrap();
             let config = Config {
                 private_key: Some(key(number)),

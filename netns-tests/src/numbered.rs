@@ -1,0 +1,149 @@
+//! Flows of numbered datagrams: what came too late, twice, or not at all.
+//!
+//! They leave in bursts, so that a tunnel works on many at once, and something that overtakes something else is seen.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::namespace::Namespace;
+
+/// Between two bursts.
+const PAUSE: Duration = Duration::from_millis(5);
+const BURST: u64 = 16;
+/// After the last datagram was sent, so long is waited for what is on its way.
+const QUIET: Duration = Duration::from_millis(500);
+const PAYLOAD_BYTES: usize = 200;
+
+/// One end of a flow.
+#[derive(Clone, Copy)]
+pub struct End<'a> {
+    pub namespace: &'a Namespace,
+    pub address: Ipv4Addr,
+}
+
+/// A running flow.
+pub struct Flow {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<Tally>>,
+}
+
+/// What became of one flow, or of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub sent: u64,
+    pub received: u64,
+    /// After one with a higher number.
+    pub reordered: u64,
+    /// By how many numbers at most.
+    pub worst: u64,
+}
+
+impl Tally {
+    fn note(&mut self, number: u64, next: &mut u64) {
+        self.received += 1;
+        if number < *next {
+            self.reordered += 1;
+            self.worst = self.worst.max(*next - number);
+        }
+        *next = (*next).max(number + 1);
+    }
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.received += other.received;
+        self.reordered += other.reordered;
+        self.worst = self.worst.max(other.worst);
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { sent, received, reordered, worst } = self;
+        write!(f, "{sent} sent, {received} received, {reordered} out of order (by {worst} at most)")
+    }
+}
+
+impl Flow {
+    /// Begins to send from one end to a port of the other.
+    pub fn start(from: End<'_>, to: End<'_>, port: u16) -> Result<Self> {
+        let receiver = to.namespace.run(|| UdpSocket::bind((to.address, port)))?;
+        let receiver = receiver.with_context(|| format!("cannot listen at {}:{port}", to.address))?;
+        let sender = from.namespace.run(|| UdpSocket::bind((from.address, 0)))?;
+        let sender = sender.with_context(|| format!("cannot send from {}", from.address))?;
+        receiver.set_read_timeout(Some(QUIET))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (until, listens_until) = (Arc::clone(&stop), Arc::clone(&stop));
+        let to = (to.address, port);
+        Ok(Self {
+            stop,
+            sender: std::thread::spawn(move || send(&sender, to, &until)),
+            receiver: std::thread::spawn(move || receive(&receiver, &listens_until)),
+        })
+    }
+
+    /// Ends it, when all that was sent has had time to come.
+    pub fn finish(self) -> Result<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = |_| anyhow!("a thread of a flow panicked");
+        let sent = self.sender.join().map_err(ended)??;
+        let tally = self.receiver.join().map_err(ended)??;
+        Ok(Tally { sent, ..tally })
+    }
+}
+
+fn send(socket: &UdpSocket, to: (Ipv4Addr, u16), until: &AtomicBool) -> Result<u64> {
+    let mut datagram = [0; PAYLOAD_BYTES];
+    let mut number = 0u64;
+    while !until.load(Ordering::Relaxed) {
+        for _ in 0..BURST {
+            datagram[..8].copy_from_slice(&number.to_be_bytes());
+            number += 1;
+            // Without a way there it is lost, as any other.
+            let _ = socket.send_to(&datagram, to);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(number)
+}
+
+fn receive(socket: &UdpSocket, until: &AtomicBool) -> Result<Tally> {
+    let (mut tally, mut next, mut datagram) = (Tally::default(), 0, [0; PAYLOAD_BYTES]);
+    loop {
+        match socket.recv(&mut datagram) {
+            Ok(_) => {
+                let mut number = [0; 8];
+                number.copy_from_slice(&datagram[..8]);
+                tally.note(u64::from_be_bytes(number), &mut next);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if until.load(Ordering::Relaxed) {
+                    return Ok(tally);
+                }
+            }
+            Err(error) => return Err(error).context("a flow's socket fails"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_after_a_higher_number_is_out_of_order_and_what_is_missing_is_not() {
+        let (mut tally, mut next) = (Tally::default(), 0);
+        for number in [0, 1, 4, 2, 5, 5, 9] {
+            tally.note(number, &mut next);
+        }
+        assert_eq!(tally, Tally { sent: 0, received: 7, reordered: 2, worst: 3 });
+    }
+}
