@@ -1,6 +1,6 @@
 //! What agents say to each other inside tunnels, typed. The tunnel vouches for the sender, so nothing here is signed but what the root signed.
 
-use crate::{Invalid, endpoints, fixed, map::MAX_ENDPOINTS, wire};
+use crate::{Invalid, endpoints, fixed, map::MAX_ENDPOINTS, root_list::MAX_ROOTS, wire};
 use prost::Message;
 use std::net::SocketAddr;
 
@@ -31,6 +31,10 @@ pub enum Body {
     RemovedSeen(u64),
     /// What the newest removals that the sender knows hash to.
     RemovalSummary([u8; 32]),
+    /// Encoded `Signed` statements, each of which names the root that follows upon the one that signed it; oldest first.
+    Roots(Vec<Vec<u8>>),
+    /// The sender was told what no root signed that it knows.
+    RootsWanted,
     /// From a newer program.
     Unknown,
 }
@@ -53,6 +57,8 @@ impl PeerMessage {
             Body::RemovalSummary(digest) => {
                 Some(Kind::RemovalSummary(wire::RemovalSummary { digest: digest.to_vec() }))
             }
+            Body::Roots(next) => Some(Kind::Roots(wire::Roots { next: next.clone() })),
+            Body::RootsWanted => Some(Kind::RootsWanted(wire::RootsWanted {})),
             Body::Unknown => None,
         };
         wire::PeerMessage { boot: self.boot, kind }.encode_to_vec()
@@ -81,6 +87,12 @@ impl PeerMessage {
             Some(Kind::RemovalSummary(summary)) => {
                 Body::RemovalSummary(fixed("removal summary", &summary.digest)?)
             }
+            Some(Kind::Roots(roots)) if roots.next.len() >= MAX_ROOTS => {
+                let found = roots.next.len();
+                return Err(Invalid::new("roots", format_args!("{found} links, fewer than {MAX_ROOTS} are")));
+            }
+            Some(Kind::Roots(roots)) => Body::Roots(roots.next),
+            Some(Kind::RootsWanted(_)) => Body::RootsWanted,
             None => Body::Unknown,
         };
         Ok(Self { boot: wire.boot, body })
@@ -103,6 +115,8 @@ mod tests {
             Body::Removed { removals: vec![vec![1, 2]], id: 3 },
             Body::RemovedSeen(3),
             Body::RemovalSummary([7; 32]),
+            Body::Roots(vec![vec![1], vec![2, 3]]),
+            Body::RootsWanted,
             Body::Unknown,
         ] {
             let message = PeerMessage { boot: 9, body };

@@ -147,11 +147,16 @@ impl NetMap {
     pub fn learn_roots(&mut self, list: &RootList) -> Result<Option<Changes>, StatementError> {
         let Some(trust) = &mut self.trust else { return Ok(None) };
         let Some(learned) = trust.learn(list)? else { return Ok(None) };
-        Ok(Some(if learned.newer {
-            self.judge_again(|netmap, id| !netmap.is_judged(id))
-        } else {
-            Changes::default()
-        }))
+        Ok(Some(if learned.newer { self.judge_unjudged() } else { Changes::default() }))
+    }
+
+    /// The roots that a peer leads to from the newest known here. `None`: nothing is new.
+    pub fn follow_roots(&mut self, links: &[Vec<u8>]) -> Option<Changes> {
+        self.trust.as_mut()?.follow(links).then(|| self.judge_unjudged())
+    }
+
+    fn judge_unjudged(&mut self) -> Changes {
+        self.judge_again(|netmap, id| !netmap.is_judged(id))
     }
 
     /// Lets roots go that servers name no more, once neither this map nor `own`, this agent's certificate, can need them, and with them the members that still stand under
@@ -196,16 +201,18 @@ impl NetMap {
         }
     }
 
-    /// A removal that a peer told: it counts only under the root's signature.
-    pub fn on_removal(&mut self, signed: &[u8]) -> Changes {
+    /// A removal that a peer told: it counts only under the root's signature. `None`: no root signed it that is believed here.
+    pub fn on_removal(&mut self, signed: &[u8]) -> Option<Changes> {
         let mut changes = Changes::default();
-        let Some(trust) = self.trust.as_ref().filter(|_| !self.removals.holds(signed)) else {
-            return changes;
+        let Some(trust) = self.trust.as_ref().filter(|_| !self.removals.cover(signed)) else {
+            return Some(changes);
         };
-        if let Ok((Statement::Removal(removal), _)) = trust.verify(signed) {
-            self.learn(removal, signed, &mut changes);
+        match trust.verify(signed) {
+            Ok((Statement::Removal(removal), _)) => self.learn(removal, signed, &mut changes),
+            Err(StatementError::Signature) => return None,
+            Ok(_) | Err(_) => {}
         }
-        changes
+        Some(changes)
     }
 
     /// Every removal that was proven, whoever told it.

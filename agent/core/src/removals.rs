@@ -84,6 +84,17 @@ impl Removals {
         }
     }
 
+    /// Whether it says nothing that is not known, whoever signed it: then nobody needs to verify it.
+    pub fn cover(&self, signed: &[u8]) -> bool {
+        match Statement::trust(signed) {
+            Ok((_, Statement::Removal(told))) => {
+                let known = self.known.get(&told.node_key);
+                known.is_some_and(|known| known.removal.removed_at >= told.removed_at)
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
     /// Whether a removal ends this membership.
     pub fn end(&self, membership: &Membership) -> bool {
         self.known.get(&membership.node_key).is_some_and(|known| known.removal.ends(membership))
@@ -226,5 +237,18 @@ mod tests {
         assert!(!removals.holds(&signed) && !removals.holds(b"nonsense"));
         removals.add(gone, &signed);
         assert!(removals.holds(&signed));
+    }
+
+    #[test]
+    fn the_same_removal_under_any_root_and_an_older_one_say_nothing_new() {
+        let signed = |at: u64, seed: u8| {
+            let by = RootSecret::from_seed(&[seed; 32]);
+            Statement::Removal(removal(1, at, None)).sign(NetworkId([1; 16]), &by)
+        };
+        let mut removals = Removals::default();
+        assert!(!removals.cover(&signed(100, 1)) && !removals.cover(b"nonsense"));
+        removals.add(removal(1, 100, None), &signed(100, 1));
+        assert!(removals.cover(&signed(100, 2)) && removals.cover(&signed(99, 1)));
+        assert!(!removals.cover(&signed(101, 1)));
     }
 }

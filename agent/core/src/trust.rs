@@ -7,7 +7,7 @@
 use proto::{
     map::MapVersion,
     root::{Fingerprint, RootKey},
-    root_list::RootList,
+    root_list::{MAX_ROOTS, RootList},
     statement::{NetworkId, Statement, StatementError},
 };
 
@@ -25,6 +25,8 @@ pub struct Trust {
     retiring: Vec<Retiring>,
     /// Believed no more; oldest first.
     retired: Vec<Fingerprint>,
+    /// The statements by which roots named the next, up to the newest: to lead others, whom no server reaches.
+    links: Vec<Vec<u8>>,
 }
 
 /// A root that proves nothing new.
@@ -77,7 +79,11 @@ impl Trust {
         retiring: Vec<Retiring>,
         retired: Vec<Fingerprint>,
     ) -> Self {
-        Self { network, newest, former, retiring, retired }
+        Self { network, newest, former, retiring, retired, links: Vec::new() }
+    }
+
+    pub fn with_links(self, links: Vec<Vec<u8>>) -> Self {
+        Self { links, ..self }
     }
 
     /// What an enrolment told, over a connection to a server of the cluster.
@@ -92,7 +98,9 @@ impl Trust {
         let Some(list) = list else { return Ok(Self::new(network, newest)) };
         let mut former = list.verified(network)?;
         match former.pop() {
-            Some(last) if last == newest => Ok(Self { former, ..Self::new(network, newest) }),
+            Some(last) if last == newest => {
+                Ok(Self { former, links: list.next.clone(), ..Self::new(network, newest) })
+            }
             Some(_) | None => Err(StatementError::Signature),
         }
     }
@@ -111,6 +119,11 @@ impl Trust {
 
     pub fn retired(&self) -> &[Fingerprint] {
         &self.retired
+    }
+
+    /// How others come to the newest root.
+    pub fn links(&self) -> &[Vec<u8>] {
+        &self.links
     }
 
     pub fn pins(&self) -> Pins {
@@ -164,6 +177,7 @@ impl Trust {
         // A list that does not know the newest has nothing to say to who does.
         let Some(at) = told.iter().position(|root| *root == self.newest) else { return Ok(None) };
         let newer = told.split_off(at + 1);
+        self.keep_links(&list.next);
         // Of several that leave a root out, the first may be told last.
         for retiring in self.retiring.iter_mut().filter(|retiring| !told.contains(&retiring.root)) {
             retiring.after = retiring.after.min(list.after);
@@ -177,6 +191,29 @@ impl Trust {
         }
         self.retiring.extend(left_out.into_iter().map(|root| Retiring { root, after: list.after }));
         Ok((learned.newer || learned.retiring).then_some(learned))
+    }
+
+    /// Goes on from the newest root by what a peer tells, as far as that leads; former roots are believed on, since only servers know who still needs them. Whether it
+    /// led anywhere.
+    pub fn follow(&mut self, links: &[Vec<u8>]) -> bool {
+        let before = self.newest;
+        for signed in links {
+            if let Ok(Statement::NextRoot(next)) = Statement::verify(signed, self.network, &self.newest)
+                && !self.pins().knows(next.fingerprint())
+                && self.former.len() + 1 < MAX_ROOTS
+            {
+                self.former.push(std::mem::replace(&mut self.newest, next));
+                self.keep_links(std::slice::from_ref(signed));
+            }
+        }
+        self.newest != before
+    }
+
+    fn keep_links(&mut self, told: &[Vec<u8>]) {
+        // Those that are not told lead to the first that is.
+        self.links.retain(|link| !told.contains(link));
+        self.links.extend_from_slice(told);
+        self.links.drain(..self.links.len().saturating_sub(MAX_ROOTS - 1));
     }
 
     /// Ends the trust in roots that nothing needs any more: the map is at `level`, and `own`, this agent's certificate, stands under another. Returns whether there were
@@ -288,6 +325,34 @@ mod tests {
         assert!(!trust.release(at(7), &signed(2)));
         assert_eq!(trust.learn(&list_at(7, &[2])), Ok(None));
         assert!(trust.release(at(7), &signed(2)));
+    }
+
+    #[test]
+    fn a_peer_leads_forward_as_far_as_its_links_go_on_from_the_newest_and_nowhere_else() {
+        let mut trust = Trust::new(NETWORK, root(1).public());
+        assert!(!trust.follow(&list(&[2, 3]).next), "a link is missing");
+        assert!(!trust.follow(&[signed(1), vec![7]]));
+        assert!(trust.follow(&list(&[1, 2, 3]).next) && !trust.follow(&list(&[1, 2, 3]).next));
+        assert_eq!((believes(&trust), trust.pins().newest), (vec![1, 2, 3], root(3).public().fingerprint()));
+        assert!(!trust.follow(&list(&[3, 1]).next), "not in a circle");
+        assert!(trust.follow(&list(&[2, 3, 4]).next));
+        let links = trust.links().to_vec();
+        assert_eq!(links, list(&[1, 2, 3, 4]).next);
+        let mut other = Trust::new(NETWORK, root(2).public());
+        assert!(other.follow(&links));
+        assert_eq!(believes(&other), [2, 3, 4]);
+        trust.learn(&list(&[4])).unwrap();
+        assert_eq!(trust.links(), links, "who is behind may still be led");
+    }
+
+    #[test]
+    fn links_and_roots_stay_bounded() {
+        let seeds: Vec<u8> = (1..=20).collect();
+        let mut trust = Trust::new(NETWORK, root(1).public());
+        for pair in seeds.windows(2) {
+            trust.follow(&list(pair).next);
+        }
+        assert_eq!((trust.former().len(), trust.links().len()), (MAX_ROOTS - 1, MAX_ROOTS - 1));
     }
 
     #[test]

@@ -5,10 +5,12 @@ use proto::{
     key::PublicKey,
     map::{Content, ContentHash, Delta, Map, MapDigest, MapVersion, Network, Object, ObjectId, Peer},
     receipt::{Mark, Receipt},
+    root_list::MAX_ROOTS,
     rule::Rule,
     statement::NodeId,
+    time::UnixTime,
 };
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 /// A version of everything.
 #[derive(Debug, Clone, Default)]
@@ -17,8 +19,37 @@ pub(crate) struct Atlas {
     /// Of its change: another in every timeline.
     pub(crate) mark: Mark,
     map: Map,
-    nodes: BTreeMap<PublicKey, Vec<SocketAddr>>,
-    removals: BTreeMap<PublicKey, Vec<u8>>,
+    nodes: BTreeMap<PublicKey, Known>,
+    removals: BTreeMap<PublicKey, Removed>,
+    /// The roots that are trusted, by their numbers.
+    pub(crate) first_root: usize,
+    pub(crate) newest_root: usize,
+    /// Of certificates; `None`: they never end.
+    lifetime: Option<Duration>,
+}
+
+/// A node.
+#[derive(Debug, Clone)]
+struct Known {
+    name: String,
+    endpoints: Vec<SocketAddr>,
+    certificate: Certificate,
+    /// The newest root that it keeps, as it said.
+    confirmed: usize,
+}
+
+/// A node's certificate, by what makes it another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Certificate {
+    pub(crate) root: usize,
+    pub(crate) issued_at: UnixTime,
+}
+
+#[derive(Debug, Clone)]
+struct Removed {
+    root: usize,
+    at: UnixTime,
+    signed: Vec<u8>,
 }
 
 /// A change of the cluster's state.
@@ -30,77 +61,164 @@ pub(crate) enum Change {
     Unseen,
     Rename(usize, String),
     Remove(usize),
+    /// Its certificate is given out anew.
+    Renew(usize),
+    /// The next root.
+    Rotate,
+    /// The next that is under a former root is signed anew.
+    SignAnew,
+    /// A node keeps this root.
+    Confirm(usize, usize),
+    /// The trust in former roots ends.
+    Retire,
 }
 
 impl Atlas {
-    pub(crate) fn first() -> Self {
+    pub(crate) fn first(lifetime: Option<Duration>) -> Self {
         let network = Network {
             name: "sim".to_owned(),
             overlay_v4: ipnet::Ipv4Net::new_assert([100, 64, 0, 0].into(), 10).into(),
             overlay_v6: ipnet::Ipv6Net::new_assert([0xfd00, 0, 0, 0, 0, 0, 0, 0].into(), 48).into(),
         };
-        let mut atlas = Self { version: MapVersion { epoch: 1, revision: 1 }, ..Self::default() };
+        let mut atlas = Self { version: MapVersion { epoch: 1, revision: 1 }, lifetime, ..Self::default() };
         let everybody = Rule::all_from(vec![network.overlay_v4, network.overlay_v6]);
         put(&mut atlas.map, &Content::Network(network), Vec::new());
         put(&mut atlas.map, &Content::Rule(everybody), b"default".to_vec());
         atlas
     }
 
-    pub(crate) fn after(&self, change: &Change) -> Self {
+    /// With this change, made at this time.
+    pub(crate) fn after(&self, change: &Change, at: UnixTime) -> Self {
         let mut next = self.clone();
         next.version.revision += 1;
         match change {
             Change::Unseen => {}
-            Change::Enrol(agent) => next.put_peer(*agent, Vec::new(), None),
-            Change::Endpoints(agent, endpoints) => next.put_peer(*agent, endpoints.clone(), None),
-            Change::Rename(agent, name) => {
-                let endpoints = next.nodes.get(&members::of(*agent).key).cloned().unwrap_or_default();
-                next.put_peer(*agent, endpoints, Some(name));
+            Change::Enrol(agent) => next.enrol(*agent, at),
+            Change::Endpoints(agent, endpoints) => {
+                next.change(*agent, |node| node.endpoints.clone_from(endpoints));
             }
-            Change::Remove(agent) => next.remove(*agent),
+            Change::Rename(agent, name) => next.change(*agent, |node| node.name.clone_from(name)),
+            Change::Remove(agent) => next.remove(*agent, at),
+            Change::Renew(agent) => {
+                let certificate = Certificate { root: next.newest_root, issued_at: at };
+                next.change(*agent, |node| node.certificate = certificate);
+            }
+            Change::Rotate => next.newest_root += 1,
+            Change::SignAnew => next.sign_anew(),
+            Change::Confirm(agent, root) => next.change(*agent, |node| node.confirmed = *root),
+            Change::Retire => next.first_root = next.newest_root,
         }
         next
     }
 
     /// Nodes and removals that `past` has and this lacks; a removal wins. Returns whether there were any.
     pub(crate) fn put_back(&mut self, past: &Self) -> bool {
-        let removed = past.removals.keys().filter(|key| !self.removals.contains_key(key));
-        let removed: Vec<usize> = removed.map(members::agent_of).collect();
-        removed.iter().for_each(|agent| self.remove(*agent));
+        let removed = past.removals.iter().filter(|(key, _)| !self.removals.contains_key(key));
+        let removed: Vec<(usize, UnixTime)> =
+            removed.map(|(key, removed)| (members::agent_of(key), removed.at)).collect();
+        removed.iter().for_each(|(agent, at)| self.remove(*agent, *at));
         let is_lost = |key: &&PublicKey| !self.nodes.contains_key(key) && !self.removals.contains_key(key);
         let lost: Vec<PublicKey> = past.nodes.keys().filter(is_lost).copied().collect();
         for key in &lost {
-            let (id, endpoints) = (ObjectId::peer(*key), past.nodes[key].clone());
-            if let Some(content) = past.map.content(&id) {
-                self.map.put(Object { id, content: content.to_vec() });
-            }
-            self.nodes.insert(*key, endpoints);
+            self.put_node(members::agent_of(key), past.nodes[key].clone());
         }
         !removed.is_empty() || !lost.is_empty()
     }
 
-    fn put_peer(&mut self, agent: usize, endpoints: Vec<SocketAddr>, name: Option<&str>) {
+    fn enrol(&mut self, agent: usize, at: UnixTime) {
+        let issued_at = if self.lifetime.is_some() { at } else { members::FOUNDED };
+        let certificate = Certificate { root: self.newest_root, issued_at };
+        let (name, endpoints, confirmed) = (format!("agent{agent}"), Vec::new(), self.first_root);
+        self.put_node(agent, Known { name, endpoints, certificate, confirmed });
+    }
+
+    fn change(&mut self, agent: usize, change: impl FnOnce(&mut Known)) {
+        if let Some(mut node) = self.nodes.get(&members::of(agent).key).cloned() {
+            change(&mut node);
+            self.put_node(agent, node);
+        }
+    }
+
+    fn put_node(&mut self, agent: usize, node: Known) {
         let member = members::of(agent);
         let peer = Peer {
             node_id: member.node,
-            name: name.map_or_else(|| format!("agent{agent}"), ToOwned::to_owned),
-            membership: member.certificate.clone(),
-            endpoints: endpoints.clone(),
+            name: node.name.clone(),
+            membership: self.signed(agent, node.certificate),
+            endpoints: node.endpoints.clone(),
             os: "sim".to_owned(),
             agent_version: String::new(),
             expires_at: None,
             ephemeral: false,
         };
         put(&mut self.map, &Content::Peer(peer), member.key.0.to_vec());
-        self.nodes.insert(member.key, endpoints);
+        self.nodes.insert(member.key, node);
     }
 
-    fn remove(&mut self, agent: usize) {
-        let member = members::of(agent);
-        self.nodes.remove(&member.key);
-        self.removals.insert(member.key, member.removal.clone());
-        self.map.drop(&ObjectId::peer(member.key));
-        put(&mut self.map, &Content::Removal(member.removal.clone()), member.key.0.to_vec());
+    fn remove(&mut self, agent: usize, at: UnixTime) {
+        let key = members::of(agent).key;
+        self.nodes.remove(&key);
+        self.map.drop(&ObjectId::peer(key));
+        self.put_removal(agent, at);
+    }
+
+    fn put_removal(&mut self, agent: usize, at: UnixTime) {
+        let (key, root) = (members::of(agent).key, self.newest_root);
+        let signed = members::removal(agent, root, at);
+        put(&mut self.map, &Content::Removal(signed.clone()), key.0.to_vec());
+        self.removals.insert(key, Removed { root, at, signed });
+    }
+
+    fn sign_anew(&mut self) {
+        let newest = self.newest_root;
+        let node = self.nodes.iter().find(|(_, node)| node.certificate.root < newest);
+        let removal = self.removals.iter().find(|(_, removed)| removed.root < newest);
+        let removal = removal.map(|(key, removed)| (members::agent_of(key), removed.at));
+        match (node.map(|(key, _)| members::agent_of(key)), removal) {
+            (Some(agent), _) => self.change(agent, |node| node.certificate.root = newest),
+            (None, Some((agent, at))) => self.put_removal(agent, at),
+            (None, None) => {}
+        }
+    }
+
+    /// Whether anything is under a former root.
+    pub(crate) fn is_under_former(&self) -> bool {
+        self.nodes.values().any(|node| node.certificate.root < self.newest_root)
+            || self.removals.values().any(|removed| removed.root < self.newest_root)
+    }
+
+    /// Whether nothing and nobody needs a former root.
+    pub(crate) fn may_retire(&self) -> bool {
+        let has_confirmed = |node: &Known| node.confirmed == self.newest_root;
+        self.first_root < self.newest_root
+            && !self.is_under_former()
+            && self.nodes.values().all(has_confirmed)
+    }
+
+    pub(crate) fn may_rotate(&self) -> bool {
+        self.newest_root + 1 < members::ROOTS && self.newest_root + 1 - self.first_root < MAX_ROOTS
+    }
+
+    pub(crate) fn roots(&self) -> RangeInclusive<usize> {
+        self.first_root..=self.newest_root
+    }
+
+    /// Whether this node has not said yet that it keeps this root.
+    pub(crate) fn lacks_confirmation(&self, agent: usize, root: usize) -> bool {
+        self.nodes.get(&members::of(agent).key).is_some_and(|node| node.confirmed < root)
+            && root == self.newest_root
+    }
+
+    pub(crate) fn certificate(&self, agent: usize) -> Option<Certificate> {
+        self.nodes.get(&members::of(agent).key).map(|node| node.certificate)
+    }
+
+    pub(crate) fn signed(&self, agent: usize, certificate: Certificate) -> Vec<u8> {
+        members::certificate(agent, certificate.root, certificate.issued_at, self.lifetime)
+    }
+
+    pub(crate) fn lifetime(&self) -> Option<Duration> {
+        self.lifetime
     }
 
     pub(crate) fn receipt(&self) -> Receipt {
@@ -116,11 +234,11 @@ impl Atlas {
     }
 
     pub(crate) fn endpoints(&self, key: &PublicKey) -> Option<&[SocketAddr]> {
-        self.nodes.get(key).map(Vec::as_slice)
+        self.nodes.get(key).map(|node| node.endpoints.as_slice())
     }
 
     pub(crate) fn removal(&self, key: &PublicKey) -> Option<&[u8]> {
-        self.removals.get(key).map(Vec::as_slice)
+        self.removals.get(key).map(|removed| removed.signed.as_slice())
     }
 
     /// The digest of the map that this node should have.

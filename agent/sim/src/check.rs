@@ -8,7 +8,8 @@
 //! 6. A map never goes back (`driver`).
 //! 7. After everything is healed all are served, hold the newest map and reach each other, within [`World::service_bound`] and a little.
 //! 8. Then each agent has one serving session, and agents and servers agree which.
-//! 9. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
+//! 9. Nobody is left behind on a root that is trusted no more; who is served believes the newest, and after everything is healed nothing needs a former one (`roots`).
+//! 10. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
 
 use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
@@ -61,6 +62,7 @@ impl World {
             self.watch_service(at);
             self.check_service(at);
             self.check_standby(at);
+            self.check_roots(at);
             let load = self.nodes[at].agent.as_ref().map_or(0, Agent::load);
             if load > MAX_LOAD {
                 self.fail(&format!("agent {at} holds {load} things"));
@@ -86,6 +88,9 @@ impl World {
         if server.is_some() {
             watch.last_served_at = now;
         }
+        if synced {
+            watch.last_synced_at = now;
+        }
         if !awake {
             watch.steady_since = now;
         }
@@ -101,7 +106,7 @@ impl World {
         let member = it.state.is_member(&key) || (!enrolled && self.has_database(server));
         let named = !self.names_away || it.url.literal().is_some();
         let wanted = self.database.head.removal(&key).is_none() && node.knows(&it.url);
-        member && named && wanted && self.is_good(server, at)
+        member && named && wanted && self.shows_known_root(server, at) && self.is_good(server, at)
     }
 
     /// How long an agent may go without service while a server would serve it: see [`SERVICE_BOUND`]; the back-off's cap grows with the outage.
@@ -181,9 +186,11 @@ impl World {
         let removed = |at: usize| self.database.head.removal(&members::of(at).key).is_some();
         let clean = self.network.is_clean(Host::Agent(flow.from), Host::Agent(flow.to));
         let quiet = clean && from.is_awake() && to.is_awake() && !removed(flow.from) && !removed(flow.to);
+        let certified = self.are_certified(flow.from, flow.to);
         let synced = from.watch.synced_since.zip(to.watch.synced_since).map(|(one, other)| one.max(other));
         let flow = &mut self.flows[at];
-        if !quiet {
+        flow.needs_server |= !certified;
+        if !quiet || !certified {
             return flow.disturb(now);
         }
         let ready = match flow.needs_server {
@@ -263,6 +270,7 @@ impl World {
         for at in &members {
             self.check_agreement(*at);
         }
+        self.settle_roots();
         self.check_reach(&members);
         self.run_for(STANDBY_REGAINED);
         if self.routes.is_balanced() {

@@ -2,7 +2,7 @@
 
 use crate::atlas::{Atlas, Change};
 use agent_core::BootTime;
-use proto::{map::MapVersion, receipt::Mark, session::SessionNumber, statement::NodeId};
+use proto::{map::MapVersion, receipt::Mark, session::SessionNumber, statement::NodeId, time::UnixTime};
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 /// A server that did not renew its lease for so long counts as gone.
@@ -30,8 +30,8 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    pub(crate) fn new(servers: usize) -> Self {
-        let head = Rc::new(Atlas::first());
+    pub(crate) fn new(servers: usize, lifetime: Option<Duration>) -> Self {
+        let head = Rc::new(Atlas::first(lifetime));
         let log = BTreeMap::from([(head.version, head.mark)]);
         Self {
             copy: (head.clone(), log.clone()),
@@ -44,8 +44,8 @@ impl Database {
         }
     }
 
-    pub(crate) fn write(&mut self, change: &Change) {
-        let next = self.head.after(change);
+    pub(crate) fn write(&mut self, change: &Change, at: UnixTime) {
+        let next = self.head.after(change, at);
         self.append(next);
     }
 

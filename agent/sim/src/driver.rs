@@ -36,6 +36,7 @@ impl World {
         let agent = Agent::new(node.config.clone(), identity, node.saved.clone(), cached, seed, now);
         node.agent = Some(agent);
         node.watch.steady_since = now;
+        node.watch.launched_at = now;
         // What was not written before the kill is seen anew.
         node.watch.version = MapVersion::default();
         let endpoint = node.endpoint();

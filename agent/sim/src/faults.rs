@@ -49,6 +49,10 @@ pub enum Fault {
     /// A change that nobody's map shows.
     Unseen,
     Remove(usize),
+    /// The cluster gets another root, unless it has too many.
+    Rotate,
+    /// .. and trusts former ones no more, unless somebody needs them.
+    Retire,
     /// A backup of the database is made.
     Copy,
     /// The database is restored from its copy: without one, it is as at the very first start.
@@ -89,6 +93,8 @@ impl World {
             Fault::Rename(agent) => self.rename(agent),
             Fault::Unseen => self.write_if_possible(&Change::Unseen),
             Fault::Remove(agent) => self.remove(agent),
+            Fault::Rotate => self.rotate(),
+            Fault::Retire => self.retire(),
             Fault::Copy => self.database.keep_copy(),
             Fault::Restore => self.database.restore_copy(),
         }
@@ -104,11 +110,17 @@ impl World {
         self.disturb(agent, true);
     }
 
-    fn write_if_possible(&mut self, change: &Change) {
+    pub(crate) fn write_if_possible(&mut self, change: &Change) {
         let known = |agent: &usize| self.database.head.is_member(&members::of(*agent).key);
         let possible = match change {
-            Change::Rename(agent, _) | Change::Remove(agent) | Change::Endpoints(agent, _) => known(agent),
-            Change::Unseen | Change::Enrol(_) => true,
+            Change::Rename(agent, _)
+            | Change::Remove(agent)
+            | Change::Endpoints(agent, _)
+            | Change::Renew(agent)
+            | Change::Confirm(agent, _) => known(agent),
+            Change::Unseen | Change::Enrol(_) | Change::SignAnew => true,
+            Change::Rotate => self.database.head.may_rotate(),
+            Change::Retire => self.database.head.may_retire(),
         };
         if possible && !self.database_away {
             self.write(change);
@@ -143,7 +155,7 @@ impl World {
 
     /// What the machine's wall clock shows.
     pub(crate) fn wall(&self, agent: usize) -> UnixTime {
-        UnixTime((self.unix_ms() / 1000).saturating_add_signed(self.nodes[agent].clock_ahead_s))
+        UnixTime(self.time().0.saturating_add_signed(self.nodes[agent].clock_ahead_s))
     }
 
     /// Everything is set right.

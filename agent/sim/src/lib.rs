@@ -18,6 +18,7 @@ mod members;
 mod network;
 mod news;
 mod node;
+mod roots;
 mod routes;
 mod script;
 mod server;

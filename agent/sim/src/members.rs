@@ -1,13 +1,20 @@
-//! The nodes that may take part, with certificates under one root. Signing costs more than a simulated second, so it is done once per process.
+//! The nodes that may take part, the roots of their cluster, and what those sign.
 
 use proto::{
     key::PublicKey,
+    map::MapVersion,
     receipt::ReceiptKey,
-    root::{RootKey, RootSecret},
+    root::{Fingerprint, RootKey, RootSecret},
+    root_list::RootList,
     statement::{Membership, NetworkId, NodeId, Removal, Statement},
     time::UnixTime,
 };
-use std::{net::SocketAddr, sync::OnceLock};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::OnceLock,
+    time::Duration,
+};
 
 /// More agents than this are in no world.
 pub(crate) const MAX_AGENTS: usize = 16;
@@ -15,18 +22,24 @@ pub(crate) const NETWORK: NetworkId = NetworkId([7; 16]);
 /// The wall clock when the virtual clock stands at zero, seconds since 1970.
 pub(crate) const EPOCH_S: u64 = 1_800_000_000;
 
+/// A cluster has so many roots at most, one after the other.
+pub(crate) const ROOTS: usize = 8;
+/// Certificates that never end are dated so.
+pub(crate) const FOUNDED: UnixTime = UnixTime(EPOCH_S);
+
 /// One node's identity.
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) key: PublicKey,
     pub(crate) node: NodeId,
-    pub(crate) certificate: Vec<u8>,
-    pub(crate) removal: Vec<u8>,
+    address: IpAddr,
 }
 
 #[derive(Debug)]
 struct Cluster {
-    root: RootKey,
+    /// Oldest first, and what each signed to name the next.
+    roots: Vec<RootSecret>,
+    next: Vec<Vec<u8>>,
     receipts: ReceiptKey,
     members: Vec<Member>,
 }
@@ -34,30 +47,46 @@ struct Cluster {
 fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| {
-        let root = RootSecret::from_seed(&[42; 32]);
-        let members = (0..MAX_AGENTS).map(|at| member(at, &root)).collect();
-        Cluster { root: root.public(), receipts: ReceiptKey::new(NETWORK, &root), members }
+        let roots: Vec<RootSecret> =
+            (0..ROOTS).map(|root| RootSecret::from_seed(&[42 + root as u8; 32])).collect();
+        let next = |pair: &[RootSecret]| Statement::NextRoot(pair[1].public()).sign(NETWORK, &pair[0]);
+        Cluster {
+            next: roots.windows(2).map(next).collect(),
+            receipts: ReceiptKey::new(NETWORK, &roots[0]),
+            roots,
+            members: (0..MAX_AGENTS).map(member).collect(),
+        }
     })
 }
 
-fn member(at: usize, root: &RootSecret) -> Member {
+fn member(at: usize) -> Member {
     let number = at as u8 + 1;
-    let (key, node) = (PublicKey([number; 32]), NodeId(number.into()));
+    Member { key: PublicKey([number; 32]), node: NodeId(number.into()), address: [100, 64, 0, number].into() }
+}
+
+/// An agent's certificate under a root.
+pub(crate) fn certificate(
+    agent: usize,
+    root: usize,
+    issued_at: UnixTime,
+    lifetime: Option<Duration>,
+) -> Vec<u8> {
+    let member = of(agent);
     let membership = Membership {
-        node_id: node,
-        node_key: key,
-        addresses: vec![[100, 64, 0, number].into()],
+        node_id: member.node,
+        node_key: member.key,
+        addresses: vec![member.address],
         claims: Vec::new(),
-        issued_at: UnixTime(EPOCH_S),
-        not_after: None,
+        issued_at,
+        not_after: lifetime.map(|lifetime| issued_at.saturating_add(lifetime)),
     };
-    let removal = Removal { node_key: key, removed_at: UnixTime(EPOCH_S + 1), until: None };
-    Member {
-        key,
-        node,
-        certificate: Statement::Membership(membership).sign(NETWORK, root),
-        removal: Statement::Removal(removal).sign(NETWORK, root),
-    }
+    Statement::Membership(membership).sign(NETWORK, &cluster().roots[root])
+}
+
+/// An agent's removal under a root.
+pub(crate) fn removal(agent: usize, root: usize, removed_at: UnixTime) -> Vec<u8> {
+    let removal = Removal { node_key: of(agent).key, removed_at, until: None };
+    Statement::Removal(removal).sign(NETWORK, &cluster().roots[root])
 }
 
 /// The node of an agent.
@@ -79,8 +108,19 @@ pub(crate) fn receipts() -> &'static ReceiptKey {
     &cluster().receipts
 }
 
-pub(crate) fn root() -> RootKey {
-    cluster().root
+pub(crate) fn root(number: usize) -> RootKey {
+    cluster().roots[number].public()
+}
+
+/// Which root this is.
+pub(crate) fn number_of(root: Fingerprint) -> Option<usize> {
+    cluster().roots.iter().position(|known| known.public().fingerprint() == root)
+}
+
+/// The roots of these numbers, as a server at this version tells them.
+pub(crate) fn root_list(roots: RangeInclusive<usize>, after: MapVersion) -> RootList {
+    let next = cluster().next[*roots.start()..*roots.end()].to_vec();
+    RootList { first: root(*roots.start()), next, after }
 }
 
 /// An agent's endpoint after so many moves.

@@ -22,7 +22,7 @@ impl World {
         }
     }
 
-    /// Removal and draining; whether the session goes on.
+    /// Removal, roots, the own certificate and draining; whether the session goes on.
     fn tell_general(&mut self, server: usize, id: StreamId) -> bool {
         let it = &mut self.servers[server];
         let (draining, state, live) = (it.process == Process::Draining, it.state.clone(), it.live.clone());
@@ -41,6 +41,7 @@ impl World {
         if draining && !std::mem::replace(&mut session.drain_told, true) {
             self.answer(id, ServerMessage::Drain { reason: "sim".to_owned() });
         }
+        self.tell_standing(server, id);
         if servers_are_news {
             let list = self.server_list(server);
             self.answer(id, ServerMessage::Servers(list));

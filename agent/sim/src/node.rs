@@ -49,7 +49,9 @@ pub(crate) struct Watch {
     pub(crate) served_since: Option<BootTime>,
     /// Served by a server that has the database.
     pub(crate) synced_since: Option<BootTime>,
+    pub(crate) last_synced_at: BootTime,
     pub(crate) last_served_at: BootTime,
+    pub(crate) launched_at: BootTime,
     /// Per server: since when it would serve this agent.
     pub(crate) good_since: Vec<Option<BootTime>>,
 }

@@ -36,6 +36,12 @@ impl Script {
         if seed % 8 == 6 && agents > 2 {
             writer.removal_apart();
         }
+        if seed % 4 == 3 {
+            writer.roots();
+        }
+        if seed % 16 == 7 && agents > 2 {
+            writer.removal_apart();
+        }
         writer.script.faults.sort_by_key(|(at, _)| *at);
         writer.script
     }
@@ -145,6 +151,38 @@ impl Writer {
             self.script.faults.push((end, Fault::Join(one, other)));
         }
         self.script.faults.push((start + (end - start) / 4, Fault::Remove(self.agents - 1)));
+    }
+
+    /// The root changes, perhaps more than once, while an agent is away and a server is behind; whoever wants the former gone tries it again and again.
+    fn roots(&mut self) {
+        let span = self.script.span;
+        let mut changed_at: Vec<Duration> =
+            (0..self.rng.random_range(1..=3)).map(|_| self.times().0).collect();
+        changed_at.sort_unstable();
+        self.script.faults.extend(changed_at.iter().map(|at| (*at, Fault::Rotate)));
+        let first = changed_at[0];
+        for _ in 0..self.rng.random_range(0..=6) {
+            let at = first + (span - first).mul_f64(self.rng.random_range(0.0..1.0));
+            self.script.faults.push((at, Fault::Retire));
+        }
+        let (agent, server, kind) = (self.agent(), self.server(), self.rng.random_range(0..4));
+        if kind == 0 {
+            self.across(first, Fault::Stop(agent), Fault::Launch(agent));
+        }
+        if kind == 1 {
+            self.across(first, Fault::Sleep(agent), Fault::WakeUp(agent));
+        }
+        if kind == 1 || kind == 2 {
+            self.across(first, Fault::CutOff(server), Fault::Reconnect(server));
+        }
+    }
+
+    /// From before a moment to some time, perhaps after it.
+    fn across(&mut self, moment: Duration, fault: Fault, cure: Fault) {
+        let start = moment.mul_f64(self.rng.random_range(0.3..1.0));
+        let left = self.script.span - start;
+        self.script.faults.push((start, fault));
+        self.script.faults.push((start + left.mul_f64(self.rng.random_range(0.1..1.0)), cure));
     }
 
     /// The database goes back, while servers run or while none does. A removal that nobody remembers then is undone, which no invariant can bear.

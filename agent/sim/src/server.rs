@@ -184,6 +184,7 @@ impl World {
         if self.has_database(server) {
             self.database.renew(server, self.now);
             self.save_seats(server);
+            self.keep_certificates(server);
         }
         self.end_silent(server);
         self.on_follow(server, life);
@@ -296,7 +297,7 @@ impl World {
     }
 
     pub(crate) fn write(&mut self, change: &Change) {
-        self.database.write(change);
+        self.database.write(change, self.time());
         self.notify_servers();
     }
 

@@ -44,6 +44,7 @@ impl World {
             Said::Fin => self.end_session(server, id, Said::Ended),
             Said::Enrolled(_)
             | Said::Opened(_)
+            | Said::Foreign
             | Said::Answer(_)
             | Said::Fetched(_)
             | Said::Refused(_)
@@ -55,6 +56,9 @@ impl World {
     fn on_open(&mut self, server: usize, id: StreamId, enrol: bool) {
         let Some(agent) = self.streams.get(&id).map(|stream| stream.agent) else { return };
         let member = members::of(agent);
+        if !self.shows_known_root(server, agent) {
+            return self.hang_up(id, Said::Foreign);
+        }
         if enrol {
             if !self.servers[server].state.is_member(&member.key) {
                 if !self.has_database(server) {
@@ -67,11 +71,11 @@ impl World {
                 self.publish_soon(server);
             }
             let enrolled = wire::Enrolled {
-                root: members::root().to_bytes().to_vec(),
-                membership: member.certificate.clone(),
+                root: members::root(self.servers[server].state.newest_root).to_bytes().to_vec(),
+                membership: self.own_certificate(server, agent),
                 node_id: member.node.0,
                 servers: Vec::new(),
-                roots: None,
+                roots: self.root_list(server).map(Into::into),
             };
             self.say(id, Lane::Down, Said::Enrolled(Box::new(enrolled)));
         }
@@ -109,9 +113,12 @@ impl World {
             heard_at: self.now,
             drain_told: false,
             judged: it.state.version,
+            roots_told: it.state.roots(),
+            certificate_told: it.state.certificate(agent),
             servers_told: it.live.clone(),
         };
         it.sessions.insert(id, session);
+        self.on_root_kept(server, agent, hello.root);
         let welcome = self.welcome(server, agent);
         self.answer(id, ServerMessage::Welcome(welcome));
         if hello.activate {
@@ -140,8 +147,8 @@ impl World {
             at: it.state.version,
             unix_ms: self.unix_ms(),
             observed_address: Some(node.endpoint().ip()),
-            membership: members::of(agent).certificate.clone(),
-            roots: None,
+            membership: self.own_certificate(server, agent),
+            roots: self.root_list(server),
         }
     }
 
@@ -203,7 +210,8 @@ impl World {
         let Some(session) = self.servers[server].sessions.get_mut(&id) else { return };
         let agent = session.agent;
         match message {
-            AgentMessage::Hello(_) | AgentMessage::Root(_) => {}
+            AgentMessage::Hello(_) => {}
+            AgentMessage::Root(root) => self.on_root_kept(server, agent, Some(root)),
             AgentMessage::Heartbeat { sequence, .. } => {
                 let ack = self.ack(server, id, sequence);
                 self.answer(id, ServerMessage::Heartbeat(ack));
@@ -226,8 +234,9 @@ impl World {
 
     /// Agents remember what the database may have lost.
     fn on_removal_told(&mut self, server: usize, signed: &[u8]) {
-        let told = Statement::verify(signed, members::NETWORK, &members::root());
-        let Ok(Statement::Removal(removal)) = told else { return };
+        let mut roots = self.servers[server].state.roots().map(members::root);
+        let told = roots.find_map(|root| Statement::verify(signed, members::NETWORK, &root).ok());
+        let Some(Statement::Removal(removal)) = told else { return };
         if self.has_database(server) && self.database.head.is_member(&removal.node_key) {
             self.write(&Change::Remove(members::agent_of(&removal.node_key)));
         }

@@ -1,13 +1,13 @@
 //! One session as a server holds it.
 
-use crate::atlas::Atlas;
+use crate::atlas::{Atlas, Certificate};
 use agent_core::BootTime;
 use proto::{
     map::MapVersion,
     session::{MapState, SessionNumber},
     statement::NodeId,
 };
-use std::{collections::BTreeSet, net::SocketAddr, rc::Rc};
+use std::{collections::BTreeSet, net::SocketAddr, ops::RangeInclusive, rc::Rc};
 
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -22,6 +22,9 @@ pub(crate) struct Session {
     pub(crate) drain_told: bool,
     /// Its node was looked at in this version.
     pub(crate) judged: MapVersion,
+    /// The roots and the certificate that it was told.
+    pub(crate) roots_told: RangeInclusive<usize>,
+    pub(crate) certificate_told: Option<Certificate>,
     /// The servers that live, as it was told.
     pub(crate) servers_told: Vec<usize>,
 }

@@ -41,6 +41,8 @@ pub(crate) enum Said {
     Fin,
     Enrolled(Box<wire::Enrolled>),
     Opened(ServerId),
+    /// The server's certificate is not under a root that the agent knows.
+    Foreign,
     Answer(Box<ServerMessage>),
     Fetched(Box<Delta>),
     /// The server refuses, and closes.
@@ -289,6 +291,9 @@ impl World {
             Said::Answer(message) => self.input(agent, |a, now| a.handle_message(conn, *message, now)),
             Said::Fetched(delta) => self.input(agent, |a, now| a.handle_fetched(conn, *delta, now)),
             Said::Refused(refused) => self.on_closed(id, &Closed::Refused(*refused)),
+            Said::Foreign => {
+                self.on_closed(id, &Closed::NotOurs("under no root that is known here".to_owned()));
+            }
             Said::Ended => self.on_closed(id, &Closed::Ended("end of stream".to_owned())),
             Said::Open { .. } | Said::Message(_) | Said::FetchMap(_) | Said::Fin => {}
         }

@@ -22,6 +22,7 @@ use agent_core::{
 use proto::{
     server_url::ServerUrl,
     session::{Facts, ServerId},
+    time::UnixTime,
 };
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
@@ -41,6 +42,8 @@ pub struct Setup {
     pub peer_mode: PeerMode,
     /// Servers ask for failovers to be spread over this.
     pub spread: Duration,
+    /// How long a certificate lives; `None`: for ever.
+    pub lifetime: Option<Duration>,
     /// Keeps the last events as text. Slow.
     pub traced: bool,
 }
@@ -55,6 +58,7 @@ impl Default for Setup {
             balanced: false,
             peer_mode: PeerMode::Lazy,
             spread: Duration::ZERO,
+            lifetime: None,
             traced: true,
         }
     }
@@ -71,6 +75,8 @@ pub struct World {
     pub(crate) database: Database,
     pub(crate) database_away: bool,
     pub(crate) names_away: bool,
+    /// When the root was last changed.
+    pub(crate) rotated_at: BootTime,
     pub(crate) routes: Routes,
     pub(crate) servers: Vec<Server>,
     pub(crate) nodes: Vec<Node>,
@@ -110,7 +116,7 @@ fn config(at: usize, setup: &Setup) -> Config {
 impl World {
     /// All servers and agents start; no agent is a member yet.
     pub fn new(setup: &Setup, seed: u64) -> Self {
-        let database = Database::new(setup.servers);
+        let database = Database::new(setup.servers, setup.lifetime);
         let server = |at: usize| Server {
             spread: setup.spread,
             process: crate::server::Process::Dead,
@@ -127,6 +133,7 @@ impl World {
             database,
             database_away: false,
             names_away: false,
+            rotated_at: BootTime::default(),
             routes: Routes::new(setup.servers, setup.balanced),
             servers,
             nodes: (0..setup.agents).map(|at| Node::new(at, config(at, setup), setup.servers)).collect(),
@@ -230,6 +237,10 @@ impl World {
     /// The true wall-clock time.
     pub(crate) fn unix_ms(&self) -> u64 {
         members::EPOCH_S * 1000 + self.now.since_boot().as_millis() as u64
+    }
+
+    pub(crate) fn time(&self) -> UnixTime {
+        UnixTime(self.unix_ms() / 1000)
     }
 
     /// The session that an agent takes for the one that serves it.

@@ -22,6 +22,9 @@ fn setup(seed: u64, traced: bool) -> Setup {
         balanced: seed % 7 == 3,
         peer_mode: [PeerMode::Lazy, PeerMode::Lazy, PeerMode::Always][(seed / 96 % 3) as usize],
         spread: Duration::from_millis(if seed.is_multiple_of(5) { 200 } else { 0 }),
+        // A database that goes back has certificates of before, with which no invariant could bear.
+        lifetime: (seed % 9 == 4 && seed % 4 != 1)
+            .then(|| Duration::from_secs([90, 120, 300][(seed / 9 % 3) as usize])),
         traced,
     }
 }

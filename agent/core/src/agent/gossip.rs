@@ -2,6 +2,8 @@
 //!
 //! A removal that is news is told to every peer with a live tunnel, once. When a tunnel comes up, who knows removals says what the newest of them hash
 //! to; a peer that knows others answers with its own hash, and both tell what they have. One datagram at a time is under way to a peer; the next follows its answer.
+//!
+//! A removal under a root that is not known here is not answered: the peer is asked how it came to its newest root, and what it told is judged again after its answer.
 
 use super::Agent;
 use crate::{
@@ -27,7 +29,7 @@ const DATAGRAM: usize = 1000;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// After so many in vain the peer is told nothing until its tunnel comes up again. An older agent never answers.
 const ATTEMPTS: u32 = 5;
-/// A peer's summary is answered once within this: two that have nothing to tell, but differ, would answer each other for ever.
+/// A peer's summary is answered once within this, and its roots are asked for: two that have nothing to tell, but differ, would answer each other for ever.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// What one peer tells is verified at this rate, with as much in store: a signature costs a tenth of a millisecond.
 const VERIFIED_PER_SECOND: u32 = 20;
@@ -61,6 +63,12 @@ struct Budget {
 pub(super) struct Gossip {
     telling: BTreeMap<PublicKey, Telling>,
     budgets: BTreeMap<PublicKey, Budget>,
+    /// What a peer told, the last datagram of it, until it answers how it came to its newest root.
+    unproven: BTreeMap<PublicKey, (Vec<Vec<u8>>, u64)>,
+    /// When a peer was last asked for roots, and led to none that is not known here.
+    asked_in_vain: BTreeMap<PublicKey, BootTime>,
+    /// When a peer was last told of roots.
+    roots_told: BTreeMap<PublicKey, BootTime>,
     /// When a peer's summary was last answered.
     summaries: BTreeMap<PublicKey, BootTime>,
     last_id: u64,
@@ -76,6 +84,9 @@ impl Gossip {
         self.telling.remove(peer);
         self.budgets.remove(peer);
         self.summaries.remove(peer);
+        self.unproven.remove(peer);
+        self.asked_in_vain.remove(peer);
+        self.roots_told.remove(peer);
     }
 
     pub(super) fn look_at_map(&mut self) {
@@ -88,7 +99,14 @@ impl Gossip {
 
     pub(super) fn len(&self) -> usize {
         let told = self.server_told.as_ref().map_or(0, |(_, told)| told.len());
-        self.telling.values().map(|telling| 1 + telling.pending.len()).sum::<usize>() + told
+        self.telling.values().map(|telling| 1 + telling.pending.len()).sum::<usize>()
+            + self.unproven.len()
+            + told
+    }
+
+    /// What no root signed that anybody knows is asked about once in a while, and answered meanwhile: it must not hold up the rest.
+    fn may_ask(&self, peer: &PublicKey, now: BootTime) -> bool {
+        self.asked_in_vain.get(peer).is_none_or(|at| now >= *at + SUMMARY_INTERVAL)
     }
 
     fn may_verify(&mut self, peer: PublicKey, now: BootTime) -> bool {
@@ -132,6 +150,10 @@ impl Agent {
     fn tell_removed(&mut self, peer: PublicKey) {
         if let Some(signed) = self.netmap.removals().signed(&peer) {
             let removals = vec![signed.to_vec()];
+            // It cannot ask any more.
+            if self.netmap.trust().is_some_and(|trust| !trust.links().is_empty()) {
+                self.tell_roots(peer);
+            }
             self.send_to_peer(peer, Body::Removed { removals, id: 0 }, None);
         }
     }
@@ -167,25 +189,61 @@ impl Agent {
                 // Without an answer it is told again.
                 return;
             }
-            self.on_removal(peer, signed);
+            if !self.on_removal(peer, signed) && self.gossip.may_ask(&peer, self.now) {
+                // Without an answer it is told again.
+                self.gossip.unproven.insert(peer, (removals.to_vec(), id));
+                return self.send_to_peer(peer, Body::RootsWanted, None);
+            }
         }
         if id != 0 && self.peers.contains_key(&peer) {
             self.send_to_peer(peer, Body::RemovedSeen(id), None);
         }
     }
 
-    fn on_removal(&mut self, from: PublicKey, signed: &[u8]) {
-        // Others may forget later than we did.
-        if self.time.told_at(self.now).is_some_and(|time| removals::is_over(signed, time)) {
+    pub(super) fn on_roots_told(&mut self, peer: PublicKey, links: &[Vec<u8>]) {
+        let trust = self.netmap.trust();
+        let is_news = |link: &&Vec<u8>| trust.is_some_and(|trust| !trust.links().contains(link));
+        let news: Vec<Vec<u8>> = links.iter().filter(is_news).cloned().collect();
+        if !news.iter().all(|_| self.gossip.may_verify(peer, self.now)) {
             return;
         }
-        let changes = self.netmap.on_removal(signed);
+        let unproven = self.gossip.unproven.remove(&peer);
+        if !self.follow_roots(&news) && unproven.is_some() {
+            self.gossip.asked_in_vain.insert(peer, self.now);
+        }
+        if let Some((removals, id)) = unproven {
+            self.on_removed_told(peer, &removals, id);
+        }
+    }
+
+    pub(super) fn on_roots_wanted(&mut self, peer: PublicKey) {
+        let told_at = self.gossip.roots_told.get(&peer);
+        if told_at.is_some_and(|at| self.now < *at + FIRST_RETRY / 2) {
+            return;
+        }
+        self.gossip.roots_told.insert(peer, self.now);
+        self.tell_roots(peer);
+    }
+
+    fn tell_roots(&mut self, peer: PublicKey) {
+        let links = self.netmap.trust().map_or_else(Vec::new, |trust| trust.links().to_vec());
+        self.send_to_peer(peer, Body::Roots(links), None);
+    }
+
+    /// Whether it was under a root that is believed.
+    fn on_removal(&mut self, from: PublicKey, signed: &[u8]) -> bool {
+        // Others may forget later than we did.
+        if self.time.told_at(self.now).is_some_and(|time| removals::is_over(signed, time)) {
+            return true;
+        }
+        let Some(changes) = self.netmap.on_removal(signed) else { return false };
         let is_own = changes.learned.contains(&self.identity.key);
         self.tell_removals(&changes.learned, Some(from));
         self.apply_changes(changes);
         if is_own {
             self.on_own_removal(signed);
         }
+        true
     }
 
     /// No second opinion is needed under the root's signature.

@@ -42,6 +42,18 @@ impl Agent {
         }
     }
 
+    /// A peer leads on from the newest root known here. Whether it did.
+    pub(super) fn follow_roots(&mut self, links: &[Vec<u8>]) -> bool {
+        let Some(changes) = self.netmap.follow_roots(links) else { return false };
+        let root = self.newest_root();
+        tracing::info!(
+            root = root.map(tracing::field::display),
+            "the cluster has a new root, as a peer could prove"
+        );
+        self.on_trust_changed(changes);
+        true
+    }
+
     /// What servers named no more goes when nothing needs it; called where that may have come true.
     pub(super) fn release_roots(&mut self) {
         let own = self.membership.as_ref().map_or(&[][..], |(signed, _)| signed);

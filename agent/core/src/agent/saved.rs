@@ -37,6 +37,9 @@ struct Network {
     retiring_roots: Vec<RetiringRoot>,
     #[serde(default)]
     retired_roots: Vec<Fingerprint>,
+    /// By which the roots named the next.
+    #[serde(default)]
+    root_links: Vec<Vec<u8>>,
     /// Our own certificate, as signed.
     membership: Vec<u8>,
 }
@@ -88,11 +91,13 @@ impl Saved {
     }
 
     pub(super) fn trust(&self) -> Option<Trust> {
-        let Network { id, root, former_roots, retiring_roots, retired_roots, membership: _ } =
+        let Network { id, root, former_roots, retiring_roots, retired_roots, root_links, membership: _ } =
             self.network.as_ref()?;
         let newest = RootKey::from_bytes(root).ok()?;
         let retiring = retiring_roots.iter().map(Retiring::from).collect();
-        Some(Trust::restored(NetworkId(*id), newest, former_roots.clone(), retiring, retired_roots.clone()))
+        let trust =
+            Trust::restored(NetworkId(*id), newest, former_roots.clone(), retiring, retired_roots.clone());
+        Some(trust.with_links(root_links.clone()))
     }
 
     pub(super) fn membership(&self) -> Option<(Vec<u8>, Membership)> {
@@ -126,6 +131,7 @@ impl Agent {
             former_roots: trust.former().to_vec(),
             retiring_roots: trust.retiring().iter().map(RetiringRoot::from).collect(),
             retired_roots: trust.retired().to_vec(),
+            root_links: trust.links().to_vec(),
             membership: signed.clone(),
         });
         let servers = self.control.known().into_iter();

@@ -321,7 +321,7 @@ fn who_a_new_epoch_does_not_know_stays_until_a_removal_or_another_owner_of_the_a
     hand.say(ConnId(0), ServerMessage::Map(step));
     assert_eq!(removals(&hand.outputs()), [key(3)]);
     let removal = Statement::Removal(Removal { node_key: key(2), removed_at: UnixTime(NOW_S), until: None });
-    hand.agent.netmap.on_removal(&removal.sign(NETWORK, &root()));
+    hand.agent.netmap.on_removal(&removal.sign(NETWORK, &root())).expect("under a known root");
     assert!(hand.agent.netmap.member(&key(2)).is_none());
 }
 

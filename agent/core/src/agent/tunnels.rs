@@ -150,6 +150,8 @@ impl Agent {
             Body::Removed { removals, id } => self.on_removed_told(key, &removals, id),
             Body::RemovedSeen(id) => self.on_removed_seen(key, id),
             Body::RemovalSummary(digest) => self.on_removal_summary(key, digest),
+            Body::Roots(links) => self.on_roots_told(key, &links),
+            Body::RootsWanted => self.on_roots_wanted(key),
             // Drains matter to shared addresses only.
             Body::Leaving | Body::Unknown => {}
         }

@@ -17,6 +17,7 @@ mod restart;
 mod restored_database;
 mod roaming;
 mod rolling_restart;
+mod roots;
 mod sleep;
 mod spread;
 mod stale_database;

@@ -4,6 +4,7 @@ use crate::{SEEDS, secs};
 use agent_sim::{Fault, Setup, World};
 
 const SETUP: Setup = Setup {
+    lifetime: None,
     agents: 4,
     servers: 2,
     latency: std::time::Duration::from_millis(4),

@@ -42,9 +42,11 @@ fn told(outputs: &[Output]) -> Vec<(PublicKey, Body)> {
         let Output::Tunnel(TunnelCommand::Message { peer, payload, .. }) = output else { return None };
         match PeerMessage::decode(payload).ok()?.body {
             Body::Probe(_) | Body::ProbeReply(_) | Body::Endpoints(_) | Body::Leaving | Body::Unknown => None,
-            body @ (Body::Removed { .. } | Body::RemovedSeen(_) | Body::RemovalSummary(_)) => {
-                Some((*peer, body))
-            }
+            body @ (Body::Removed { .. }
+            | Body::RemovedSeen(_)
+            | Body::RemovalSummary(_)
+            | Body::Roots(_)
+            | Body::RootsWanted) => Some((*peer, body)),
         }
     };
     outputs.iter().filter_map(message).collect()
@@ -190,4 +192,44 @@ fn garbage_from_a_peer_is_verified_at_a_bounded_rate_and_not_answered() {
         answers += told(&bench.hear(2, Body::Removed { removals: vec![forged], id: id.into() })).len();
     }
     assert_eq!(answers, 100);
+}
+
+fn next(by: &RootSecret, root: &RootSecret) -> Vec<u8> {
+    Statement::NextRoot(root.public()).sign(NETWORK, by)
+}
+
+fn removal_by(node: u8, by: &RootSecret) -> Vec<u8> {
+    let removal = Removal { node_key: key(node), removed_at: UnixTime(NOW_S), until: None };
+    Statement::Removal(removal).sign(NETWORK, by)
+}
+
+#[test]
+fn a_removal_under_a_root_that_was_missed_is_believed_when_the_peer_leads_there() {
+    let mut bench = Bench::connected_to(&[2, 3, 4]);
+    let [second, third] = [10, 11].map(|seed| RootSecret::from_seed(&[seed; 32]));
+    let told_it =
+        |bench: &mut Bench| bench.hear(2, Body::Removed { removals: vec![removal_by(4, &third)], id: 9 });
+    let outputs = told_it(&mut bench);
+    assert_eq!((told(&outputs), removals(&outputs)), (vec![(key(2), Body::RootsWanted)], vec![]));
+    let outputs = bench.hear(2, Body::Roots(vec![next(&root(), &second), next(&second, &third)]));
+    assert!(outputs.contains(&Output::SaveState));
+    assert_eq!(removals(&outputs), [key(4)]);
+    assert!(told(&outputs).contains(&(key(2), Body::RemovedSeen(9))));
+    assert_eq!(bench.agent.saved().pins().unwrap().newest, third.public().fingerprint());
+    let links = vec![next(&root(), &second), next(&second, &third)];
+    assert_eq!(told(&bench.hear(3, Body::RootsWanted)), [(key(3), Body::Roots(links))]);
+    assert_eq!(told(&bench.hear(3, Body::RootsWanted)), [], "not at any rate");
+}
+
+#[test]
+fn what_no_root_signed_that_the_peer_leads_to_is_answered_and_holds_nothing_up() {
+    let mut bench = Bench::connected_to(&[2, 3]);
+    let stranger = RootSecret::from_seed(&[20; 32]);
+    let body = || Body::Removed { removals: vec![removal_by(9, &stranger), removal(8, NOW_S)], id: 9 };
+    assert_eq!(told(&bench.hear(2, body())), [(key(2), Body::RootsWanted)]);
+    let outputs = told(&bench.hear(2, Body::Roots(vec![next(&stranger, &stranger)])));
+    assert!(outputs.contains(&(key(2), Body::RemovedSeen(9))), "{outputs:?}");
+    assert_eq!(told(&bench.hear(2, body())), [(key(2), Body::RemovedSeen(9))], "asked a moment ago");
+    assert!(bench.agent.knows_removal(&key(8)) && !bench.agent.knows_removal(&key(9)));
+    assert_eq!(bench.agent.pins().unwrap().newest, root().public().fingerprint());
 }
