@@ -64,9 +64,20 @@ impl World {
     }
 
     /// An agent says that it keeps this root.
-    pub(crate) fn on_root_kept(&mut self, server: usize, agent: usize, root: Option<Fingerprint>) {
-        let Some(root) = root.and_then(members::number_of) else { return };
-        if self.has_database(server) && self.database.head.lacks_confirmation(agent, root) {
+    pub(crate) fn on_root_kept(&mut self, server: usize, id: StreamId, root: Option<Fingerprint>) {
+        let Some(session) = self.servers[server].sessions.get_mut(&id) else { return };
+        session.kept_root = root.and_then(members::number_of).or(session.kept_root);
+        self.confirm_roots(server);
+    }
+
+    /// What was said while the database was away is written when it is back.
+    fn confirm_roots(&mut self, server: usize) {
+        let head = self.database.head.clone();
+        let sessions = self.servers[server].sessions.values();
+        let kept = sessions.filter_map(|session| Some((session.agent, session.kept_root?)));
+        let news: Vec<(usize, usize)> =
+            kept.filter(|(agent, root)| head.lacks_confirmation(*agent, *root)).collect();
+        for (agent, root) in news.into_iter().filter(|_| self.has_database(server)).collect::<Vec<_>>() {
             self.write(&Change::Confirm(agent, root));
         }
     }
@@ -76,6 +87,7 @@ impl World {
         if self.database.head.is_under_former() {
             self.write(&Change::SignAnew);
         }
+        self.confirm_roots(server);
         if self.database.head.lifetime().is_none() {
             return;
         }

@@ -113,12 +113,13 @@ impl World {
             heard_at: self.now,
             drain_told: false,
             judged: it.state.version,
+            kept_root: None,
             roots_told: it.state.roots(),
             certificate_told: it.state.certificate(agent),
             servers_told: it.live.clone(),
         };
         it.sessions.insert(id, session);
-        self.on_root_kept(server, agent, hello.root);
+        self.on_root_kept(server, id, hello.root);
         let welcome = self.welcome(server, agent);
         self.answer(id, ServerMessage::Welcome(welcome));
         if hello.activate {
@@ -211,7 +212,7 @@ impl World {
         let agent = session.agent;
         match message {
             AgentMessage::Hello(_) => {}
-            AgentMessage::Root(root) => self.on_root_kept(server, agent, Some(root)),
+            AgentMessage::Root(root) => self.on_root_kept(server, id, Some(root)),
             AgentMessage::Heartbeat { sequence, .. } => {
                 let ack = self.ack(server, id, sequence);
                 self.answer(id, ServerMessage::Heartbeat(ack));

@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) drain_told: bool,
     /// Its node was looked at in this version.
     pub(crate) judged: MapVersion,
+    /// The newest root that the agent keeps, as it said.
+    pub(crate) kept_root: Option<usize>,
     /// The roots and the certificate that it was told.
     pub(crate) roots_told: RangeInclusive<usize>,
     pub(crate) certificate_told: Option<Certificate>,
