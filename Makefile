@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DATABASE ?= sqlite
 
-.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel wireguard-tests faults fuzz deps clean
+.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel interop wireguard-tests faults fuzz deps clean
 
 all: build
 
@@ -59,6 +59,14 @@ PEERS ?= 10000
 bench-many: deps
 	$(CARGO) build --release --quiet -p agent -p netns-tests
 	$(CARGO) run --release --quiet -p netns-tests --bin bench_many -- --peers $(PEERS)
+
+# Ours against wireguard-go's newest, boringtun-cli and Debian's kernel (in QEMU, emulated). Five minutes; ONLY=name: the pairs whose name contains it.
+ONLY ?=
+interop: deps
+	packaging/build-peers.sh target/peers
+	packaging/build-guest.sh target/guest
+	$(CARGO) build --release --quiet -p agent -p netns-tests
+	$(CARGO) run --release --quiet -p netns-tests --bin interop -- --only '$(ONLY)'
 
 # wireguard-go's own tests, whole, against `agent wg`. Needs root, and Go to fetch them; about a minute.
 wireguard-tests:

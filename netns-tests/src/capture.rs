@@ -52,6 +52,11 @@ pub struct Capture {
 
 impl Capture {
     pub fn start(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::picking(namespace, interface, |_| true)
+    }
+
+    /// Keeps only the frames that `wanted` picks, for long captures.
+    pub fn picking(namespace: &Namespace, interface: &str, wanted: fn(&Frame) -> bool) -> Result<Self> {
         let socket = namespace
             .run(|| packet_socket(interface))?
             .with_context(|| format!("cannot capture on {interface}"))?;
@@ -60,7 +65,7 @@ impl Capture {
         let (into, stopped) = (Arc::clone(&frames), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                if let Some(frame) = next_frame(&socket) {
+                if let Some(frame) = next_frame(&socket).filter(wanted) {
                     into.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
                 }
             }

@@ -23,6 +23,8 @@ enum Kind {
     Holdfast,
     WireguardGo,
     Boringtun,
+    /// Without connected sockets.
+    BoringtunRoaming,
     /// The example of the data plane's crate, with more arguments.
     Endpoint(&'static [&'static str]),
 }
@@ -64,6 +66,16 @@ impl Program {
         }
     }
 
+    /// As its own address may change. boringtun-cli otherwise connects its sockets, which is quicker and ends with the address.
+    #[must_use]
+    pub fn roaming(mut self) -> Self {
+        match self.kind {
+            Kind::Boringtun | Kind::BoringtunRoaming => self.kind = Kind::BoringtunRoaming,
+            Kind::Holdfast | Kind::WireguardGo | Kind::Endpoint(_) => {}
+        }
+        self
+    }
+
     /// Those that `packaging/build-peers.sh` put into `directory`.
     pub fn others(directory: &Path) -> Result<Vec<Self>> {
         let all = [("wireguard-go", Kind::WireguardGo), ("boringtun-cli", Kind::Boringtun)];
@@ -88,6 +100,9 @@ impl Program {
             Kind::WireguardGo => command.args(["--foreground", name]).env("LOG_LEVEL", "error"),
             Kind::Endpoint(arguments) => command.arg(name).args(arguments),
             Kind::Boringtun => command.args(["--foreground", "--disable-drop-privileges", name]),
+            Kind::BoringtunRoaming => {
+                command.args(["--foreground", "--disable-drop-privileges", "--disable-connected-udp", name])
+            }
         };
         if let Some(workers) = self.workers {
             command.args(["--workers", &workers.to_string()]);
