@@ -38,6 +38,7 @@ mod shard;
 mod socket;
 mod stats;
 mod team;
+mod too_big;
 mod tunnel;
 pub mod uapi;
 mod wait;

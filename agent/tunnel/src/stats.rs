@@ -98,6 +98,8 @@ reasons! {
     Drops {
         /// From the interface: not IP, or larger than the offloads allow.
         malformed,
+        /// From the interface: larger than a datagram can carry. Whoever sent it is told.
+        too_large,
         /// From the interface: no peer has the destination.
         no_route,
         /// From the interface: the peer's endpoint is not known ([`crate::Policy::WireGuard`]).

@@ -42,6 +42,7 @@ mod starved;
 mod two_servers;
 mod wg;
 mod wg_life;
+mod wg_mtu;
 mod wg_paths;
 mod wg_workers;
 
@@ -200,6 +201,7 @@ const CASES: &[Case] = &[
     together("wg_sources_stay_and_may_go", wg_paths::sources_stay_and_may_go),
     together("wg_speaks_between_link_local_addresses", wg_paths::speaks_between_link_local_addresses),
     together("wg_carries_packets_of_34_kilobytes", wg_paths::carries_packets_of_34_kilobytes),
+    together("wg_every_mtu_carries_everything", wg_mtu::every_mtu_carries_everything),
     together("wg_one_interface_carries_another", wg_paths::one_interface_carries_another),
     together("wg_keepalives_hold_a_translator_open", wg::keepalives_hold_a_translator_open),
     together("wg_a_fault_is_no_good_end", wg_life::a_fault_is_no_good_end),

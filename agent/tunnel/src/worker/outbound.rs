@@ -7,6 +7,7 @@ use crate::{
     device::{Read, Reader},
     packet,
     peer::PeerId,
+    too_big,
 };
 
 /// Per turn: four large packets of 45 segments, or that many small ones.
@@ -51,8 +52,22 @@ impl Worker {
             self.drops.no_route += count as u64;
             return;
         };
-        if self.seal_segments(id, reader, count).is_none() {
+        if reader.segment(0).len() > packet::MAX_INNER {
+            self.refuse_large(reader.segment(0), count);
+        } else if self.seal_segments(id, reader, count).is_none() {
             self.keep_segments(id, reader, count);
+        }
+    }
+
+    /// Whoever sent it learns the way's MTU. The interface's own may be larger.
+    fn refuse_large(&mut self, packet: &[u8], count: usize) {
+        self.drops.too_large += count as u64;
+        if self.writer.is_full() {
+            self.write();
+        }
+        if let Some(len) = too_big::answer(packet, self.writer.room()) {
+            self.writer.keep(len);
+            self.write();
         }
     }
 
