@@ -4,6 +4,8 @@ use std::io;
 
 use ipnet::IpNet;
 
+#[cfg(all(any(test, fuzzing), target_os = "linux"))]
+pub(crate) mod fuzzing;
 #[cfg(target_os = "linux")]
 mod join;
 #[cfg(target_os = "linux")]

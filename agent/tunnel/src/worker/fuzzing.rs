@@ -30,6 +30,8 @@ use crate::{
     uapi::{Changes, Decoder, Request},
 };
 
+pub use crate::device::fuzzing::offloads;
+
 const OWN_SECRET: [u8; 32] = [1; 32];
 const PEER_SECRET: [u8; 32] = [7; 32];
 const MESSAGE_PORT: u16 = 7444;
@@ -41,8 +43,13 @@ const MAC1: usize = 116;
 const MAX_DATAGRAM: usize = 65_507;
 
 /// Every target by its name: that of its binary, and of its folder in the corpus.
-pub const TARGETS: &[(&str, Target)] =
-    &[("datagrams", datagrams), ("packets", packets), ("uapi", uapi), ("filter", filter)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("datagrams", datagrams),
+    ("packets", packets),
+    ("uapi", uapi),
+    ("filter", filter),
+    ("offloads", offloads),
+];
 
 thread_local! {
     static BENCH: RefCell<Option<Bench>> = const { RefCell::new(None) };
