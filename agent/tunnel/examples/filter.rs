@@ -46,6 +46,8 @@ fn main() {
     report("one TCP connection", |_| filter.judge_inbound(&streams[0], now).is_ok());
     report("1000 TCP connections in turns", |i| filter.judge_inbound(&streams[i % 1000], now).is_ok());
     report("UDP by one of 200 rules", |_| filter.judge_inbound(&datagram, now).is_ok());
+    let mut open = Filter::new(vec![Rule::all()], now);
+    report("UDP where all is allowed", |_| open.judge_inbound(&datagram, now).is_ok());
     report("denied by 200 rules", |_| filter.judge_inbound(&denied, now).is_ok());
 }
 

@@ -9,10 +9,12 @@
 //! - `fragments`: packets of which the first part has passed
 //! - `rules`: who may open what
 //! - `flows`: the connections under way
+//! - `recent`: what passed a moment ago
 
 mod flows;
 mod fragments;
 mod header;
+mod recent;
 mod rules;
 
 use std::{
@@ -23,6 +25,7 @@ use std::{
 use flows::{Flow, Flows, Kind, State};
 use fragments::Fragments;
 use header::{ACK, Ends, FIN, RST, SYN, View};
+use recent::{Recent, Sight, Way};
 use rules::Rules;
 pub use rules::{Protocol, Rule};
 
@@ -47,6 +50,7 @@ pub struct Filter {
     rules: Rules,
     flows: Flows,
     fragments: Fragments,
+    recent: Recent,
     started_at: Instant,
     swept_s: u32,
 }
@@ -55,12 +59,14 @@ impl Filter {
     /// Without rules nothing may be opened from outside.
     pub fn new(rules: Vec<Rule>, now: Instant) -> Self {
         let (rules, flows, fragments) = (Rules::new(rules), Flows::default(), Fragments::default());
-        Self { rules, flows, fragments, started_at: now, swept_s: 0 }
+        let recent = Recent::default();
+        Self { rules, flows, fragments, recent, started_at: now, swept_s: 0 }
     }
 
     /// Other rules. A connection from outside that these would not allow is over.
     pub fn replace_rules(&mut self, rules: Vec<Rule>) {
         self.rules = Rules::new(rules);
+        self.recent = Recent::default();
         let rules = &self.rules;
         self.flows.turn_all(|flow, kind| {
             let may_be = || rules.permit(&flow.opened_by_remote());
@@ -76,6 +82,12 @@ impl Filter {
     /// A packet of this system's is on its way out.
     pub fn note_outbound(&mut self, packet: &[u8], now: Instant) {
         let now_s = self.tick(now);
+        if let Some(sight) = Sight::of(packet, Way::Out) {
+            if self.recent.holds(&sight, now_s) {
+                return;
+            }
+            self.recent.note(&sight, now_s);
+        }
         match header::read(packet).map(|packet| packet.view) {
             Some(View::Tcp(ends, flags)) => self.note_tcp(&ends, flags, now_s),
             Some(View::EchoRequest(ends) | View::Other(ends)) => {
@@ -128,6 +140,10 @@ impl Filter {
     /// It may not.
     pub fn judge_inbound(&mut self, packet: &[u8], now: Instant) -> Result<(), Refusal> {
         let now_s = self.tick(now);
+        let sight = Sight::of(packet, Way::In);
+        if sight.is_some_and(|sight| self.recent.holds(&sight, now_s)) {
+            return Ok(());
+        }
         let header::Packet { view, fragment } = header::read(packet).ok_or(Refusal::Malformed)?;
         let passes = match view {
             View::Tcp(ends, flags) => self.judge_tcp(&ends, flags, now_s),
@@ -145,6 +161,9 @@ impl Filter {
             (false, _) => return Err(Refusal::Denied),
             (true, Some(first)) if first.begin == 0 => self.fragments.admit(&first, now_s),
             (true, _) => {}
+        }
+        if let Some(sight) = sight {
+            self.recent.note(&sight, now_s);
         }
         Ok(())
     }
@@ -207,6 +226,12 @@ impl Filter {
         let flow = Flow::outbound(sent);
         let passes = || teller == sent.destination && self.rules.permit(&flow.opened_by_remote());
         self.flows.holds(&flow, now_s) || passes()
+    }
+
+    /// As if nothing had passed a moment ago.
+    #[cfg(test)]
+    fn forget_recent(&mut self) {
+        self.recent = Recent::default();
     }
 
     /// That the table holds together.

@@ -381,6 +381,37 @@ proptest! {
         }
     }
 
+    /// The short way of what passed a moment ago leads where the long one does.
+    #[test]
+    fn what_passed_a_moment_ago_is_judged_as_ever(steps in proptest::collection::vec((0u16..4, 0u8..12, 0u64..3), 0..200)) {
+        let rules = || vec![rule("100.64.0.2/32", Protocol::Tcp, &[2..=3]), rule("fd00::2/128", Protocol::Udp, &[1..=2])];
+        let mut labs = [Lab::settled(rules()), Lab::settled(rules())];
+        for (port, what, pause) in steps {
+            let mut is_short = true;
+            let verdicts = labs.each_mut().map(|lab| {
+                let is_long = !std::mem::take(&mut is_short);
+                lab.wait(Duration::from_secs(pause * 20));
+                let (here, there) = ((HERE, port), (THERE, 80));
+                match what {
+                    0 => lab.send(&udp(here, there)),
+                    1 => lab.send(&udp(("fd00::1", port), ("fd00::2", 80))),
+                    2..=5 => lab.send(&tcp(here, there, [SYN, SYN | ACK, ACK, FIN | ACK][usize::from(what) - 2])),
+                    6 => lab.filter.replace_rules(if port == 0 { rules() } else { vec![] }),
+                    _ => {}
+                }
+                let flags = [ACK, SYN | ACK, SYN, RST, FIN | ACK][usize::from(what) % 5];
+                let packets = [udp(there, here), udp(("fd00::2", 80), ("fd00::1", port)), tcp(there, here, flags), tcp(there, here, ACK)];
+                packets.map(|packet| {
+                    if is_long {
+                        lab.filter.forget_recent();
+                    }
+                    lab.passes(&packet)
+                })
+            });
+            prop_assert_eq!(verdicts[0], verdicts[1]);
+        }
+    }
+
     /// The entries' order and places hold together whatever happens.
     #[test]
     fn the_table_counts_right(steps in proptest::collection::vec((0u16..6, 0u8..5, 0u64..100), 0..200)) {
