@@ -4,6 +4,7 @@
 //! the two, `config` the settings, `state_dir` what is kept on disk, `platform` the only place that knows the operating system. `wg` is
 //! plain WireGuard.
 
+mod capture;
 mod cli;
 mod config;
 mod daemon;
@@ -11,6 +12,7 @@ mod daemon;
 #[doc(hidden)]
 pub mod fuzzing;
 mod local;
+mod metrics;
 mod platform;
 mod state_dir;
 mod wg;

@@ -18,6 +18,7 @@ pub mod mesh;
 pub mod names;
 pub mod namespace;
 pub mod numbered;
+pub mod pcapng;
 pub mod ping;
 pub mod postgres;
 pub mod process;

@@ -4,9 +4,12 @@ use crate::{cache::Source, config::PeerMode};
 use ipnet::IpNet;
 use proto::{key::PublicKey, root::Fingerprint, session::ServerId};
 use serde::Serialize;
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
-/// The whole status. The driver fills in what only it knows: interface, listen port, traffic counters.
+/// The whole status. The driver fills in what only it knows: interface, listen port, counters.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
     pub state: RunState,
@@ -15,8 +18,28 @@ pub struct Status {
     pub control: Control,
     pub peers: Vec<Peer>,
     pub claims: Vec<Claim>,
+    /// What the tunnel carried; `None`: there is none.
+    pub traffic: Option<Traffic>,
+    /// Packets dropped since the tunnel began, by reason.
+    pub drops: BTreeMap<&'static str, u64>,
     /// What is wrong with this node and what to do, for people.
     pub warnings: Vec<String>,
+}
+
+/// Of all peers, removed ones as well, since the tunnel began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub handshakes: u64,
+    /// Peers with a session now.
+    pub sessions: u64,
+    /// Threads that carry packets.
+    pub workers: u64,
+    /// Packets and datagrams that one of them had to give to another.
+    pub handed_over: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -130,6 +153,11 @@ pub struct Peer {
     pub last_handshake_seconds: Option<u64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub handshakes: u64,
+    /// Only reasons that occurred.
+    pub drops: BTreeMap<&'static str, u64>,
     pub claims: Vec<IpNet>,
 }
 

@@ -4,6 +4,7 @@ use crate::{
     config::SettingsError,
     daemon::DaemonError,
     local::{ClientError, Code},
+    wg::CallerError,
 };
 use std::{io, process::ExitCode};
 
@@ -60,6 +61,19 @@ impl From<ClientError> for Failure {
             | ClientError::Io(_)
             | ClientError::Answer(_)
             | ClientError::Ended => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<CallerError> for Failure {
+    fn from(error: CallerError) -> Self {
+        match &error {
+            CallerError::NotRunning(_) => Self::NotRunning(error.into()),
+            CallerError::NoPermission(_)
+            | CallerError::Io { .. }
+            | CallerError::UnknownPeer { .. }
+            | CallerError::TooMany(_)
+            | CallerError::Refused { .. } => Self::Failed(error.into()),
         }
     }
 }

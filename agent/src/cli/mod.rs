@@ -4,10 +4,12 @@
 
 mod completion;
 mod daemon;
+mod debug;
 mod down;
 mod drain;
 mod failure;
 mod logout;
+mod metrics;
 mod output;
 mod ping;
 mod set;
@@ -22,7 +24,7 @@ mod wg;
 
 use crate::{
     config::{self, File, Options},
-    local::Client,
+    local::{Client, ClientError, Request},
 };
 use clap::{Parser, Subcommand, ValueEnum};
 use failure::Failure;
@@ -109,6 +111,10 @@ enum Command {
     Logout,
     /// Run the agent here; for services
     Daemon(daemon::Args),
+    /// Print what is counted, in Prometheus' text format
+    Metrics(metrics::Args),
+    /// Look into a running tunnel
+    Debug(debug::Args),
     /// Serve a plain WireGuard interface, for wg and wg-quick; it knows nothing of the mesh
     Wg(wg::Args),
     /// Print the version
@@ -147,6 +153,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Wait(args) => wait::run(&Context::load(global)?, &args).await,
         Command::Logout => logout::run(&Context::load(global)?).await,
         Command::Daemon(args) => daemon::run(global, args).await,
+        Command::Metrics(args) => metrics::run(&Context::load(global)?, &args).await,
+        Command::Debug(args) => debug::run(&Context::load(global)?, &args).await,
         Command::Wg(args) => wg::run(global, args).await,
         Command::Version => version::run(),
         Command::Completion(args) => completion::run(&args),
@@ -177,6 +185,16 @@ impl Context {
 
     fn client(&self) -> Client {
         Client::new(&self.state_dir)
+    }
+
+    /// The interface that was asked for, if it is not that of the agent of this state directory.
+    async fn foreign_interface(&self) -> Result<Option<String>, Failure> {
+        let Some(asked) = &self.global.interface else { return Ok(None) };
+        match self.client().call::<view::View>(&Request::Watch { peers: false }).await {
+            Ok(view) => Ok((view.own.interface != *asked).then(|| asked.clone())),
+            Err(ClientError::NotRunning(_)) => Ok(Some(asked.clone())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Flags over environment.

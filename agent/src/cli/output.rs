@@ -19,6 +19,12 @@ pub(super) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "error: {text}");
 }
 
+/// How it went, beside the output.
+pub(super) fn note(text: &str) {
+    // As above.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Something odd that does not stop the command.
 pub(super) fn warn(text: &str) {
     // As above.

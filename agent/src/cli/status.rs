@@ -10,7 +10,7 @@ use crate::{
     local::{ClientError, Request},
     platform,
 };
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -62,6 +62,8 @@ fn stopped(context: &Context) -> serde_json::Value {
         },
         "peers": [],
         "claims": [],
+        "traffic": null,
+        "drops": {},
         "warnings": [],
     })
 }
@@ -127,7 +129,33 @@ fn head(text: &mut String, view: &View) -> std::fmt::Result {
         let error = server.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
         writeln!(text, "  server {} {}{rtt}{error}", server.url, server.state)?;
     }
+    let drops = notable(&view.drops);
+    if !drops.is_empty() {
+        writeln!(text, "dropped packets: {drops}")?;
+    }
     writeln!(text)
+}
+
+/// Drops that say something is wrong, most frequent first. The others are everyday: scans, stray packets, a peer that restarted.
+fn notable(drops: &BTreeMap<String, u64>) -> String {
+    const NOTABLE: [&str; 10] = [
+        "bad_source",
+        "denied",
+        "malformed_inside",
+        "not_authentic",
+        "replayed",
+        "queue_full",
+        "send_failed",
+        "write_failed",
+        "under_load",
+        "no_endpoint",
+    ];
+    let is_notable = |(reason, count): &(&String, &u64)| **count > 0 && NOTABLE.contains(&reason.as_str());
+    let mut found: Vec<_> = drops.iter().filter(is_notable).collect();
+    found.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let texts: Vec<String> =
+        found.into_iter().map(|(reason, count)| format!("{count} {}", reason.replace('_', " "))).collect();
+    texts.join(", ")
 }
 
 /// As in `tailscale status`.
@@ -175,7 +203,7 @@ mod tests {
              "path": {"kind": "direct", "endpoint": "192.0.2.2:51820"}, "rx_bytes": 5, "tx_bytes": 6},
             {"name": "c", "public_key": "k3", "addresses": ["100.64.0.3"], "os": "linux", "online": false, "tunnel": "idle",
              "path": {"kind": "none", "endpoint": null}, "rx_bytes": 0, "tx_bytes": 0}],
-        "claims": [], "warnings": ["the clock is off"]}"#;
+        "claims": [], "drops": {"bad_source": 2, "no_route": 9, "queue_full": 7, "replayed": 0}, "warnings": ["the clock is off"]}"#;
 
     #[test]
     fn the_text_shows_servers_map_and_a_line_per_peer() {
@@ -184,6 +212,7 @@ mod tests {
             "served by s1:7443 for 1 min",
             "warning: the clock is off",
             "standby s2:7443; 1 failovers",
+            "dropped packets: 7 queue full, 2 bad source\n",
             "map live, revision 7, confirmed 2 s ago",
             "server s3:7443 down (connection refused)",
             "100.64.0.2       b linux    active; direct 192.0.2.2:51820, tx 6 rx 5",

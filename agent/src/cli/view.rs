@@ -1,6 +1,7 @@
 //! The status as commands read it: the part of the documented JSON that they need.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct View {
@@ -12,6 +13,8 @@ pub(super) struct View {
     pub(super) peers: Vec<Peer>,
     #[serde(default)]
     pub(super) warnings: Vec<String>,
+    #[serde(default)]
+    pub(super) drops: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -5,6 +5,7 @@
 
 mod environment;
 mod file;
+mod listen;
 mod options;
 mod settings;
 mod span;
@@ -12,6 +13,7 @@ mod workers;
 
 pub(crate) use environment::from_environment;
 pub(crate) use file::File;
+pub(crate) use listen::Listen;
 pub(crate) use options::{ModeRule, Options};
 pub(crate) use settings::{Settings, SettingsError};
 pub(crate) use span::Span;

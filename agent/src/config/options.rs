@@ -1,6 +1,6 @@
 //! One layer of settings: every value may be absent. The same type is filled by clap, by the environment, by the TOML file and by what is kept.
 
-use super::{Span, WorkerCount};
+use super::{Listen, Span, WorkerCount};
 use agent_core::config::PeerMode;
 use clap::Args;
 use proto::{Invalid, server_url::ServerUrl};
@@ -38,6 +38,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SPAN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_timeout: Option<Span>,
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics; a port alone is on this machine only [default: off]
+    #[arg(long, value_name = "[ADDR:]PORT|off")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics_listen: Option<Listen>,
     /// When tunnels are up: lazy, always or reachable; of one peer alone with =PEER (name, address or key). May be repeated
     #[arg(long, value_name = "MODE[=PEER]")]
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
@@ -55,6 +59,7 @@ impl Options {
             keepalive: self.keepalive.or(lower.keepalive),
             peer_timeout: self.peer_timeout.or(lower.peer_timeout),
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
+            metrics_listen: self.metrics_listen.or(lower.metrics_listen),
             peer_mode: with_modes(&lower.peer_mode, self.peer_mode),
         }
     }
@@ -194,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_read_again() {
-        let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\npeer-mode = ['always', 'lazy=x']";
+        let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\nmetrics-listen = 9586\npeer-mode = ['always', 'lazy=x']";
         let written = serde_json::to_string(&options(text).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&written).unwrap(), options(text).unwrap());
     }
@@ -211,6 +216,7 @@ mod tests {
             ("listen-port = 70000", "70000"),
             ("workers = 9", "\"9\" is no number of workers"),
             ("workers = 'some'", "some"),
+            ("metrics-listen = 'everywhere'", "everywhere"),
         ] {
             let error = options(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

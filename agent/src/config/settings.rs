@@ -4,7 +4,7 @@ use super::{ModeRule, Options};
 use agent_core::config::{ControlConfig, MIN_IDLE_TIMEOUT, PeerConfig, PeerMode};
 use agent_tunnel::Workers;
 use proto::{server_url::ServerUrl, session::Facts};
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 const LISTEN_PORT: u16 = 51_820;
 
@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) keepalive: Duration,
     pub(crate) peer_timeout: Duration,
     pub(crate) idle_timeout: Duration,
+    /// `None`: nowhere.
+    pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) modes: Vec<ModeRule>,
     /// What was corrected; to be told to the user.
     pub(crate) warnings: Vec<String>,
@@ -58,6 +60,7 @@ impl Settings {
             keepalive,
             peer_timeout,
             idle_timeout,
+            metrics_listen: options.metrics_listen.and_then(|listen| listen.0),
             modes: options.peer_mode,
             warnings,
         })

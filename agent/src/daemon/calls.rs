@@ -15,7 +15,7 @@ impl Driver<'_> {
         let Call { request, answer } = call;
         let answered = match request {
             _ if self.is_ending() => Answer::Refused(Refusal::ending()),
-            Request::Status => Answer::Status(Arc::new(self.snapshot())),
+            Request::Status | Request::Metrics { .. } => Answer::Status(Arc::new(self.snapshot())),
             Request::Watch { .. } => {
                 let first = self.snapshot();
                 Answer::Watch(self.world.watchers.add(first))
@@ -35,6 +35,7 @@ impl Driver<'_> {
                 true => return self.logout(answer),
                 false => Answer::Refused(Refusal::not_enrolled()),
             },
+            Request::Capture { peer, snaplen } => self.capture(peer.as_deref(), snaplen),
             Request::Ping { host, .. } => match self.agent.find_peer(&host) {
                 Some(peer) => return self.ping(&peer, answer, now),
                 None => Answer::Refused(Refusal::failed(format!("no peer is known as {host}"))),
@@ -74,6 +75,7 @@ impl Driver<'_> {
         let kept = options.clone().or(&self.world.kept);
         let settings =
             super::settings(&given, &self.world.file, &kept).map_err(|e| Refusal::usage(e.to_string()))?;
+        self.world.serve_metrics(settings.metrics_listen).map_err(Refusal::failed)?;
         self.world.given = given;
         self.world.kept = kept;
         self.world.disk.save_settings(self.world.kept.clone());

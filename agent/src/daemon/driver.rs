@@ -401,6 +401,7 @@ impl<'w> Driver<'w> {
         let mut status = self.agent.status(boot_time());
         self.world.plane.interface().clone_into(&mut status.own.interface);
         status.own.listen_port = self.world.plane.listen_port();
+        status.warnings.extend(self.world.metrics_trouble.clone());
         Snapshot { status, tunnel: self.world.plane.tunnel() }
     }
 

@@ -80,6 +80,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// What follows the answer, where that is no line.
+    pub(crate) async fn into_stream(mut self) -> Result<BufReader<LocalStream>, ClientError> {
+        self.next_line().await?.ok_or(ClientError::Ended)?;
+        Ok(self.stream)
+    }
+
     /// The next answer as it came; `None` when the agent has ended.
     pub(crate) async fn next_line(&mut self) -> Result<Option<String>, ClientError> {
         let mut line = String::new();

@@ -7,12 +7,14 @@ mod client;
 mod render;
 mod server;
 
+pub(crate) use crate::platform::LocalStream;
 pub(crate) use client::{Client, ClientError, Watch};
+pub(crate) use render::{MetricsText, metrics_text};
 #[cfg(any(test, fuzzing))]
 pub(crate) use server::read_request;
 pub(crate) use server::{Asked, Call, serve};
 
-use crate::config::Options;
+use crate::{capture::Source, config::Options};
 use agent_core::status::Status;
 use agent_tunnel::Tunnel;
 use proto::setup_key::SetupKey;
@@ -50,6 +52,16 @@ pub(crate) enum Request {
     Ping {
         host: String,
         timeout_ms: u64,
+    },
+    /// Prometheus' text format; `peers`: with series of each peer.
+    Metrics {
+        peers: bool,
+    },
+    /// Copies of what goes through the tunnel, of one peer or all, each of at most `snaplen` bytes. The answer is followed
+    /// by pcapng, until the caller shuts down its sending side.
+    Capture {
+        peer: Option<String>,
+        snaplen: u32,
     },
 }
 
@@ -116,6 +128,7 @@ pub(crate) enum Answer {
     Status(Arc<Snapshot>),
     Watch(watch::Receiver<Arc<Snapshot>>),
     Pong(Pong),
+    Capture(Source),
     Refused(Refusal),
 }
 

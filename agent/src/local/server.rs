@@ -1,7 +1,13 @@
 //! The daemon's end of the local socket. Callers are root or the agent's owner; all the same, what they send is bounded and never stops the event loop.
 
-use super::{Answer, Done, MAX_REQUEST, Refusal, Request, Snapshot, render};
-use crate::platform::{LocalListener, LocalStream};
+use super::{
+    Answer, Done, MAX_REQUEST, Refusal, Request, Snapshot,
+    render::{self, Form},
+};
+use crate::{
+    capture,
+    platform::{LocalListener, LocalStream},
+};
 use serde::Serialize;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::{
@@ -65,13 +71,33 @@ async fn converse(
         Ok(Err(refusal)) => return write_json(&mut write, &error(refusal)).await,
         Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
     };
-    let peers = request != Request::Watch { peers: false };
+    let form = match &request {
+        Request::Watch { peers: false } => Form::StatusWithoutPeers,
+        Request::Metrics { peers } => Form::Metrics { peers: *peers },
+        Request::Status
+        | Request::Watch { peers: true }
+        | Request::Up { .. }
+        | Request::Set { .. }
+        | Request::Down
+        | Request::Drain
+        | Request::Logout
+        | Request::Ping { .. }
+        | Request::Capture { .. } => Form::Status,
+    };
     match call(request, calls).await {
         Answer::Done { message } => write_json(&mut write, &Done { message }).await,
         Answer::Pong(pong) => write_json(&mut write, &pong).await,
         Answer::Refused(refusal) => write_json(&mut write, &error(refusal)).await,
-        Answer::Status(snapshot) => write.write_all(&render::line(snapshot, peers).await?).await,
-        Answer::Watch(changes) => follow(read, write, changes, peers).await,
+        Answer::Status(snapshot) => write.write_all(&render::line(snapshot, form).await?).await,
+        Answer::Capture(source) => match source.begin() {
+            Ok(begun) => {
+                let message = "capturing".into();
+                write_json(&mut write, &Done { message }).await?;
+                capture::stream(begun, read, write).await
+            }
+            Err(why) => write_json(&mut write, &error(Refusal::failed(why.to_string()))).await,
+        },
+        Answer::Watch(changes) => follow(read, write, changes, form).await,
     }
 }
 
@@ -86,7 +112,9 @@ async fn call(request: Request, calls: &mpsc::Sender<Call>) -> Answer {
         | Request::Set { .. }
         | Request::Down
         | Request::Drain
-        | Request::Logout => None,
+        | Request::Logout
+        | Request::Capture { .. }
+        | Request::Metrics { .. } => None,
     };
     let (answer, answered) = oneshot::channel();
     if calls.send(Call { request, answer }).await.is_err() {
@@ -106,7 +134,7 @@ async fn follow(
     mut read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
     mut changes: watch::Receiver<Arc<Snapshot>>,
-    peers: bool,
+    form: Form,
 ) -> io::Result<()> {
     changes.mark_changed();
     let mut ignored = [0; 256];
@@ -117,7 +145,7 @@ async fn follow(
                     return Ok(());
                 }
                 let snapshot = Arc::clone(&changes.borrow_and_update());
-                write.write_all(&render::line(snapshot, peers).await?).await?;
+                write.write_all(&render::line(snapshot, form).await?).await?;
             }
             // Nothing more is expected; the end of input says that the caller went.
             count = read.read(&mut ignored) => if count? == 0 { return Ok(()) },

@@ -12,9 +12,9 @@ use unsupported as system;
 
 pub(crate) use system::{
     Alarm, LocalListener, LocalStream, NetworkWatch, Routes, StopSignals, UapiListener, boot_time, clean_up,
-    connect_local, create_private_dir, create_private_file, detach, hostname, inherited, interface_index,
-    is_open_to_others, is_own_file, log_to_system, make_private, open_system_log, os_version,
-    prepare_control_socket,
+    connect_local, connect_uapi, create_new_private_file, create_private_dir, create_private_file, detach,
+    hostname, inherited, interface_index, is_open_to_others, is_own_file, log_to_system, make_private,
+    open_system_log, os_version, prepare_control_socket,
 };
 
 use std::{io, net::IpAddr, path::PathBuf};

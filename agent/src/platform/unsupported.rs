@@ -50,6 +50,11 @@ impl LocalListener {
     }
 }
 
+#[expect(clippy::unused_async, reason = "the same function as on other systems")]
+pub(crate) async fn connect_uapi(_interface: &str) -> io::Result<LocalStream> {
+    unsupported()
+}
+
 pub(crate) async fn connect_local(_path: &Path) -> io::Result<LocalStream> {
     unsupported()
 }
@@ -164,6 +169,10 @@ pub(crate) fn is_open_to_others(_path: &Path) -> io::Result<bool> {
 
 pub(crate) fn is_own_file(path: &Path) -> io::Result<bool> {
     path.try_exists()
+}
+
+pub(crate) fn create_new_private_file(path: &Path) -> io::Result<File> {
+    File::create_new(path)
 }
 
 pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {

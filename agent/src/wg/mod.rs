@@ -3,8 +3,10 @@
 //!
 //! [`Interface`] is one such interface, [`serve`] the configuration socket, which the mesh's interface has, too.
 
+mod client;
 mod server;
 
+pub(crate) use client::{Caller, CallerError};
 pub(crate) use server::{Access, serve};
 
 use crate::platform::{StopSignals, UapiError, UapiListener};

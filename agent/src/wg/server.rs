@@ -1,9 +1,13 @@
 //! The configuration socket's callers. Each has a task of its own, so one that stalls in the middle of a request holds
 //! up nobody, and is let go after a while.
 
-use crate::platform::{LocalStream, UapiListener, interface_index};
+use crate::{
+    capture::{CaptureError, Names, Source},
+    platform::{LocalStream, UapiListener, interface_index},
+};
 use agent_tunnel::{
     ConfigureError, Tunnel,
+    capture::Wanted,
     uapi::{self, Decoder, Refusal, Request, errno},
 };
 use std::{
@@ -71,12 +75,33 @@ async fn converse(mut stream: LocalStream, tunnel: &Weak<Tunnel>, access: Access
             begun_at = Instant::now();
         }
         while let Some(request) = decoder.next(&mut input) {
+            if let Ok(Request::Capture(wanted)) = request {
+                return capture(stream, tunnel.clone(), wanted).await;
+            }
             let answer = answer(request, tunnel, access).await?;
             timeout(REQUEST_TIMEOUT, stream.write_all(answer.as_bytes())).await??;
         }
         if decoder.is_lost() {
             return Ok(());
         }
+    }
+}
+
+/// The connection's last request: the answer is followed by the stream.
+async fn capture(mut stream: LocalStream, tunnel: Weak<Tunnel>, wanted: Wanted) -> io::Result<()> {
+    let begun = Source { tunnel, wanted, names: Names::default() }.begin();
+    let done = begun.as_ref().map(|_| ()).map_err(|why| Refusal {
+        errno: match why {
+            CaptureError::NoTunnel => errno::EIO,
+            CaptureError::TooMany => errno::EBUSY,
+        },
+        what: why.to_string(),
+    });
+    stream.write_all(uapi::answer(&done).as_bytes()).await?;
+    let (read, write) = tokio::io::split(stream);
+    match begun {
+        Ok(begun) => crate::capture::stream(begun, read, write).await,
+        Err(_) => Ok(()),
     }
 }
 
@@ -108,6 +133,9 @@ fn carry_out(request: Request, tunnel: &Weak<Tunnel>, access: Access) -> Result<
     let gone = || Refusal { errno: errno::EIO, what: "the interface is gone".into() };
     let tunnel = tunnel.upgrade().ok_or_else(gone)?;
     match request {
+        Request::Capture(_) => {
+            Err(Refusal { errno: errno::EIO, what: "a capture is not one of these".into() })
+        }
         Request::Get => Ok(tunnel.describe().ok_or_else(gone)?.to_text()),
         Request::Set(_) if access == Access::ReadOnly => {
             let what = "servers configure this interface: use `agent set` and `server node`".into();

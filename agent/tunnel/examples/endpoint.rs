@@ -90,6 +90,7 @@ fn carry_out(request: Request, tunnel: &Tunnel) -> std::result::Result<String, u
             let description = tunnel.describe().ok_or_else(|| refusal("the interface is gone".into()))?;
             Ok(description.to_text().to_string())
         }
+        Request::Capture(_) => Err(refusal("`agent` captures, not this example".into())),
         Request::Set(changes) => {
             tunnel.configure(*changes).map(|()| String::new()).map_err(|error| refusal(error.to_string()))
         }

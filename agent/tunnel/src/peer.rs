@@ -164,6 +164,9 @@ impl PeerState {
             last_handshake_at: self.last_handshake_time,
             rx_bytes: self.rx_datagram_bytes,
             tx_bytes: self.tx_datagram_bytes,
+            rx_packets: self.rx_packets,
+            tx_packets: self.tx_packets,
+            drops: self.drops.as_deref().copied().unwrap_or_default(),
             keepalive: self.keepalive,
             allowed_ips: self.allowed_ips.to_vec(),
         }

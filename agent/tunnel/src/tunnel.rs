@@ -199,7 +199,9 @@ impl Tunnel {
         let mut parts = self.inboxes.ask_all(Request::Describe).into_iter();
         let mut whole = parts.next()??;
         for part in parts {
-            whole.peers.extend(part?.peers);
+            let part = part?;
+            whole.drops += part.drops;
+            whole.peers.extend(part.peers);
         }
         Some(whole)
     }

@@ -4,23 +4,28 @@
 
 mod support;
 
-use std::sync::{
-    Arc, Mutex,
-    mpsc::{self, Receiver},
+use std::{
+    io::Write,
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver},
+    },
+    thread,
 };
 
 use agent_tunnel::{
     Command, PublicKey,
     capture::{Capture, Direction, Fate, Seen, Wanted},
 };
-use support::{Node, PATIENCE, Pair};
+use support::{Node, PATIENCE, Pair, wait_until};
 
 const ICMP: u8 = 1;
 
 fn capture(node: &Node, peer: Option<PublicKey>) -> (Capture, Receiver<(Seen, Vec<u8>)>) {
     let (sender, receiver) = mpsc::channel();
     let sender = Arc::new(Mutex::new(sender));
-    let capture = node.tunnel.capture(Wanted { peer, snaplen: 2000 }, move |packets| {
+    let capture = node.tunnel.capture(Wanted { peer, snaplen: 65_535 }, move |packets| {
         for (seen, bytes) in packets.iter() {
             let _ = sender.lock().unwrap().send((*seen, bytes.to_vec()));
         }
@@ -66,6 +71,34 @@ fn a_packet_that_was_dropped_is_seen_with_the_reason() {
     pair.wire.left.output("ping -q -c 1 -W 0.2 -I 100.64.0.9 100.64.0.2");
     assert_eq!(echo(&seen), (Direction::Inbound, Fate::BadSource, 8, 1));
     assert!(nothing.try_recv().is_err());
+}
+
+#[test]
+fn of_bulk_traffic_every_byte_is_seen() {
+    const BYTES: usize = 4_000_000;
+    let pair = Pair::connected();
+    let (_capture, seen) = capture(&pair.left, None);
+    let listener = pair.wire.right.run(|| TcpListener::bind("100.64.0.2:5000").unwrap());
+    let reader = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+    });
+    pair.wire.left.run(|| {
+        let mut stream = TcpStream::connect("100.64.0.2:5000").unwrap();
+        stream.write_all(&vec![7; BYTES]).unwrap();
+    });
+    assert_eq!(reader.join().unwrap(), BYTES as u64);
+    let (mut rx, mut tx) = (0, 0);
+    wait_until("all of it is seen", || {
+        for (seen, _) in seen.try_iter() {
+            match seen.direction {
+                Direction::Inbound => rx += seen.len as u64,
+                Direction::Outbound => tx += seen.len as u64,
+            }
+        }
+        let stats = &pair.left.tunnel.stats()[0];
+        tx > BYTES as u64 && (stats.rx_bytes, stats.tx_bytes) == (rx, tx)
+    });
 }
 
 #[test]

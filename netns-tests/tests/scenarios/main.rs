@@ -29,6 +29,7 @@ mod lab;
 mod lab_database;
 mod life;
 mod load_balancer;
+mod looking;
 mod membership;
 mod names;
 mod one_address;
@@ -207,6 +208,12 @@ const CASES: &[Case] = &[
     together("wg_a_fault_is_no_good_end", wg_life::a_fault_is_no_good_end),
     together("wg_speaks_with_wireguard_go", wg::speaks_with_wireguard_go),
     together("wg_hostile_callers_harm_nobody", wg_life::hostile_callers_harm_nobody),
+    together(
+        "capture_shows_what_crosses_and_ends_with_its_client",
+        looking::captures_show_what_crosses_and_end_with_their_client,
+    ),
+    together("counters_are_told_everywhere", looking::counters_are_told_everywhere),
+    together("capture_of_a_plain_interface", looking::a_plain_interface_is_captured),
     together(
         "admission_one_setup_key_on_both_servers_at_once",
         admission::one_setup_key_on_both_servers_at_once,

@@ -120,7 +120,7 @@ pub(crate) fn nodes(s: &Scenario, prefix: &str, count: u8) -> Result<(Vec<Node>,
 }
 
 /// Both know each other; only the first knows where the other is.
-fn pair(s: &Scenario, prefix: &str) -> Result<(Node, Node, Switch)> {
+pub(crate) fn pair(s: &Scenario, prefix: &str) -> Result<(Node, Node, Switch)> {
     let (mut nodes, switch) = nodes(s, prefix, 2)?;
     let (right, left) = (nodes.pop().context("two")?, nodes.pop().context("two")?);
     left.add(&right, &format!("endpoint {}", right.outer()))?;

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use proto::{
     key::PublicKey, peer_message::Body, server_url::ServerUrl, session::AgentMessage, time::UnixTime,
 };
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 impl Agent {
     /// The wall clock's time: told at start and now and then, used where no server told a better one.
@@ -218,6 +218,8 @@ impl Agent {
             control: self.control_status(now),
             peers: self.netmap.members().map(|(key, member)| self.peer_status(key, member, now)).collect(),
             claims: Vec::new(),
+            traffic: None,
+            drops: BTreeMap::new(),
             warnings: self.warnings(now),
         }
     }
@@ -291,6 +293,10 @@ impl Agent {
             last_handshake_seconds: None,
             rx_bytes: 0,
             tx_bytes: 0,
+            rx_packets: 0,
+            tx_packets: 0,
+            handshakes: 0,
+            drops: BTreeMap::new(),
             claims: member.membership.claims.clone(),
         }
     }

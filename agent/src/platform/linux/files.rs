@@ -40,6 +40,11 @@ pub(crate) fn create_private_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Makes a file for writing, 0600, where there is nothing, not even a link.
+pub(crate) fn create_new_private_file(path: &Path) -> io::Result<File> {
+    File::options().create_new(true).write(true).mode(0o600).open(path)
+}
+
 /// Takes a file's permissions from everybody but the owner.
 pub(crate) fn make_private(path: &Path) -> io::Result<()> {
     restrict(path, 0o600)

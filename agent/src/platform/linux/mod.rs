@@ -10,10 +10,11 @@ mod uapi;
 
 pub(crate) use clock::{Alarm, boot_time};
 pub(crate) use files::{
-    create_private_dir, create_private_file, is_open_to_others, is_own_file, make_private,
+    create_new_private_file, create_private_dir, create_private_file, is_open_to_others, is_own_file,
+    make_private,
 };
 pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
 pub(crate) use process::{StopSignals, detach, hostname, log_to_system, open_system_log, os_version};
 pub(crate) use routes::{Routes, clean_up};
-pub(crate) use uapi::{UapiListener, inherited, interface_index};
+pub(crate) use uapi::{UapiListener, connect_uapi, inherited, interface_index};

@@ -35,6 +35,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The socket of an interface that some program serves.
+pub(crate) async fn connect_uapi(interface: &str) -> io::Result<UnixStream> {
+    UnixStream::connect(Path::new(DIRECTORY).join(file_of(interface))).await
+}
+
 /// Listens; the socket's file goes with it.
 #[derive(Debug)]
 pub(crate) struct UapiListener {

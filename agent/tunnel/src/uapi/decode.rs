@@ -7,18 +7,22 @@ use ipnet::IpNet;
 use zeroize::Zeroize;
 
 use super::{AllowedIpChange, Changes, PeerChanges, Refusal, errno};
-use crate::{PresharedKey, PrivateKey, PublicKey};
+use crate::{PresharedKey, PrivateKey, PublicKey, capture::Wanted};
 
 /// The longest line that means anything has some 80 bytes.
 const MAX_LINE: usize = 1024;
 /// Of one request: 100,000 peers with ten lines each.
 const MAX_LINES: usize = 1 << 20;
+/// Of IP.
+const MAX_PACKET: usize = 65_535;
 
 /// What is asked.
 #[derive(Debug, Clone)]
 pub enum Request {
     Get,
     Set(Box<Changes>),
+    /// Ours alone: what goes through the tunnel follows, and nothing more is asked.
+    Capture(Wanted),
 }
 
 /// One connection's requests.
@@ -36,6 +40,7 @@ enum State {
     Idle,
     Get,
     Set(Box<Changes>),
+    Capture(Wanted),
     /// The request is refused, but not over.
     Refused(Refusal),
     /// Where the next request begins is not known.
@@ -101,6 +106,7 @@ impl Decoder {
             State::Idle => match line {
                 b"get=1" => self.state = State::Get,
                 b"set=1" => self.state = State::Set(Box::default()),
+                b"capture=1" => self.state = State::Capture(Wanted { peer: None, snaplen: MAX_PACKET }),
                 _ => return Some(self.lose("an operation is get=1 or set=1")),
             },
             State::Get => return Some(self.lose("get=1 is followed by an empty line")),
@@ -110,6 +116,11 @@ impl Decoder {
             }
             State::Set(changes) => {
                 if let Err(what) = handle_key(changes, line, self.zone) {
+                    self.state = State::Refused(Refusal::invalid(what));
+                }
+            }
+            State::Capture(wanted) => {
+                if let Err(what) = handle_capture_key(wanted, line) {
                     self.state = State::Refused(Refusal::invalid(what));
                 }
             }
@@ -125,6 +136,7 @@ impl Decoder {
             State::Idle => None,
             State::Get => Some(Ok(Request::Get)),
             State::Set(changes) => Some(Ok(Request::Set(changes))),
+            State::Capture(wanted) => Some(Ok(Request::Capture(wanted))),
             State::Refused(refusal) => Some(Err(refusal)),
             State::Lost => {
                 self.state = State::Lost;
@@ -143,6 +155,17 @@ fn handle_key(changes: &mut Changes, line: &[u8], zone: fn(&str) -> Option<u32>)
         }),
         (_, Some(peer)) => handle_peer_key(peer, key, value, zone)?,
         (_, None) => handle_device_key(changes, key, value)?,
+    };
+    done.ok_or_else(|| format!("the value of {key} is not valid"))
+}
+
+fn handle_capture_key(wanted: &mut Wanted, line: &[u8]) -> Result<(), String> {
+    let pair = std::str::from_utf8(line).ok().and_then(|text| text.split_once('='));
+    let (key, value) = pair.ok_or_else(|| "a line is not key=value".to_owned())?;
+    let done = match key {
+        "public_key" => key_bytes(value).map(|bytes| wanted.peer = Some(PublicKey(bytes))),
+        "snaplen" => decimal(value).map(|bytes| wanted.snaplen = bytes),
+        _ => return Err(unknown(key, "a capture")),
     };
     done.ok_or_else(|| format!("the value of {key} is not valid"))
 }
@@ -260,7 +283,7 @@ mod tests {
         assert_eq!(found.len(), 1, "{lines}");
         match found.remove(0)? {
             Request::Set(changes) => Ok(*changes),
-            Request::Get => panic!("a set"),
+            Request::Get | Request::Capture(_) => panic!("a set"),
         }
     }
 
@@ -268,6 +291,22 @@ mod tests {
         let mut changes = set(&format!("public_key={KEY}\n{lines}")).unwrap();
         assert_eq!(changes.peers.len(), 1);
         changes.peers.remove(0)
+    }
+
+    #[test]
+    fn a_capture_is_of_all_peers_or_of_one() {
+        let asked =
+            |lines: &str| match all(&mut decoder(), format!("capture=1\n{lines}\n").as_bytes()).remove(0) {
+                Ok(Request::Capture(wanted)) => Ok(wanted),
+                Ok(Request::Get | Request::Set(_)) => panic!("a capture"),
+                Err(refusal) => Err(refusal.errno),
+            };
+        assert_eq!(asked(""), Ok(Wanted { peer: None, snaplen: MAX_PACKET }));
+        let wanted = asked(&format!("public_key={KEY}\nsnaplen=100\n")).unwrap();
+        assert_eq!((wanted.peer.is_some(), wanted.snaplen), (true, 100));
+        for bad in ["snaplen=-1\n", "public_key=1\n", "listen_port=1\n", "x\n"] {
+            assert_eq!(asked(bad), Err(errno::EINVAL), "{bad}");
+        }
     }
 
     #[test]

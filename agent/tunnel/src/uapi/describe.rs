@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use crate::{PresharedKey, PrivateKey, PublicKey};
+use crate::{Drops, PeerDrops, PresharedKey, PrivateKey, PublicKey};
 
 /// What a peer's lines take, with two prefixes.
 const PEER_BYTES: usize = 512;
@@ -20,6 +20,7 @@ pub struct Description {
     pub private_key: Option<PrivateKey>,
     pub listen_port: u16,
     pub fwmark: Option<u32>,
+    pub drops: Drops,
     pub peers: Vec<PeerDescription>,
 }
 
@@ -33,6 +34,10 @@ pub struct PeerDescription {
     /// Of all authentic datagrams, as WireGuard counts: handshakes, keepalives, headers and padding included.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+    /// Of what is inside the tunnel.
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub drops: PeerDrops,
     pub keepalive: Option<Duration>,
     pub allowed_ips: Vec<IpNet>,
 }
@@ -54,8 +59,16 @@ impl Description {
         if let Some(mark) = self.fwmark {
             writeln!(out, "fwmark={mark}")?;
         }
+        write_drops(self.drops.named(), out)?;
         self.peers.iter().try_for_each(|peer| peer.write(out))
     }
+}
+
+/// Keys that are ours alone, where there is something to tell: `wg` and its kin pass over what they do not know.
+fn write_drops(drops: impl Iterator<Item = (&'static str, u64)>, out: &mut String) -> std::fmt::Result {
+    drops
+        .filter(|(_, count)| *count > 0)
+        .try_for_each(|(reason, count)| writeln!(out, "drop_{reason}={count}"))
 }
 
 impl PeerDescription {
@@ -75,6 +88,12 @@ impl PeerDescription {
         writeln!(out, "last_handshake_time_nsec={}", handshake.subsec_nanos())?;
         writeln!(out, "tx_bytes={}", self.tx_bytes)?;
         writeln!(out, "rx_bytes={}", self.rx_bytes)?;
+        for (key, count) in [("tx_packets", self.tx_packets), ("rx_packets", self.rx_packets)] {
+            if count > 0 {
+                writeln!(out, "{key}={count}")?;
+            }
+        }
+        write_drops(self.drops.named(), out)?;
         writeln!(out, "persistent_keepalive_interval={keepalive}")?;
         self.allowed_ips.iter().try_for_each(|prefix| writeln!(out, "allowed_ip={prefix}"))
     }
@@ -98,6 +117,7 @@ mod tests {
             private_key: Some(PrivateKey::from([0xab; 32])),
             listen_port: 51_820,
             fwmark: Some(7),
+            drops: Drops { no_route: 3, ..Drops::default() },
             peers: vec![PeerDescription {
                 key: PublicKey([1; 32]),
                 preshared_key: None,
@@ -105,6 +125,9 @@ mod tests {
                 last_handshake_at: Some(UNIX_EPOCH + Duration::new(5, 6)),
                 rx_bytes: 10,
                 tx_bytes: 11,
+                rx_packets: 2,
+                tx_packets: 0,
+                drops: PeerDrops { bad_source: 4, ..PeerDrops::default() },
                 keepalive: Some(Duration::from_millis(500)),
                 allowed_ips: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/64".parse().unwrap()],
             }],
@@ -114,9 +137,9 @@ mod tests {
     #[test]
     fn an_answer_has_every_line_that_tools_expect() {
         let expected = format!(
-            "private_key={}\nlisten_port=51820\nfwmark=7\npublic_key={}\npreshared_key={}\nprotocol_version=1\n\
+            "private_key={}\nlisten_port=51820\nfwmark=7\ndrop_no_route=3\npublic_key={}\npreshared_key={}\nprotocol_version=1\n\
              endpoint=[2001:db8::1]:5\nlast_handshake_time_sec=5\nlast_handshake_time_nsec=6\ntx_bytes=11\n\
-             rx_bytes=10\npersistent_keepalive_interval=1\nallowed_ip=10.0.0.0/8\nallowed_ip=fd00::/64\n",
+             rx_bytes=10\nrx_packets=2\ndrop_bad_source=4\npersistent_keepalive_interval=1\nallowed_ip=10.0.0.0/8\nallowed_ip=fd00::/64\n",
             "ab".repeat(32),
             "01".repeat(32),
             "00".repeat(32)
@@ -138,7 +161,7 @@ mod tests {
     #[test]
     fn what_get_tells_of_the_configuration_set_understands() {
         let text = description().to_text();
-        let states = ["last_handshake", "rx_bytes", "tx_bytes"];
+        let states = ["last_handshake", "rx_", "tx_", "drop_"];
         let lines = text.lines().filter(|line| !states.iter().any(|state| line.starts_with(state)));
         let set = format!("set=1\n{}\n\n", lines.collect::<Vec<_>>().join("\n"));
         let request = Decoder::new(|_| None).next(&mut set.as_bytes()).unwrap().unwrap();

@@ -1,5 +1,6 @@
 //! WireGuard's cross-platform configuration protocol, as `wg` and its kin speak it: lines of `key=value`, requests
-//! `get=1` and `set=1`, each ended by an empty line and answered by `errno=N`.
+//! `get=1` and `set=1`, each ended by an empty line and answered by `errno=N`. Ours alone is `capture=1`, whose answer is followed
+//! by what `agent debug capture` writes.
 //!
 //! Pure: [`Decoder`] turns bytes into [`Request`]s, [`answer`] and [`Description::to_text`] make the answers. What a
 //! request does is the worker's business ([`crate::Tunnel::configure`], [`crate::Tunnel::describe`]).
@@ -27,7 +28,9 @@ pub struct Refusal {
 /// Error numbers of this system.
 pub mod errno {
     #[cfg(unix)]
-    pub use libc::{EINVAL, EIO, EMSGSIZE, EOPNOTSUPP};
+    pub use libc::{EBUSY, EINVAL, EIO, EMSGSIZE, EOPNOTSUPP};
+    #[cfg(not(unix))]
+    pub const EBUSY: i32 = 16;
     #[cfg(not(unix))]
     pub const EINVAL: i32 = 22;
     #[cfg(not(unix))]

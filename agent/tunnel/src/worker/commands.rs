@@ -129,7 +129,7 @@ impl Worker {
         }
     }
 
-    fn counters(&self) -> Counters {
+    pub(super) fn counters(&self) -> Counters {
         let drops = Drops { send_failed: self.outbox.refused, ..self.drops };
         let mut counters = Counters {
             traffic: self.retired,

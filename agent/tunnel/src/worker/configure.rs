@@ -32,6 +32,7 @@ impl Worker {
             private_key: self.local.as_ref().map(|local| local.key.clone()),
             listen_port: self.outbox.sockets.port(),
             fwmark: self.fwmark,
+            drops: self.counters().drops,
             peers: self.peers.iter().map(PeerState::describe).collect(),
         }
     }

@@ -80,6 +80,7 @@ pub fn uapi(bytes: &[u8]) {
         while let Some(request) = decoder.next(&mut input) {
             match request {
                 Ok(Request::Set(changes)) => drop(bench.worker.configure(*changes)),
+                Ok(Request::Capture(_)) => {}
                 Ok(Request::Get) => assert!(bench.worker.describe().to_text().is_ascii()),
                 Err(refusal) => assert!(refusal.errno > 0),
             }
