@@ -77,7 +77,7 @@ impl Gso {
         self.pause > 0
     }
 
-    /// Sent one by one, the datagrams were taken.
+    /// Sent one by one, datagrams were taken.
     pub(crate) fn on_refusal(&mut self, why: Refusal, to: SocketAddr, segment: usize) {
         match why {
             Refusal::Unsupported => self.pause = PAUSE,

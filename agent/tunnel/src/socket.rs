@@ -264,7 +264,10 @@ impl Socket {
             why @ (Refusal::Unsupported | Refusal::TooWide | Refusal::TooMuch) => {
                 // The datagrams are still here. Whether the source was meant is seen by the first of them.
                 let refused = self.send_singly(to, source, datagrams)?;
-                self.gso.on_refusal(why, to, segment);
+                // Where none was taken, it is the destination.
+                if refused < datagrams.count() {
+                    self.gso.on_refusal(why, to, segment);
+                }
                 if why == Refusal::Unsupported {
                     self.forget_failures();
                 }
@@ -531,6 +534,22 @@ mod tests {
         let datagrams = Datagrams { bytes: &[7; 1000], segment: 100, ecn: None };
         assert_eq!(from.send(Path::to(([127, 0, 0, 1], 9).into()), datagrams), 10);
         assert!(!from.v4.as_ref().unwrap().gso.is_paused());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_destination_that_takes_nothing_is_no_reason_to_do_without_offloads() {
+        let mut from = Sockets::open(0, None).unwrap();
+        from.v4.as_mut().unwrap().fault = Some(|_| Some(libc::EINVAL));
+        let datagrams = Datagrams { bytes: &[7; 1000], segment: 100, ecn: None };
+        assert_eq!(from.send(Path::to(([127, 0, 0, 1], 9).into()), datagrams), 10);
+        let socket = from.v4.as_ref().unwrap();
+        assert!(!socket.gso.is_paused() && socket.state.max_gso_segments() > 1);
+        // The kernel's own refusal of port 0, as well.
+        from.v4.as_mut().unwrap().fault = None;
+        assert_eq!(from.send(Path::to(([127, 0, 0, 1], 0).into()), datagrams), 10);
+        let socket = from.v4.as_ref().unwrap();
+        assert!(!socket.gso.is_paused() && socket.state.max_gso_segments() > 1);
     }
 
     /// In a namespace of the calling thread.
