@@ -330,10 +330,11 @@ fn a_kernel_that_refuses_one_kind_joined_is_not_asked_again_soon_and_the_other_s
 fn want_of_memory_and_an_interface_that_takes_nothing_say_nothing_of_joining() {
     let packets = download(1, 20);
     let mut writer = writer(&packets);
-    let (arrived, ..) =
-        flush(&mut writer, [true; 2], |header| (header.kind != vnet::NONE).then_some(libc::ENOMEM));
-    assert_eq!(arrived.len(), 20);
-    fill(&mut writer, &packets);
+    for error in [libc::ENOMEM, libc::ENOBUFS, libc::EAGAIN] {
+        let refuse_joined = |header: &Header| (header.kind != vnet::NONE).then_some(error);
+        assert_eq!(flush(&mut writer, [true; 2], refuse_joined).0.len(), 20);
+        fill(&mut writer, &packets);
+    }
     assert_eq!(flush(&mut writer, [true; 2], |_| Some(libc::EIO)).2, 20);
     fill(&mut writer, &packets);
     assert_eq!(flush(&mut writer, [true; 2], |_| None).1, 1);
