@@ -5,6 +5,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -37,12 +38,19 @@ pub struct Program {
     kind: Kind,
     /// Ours, if another number than it would choose.
     workers: Option<u8>,
+    may_use_ebpf: bool,
 }
 
 impl Program {
     /// `agent wg`.
     pub fn ours(agent: &Path) -> Self {
-        Self { name: "holdfast".into(), file: agent.to_owned(), kind: Kind::Holdfast, workers: None }
+        Self {
+            name: "holdfast".into(),
+            file: agent.to_owned(),
+            kind: Kind::Holdfast,
+            workers: None,
+            may_use_ebpf: true,
+        }
     }
 
     /// As many threads carry packets (`--workers`).
@@ -50,10 +58,30 @@ impl Program {
         Self { workers: Some(workers), ..self }
     }
 
+    /// As in a container that is not let load programs into the kernel.
+    pub fn without_ebpf(self) -> Self {
+        Self { may_use_ebpf: false, ..self }
+    }
+
+    fn command(&self, host: &Host) -> Command {
+        if self.may_use_ebpf {
+            return host.namespace.command(&self.file);
+        }
+        let mut command = host.namespace.command("setpriv");
+        command.args(["--bounding-set", "-bpf,-sys_admin"]).arg(&self.file);
+        command
+    }
+
     /// Our data plane without the agent: `file` is a build of the tunnel's example `endpoint`.
     pub fn endpoint(name: &str, file: &Path, arguments: &'static [&'static str]) -> Result<Self> {
         ensure!(file.exists(), "{} is missing: `make bench-tunnel` builds it", file.display());
-        Ok(Self { name: name.into(), file: file.to_owned(), kind: Kind::Endpoint(arguments), workers: None })
+        Ok(Self {
+            name: name.into(),
+            file: file.to_owned(),
+            kind: Kind::Endpoint(arguments),
+            workers: None,
+            may_use_ebpf: true,
+        })
     }
 
     /// The system's package of it.
@@ -63,6 +91,7 @@ impl Program {
             file: "wireguard-go".into(),
             kind: Kind::WireguardGo,
             workers: None,
+            may_use_ebpf: true,
         }
     }
 
@@ -80,7 +109,13 @@ impl Program {
     pub fn others(directory: &Path) -> Result<Vec<Self>> {
         let all = [("wireguard-go", Kind::WireguardGo), ("boringtun-cli", Kind::Boringtun)];
         let programs: Vec<Self> = all
-            .map(|(name, kind)| Self { name: name.into(), file: directory.join(name), kind, workers: None })
+            .map(|(name, kind)| Self {
+                name: name.into(),
+                file: directory.join(name),
+                kind,
+                workers: None,
+                may_use_ebpf: true,
+            })
             .into();
         for program in &programs {
             ensure!(
@@ -94,7 +129,7 @@ impl Program {
 
     /// Makes the interface `name` on `host`, not yet configured.
     pub fn start(&self, host: &Host, name: &str, directory: &Path) -> Result<Device> {
-        let mut command = host.namespace.command(&self.file);
+        let mut command = self.command(host);
         match self.kind {
             Kind::Holdfast => command.args(["wg", name, "--foreground"]),
             Kind::WireguardGo => command.args(["--foreground", name]).env("LOG_LEVEL", "error"),

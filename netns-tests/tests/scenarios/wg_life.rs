@@ -141,10 +141,15 @@ fn open_tun(name: &str) -> Result<OwnedFd> {
 pub(crate) fn moves_to_another_namespace(s: &mut Scenario) -> Result<()> {
     let (nodes, _switch) = nodes(s, "wgn", 2)?;
     let [left, right] = &nodes[..] else { anyhow::bail!("two") };
+    move_away(left, right)
+}
+
+/// The left's interface goes elsewhere, has another MTU, and is deleted there.
+pub(crate) fn move_away(left: &Node, right: &Node) -> Result<()> {
     left.add(right, &format!("endpoint {}", right.outer()))?;
     right.add(left, "")?;
     left.reaches(&right.inner())?;
-    let room = Host::new("wgn-room")?;
+    let room = Host::new(format!("{}-room", left.device.name))?;
     let name = left.device.name.as_str();
     // `ip` finds a namespace by a process in it.
     let sleeper = room.namespace.command("sleep").arg("60").spawn()?;

@@ -10,7 +10,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use netns_tests::agent::Agent;
 use netns_tests::figures::ms;
+use netns_tests::mesh::{Mesh, overlay_address};
 use netns_tests::numbered::{End, Flow, Tally};
 use netns_tests::process::Process;
 use netns_tests::scenario::Scenario;
@@ -19,6 +21,7 @@ use netns_tests::wait::{hold_for, retry, wait_until};
 use netns_tests::wireguard::Program;
 
 use super::wg::{MANY_PEERS, Node, TIMEOUT, load_many};
+use super::wg_life::move_away;
 
 const WORKERS: u8 = 2;
 const PEERS: u8 = 4;
@@ -30,13 +33,17 @@ const REKEYED: Duration = Duration::from_secs(128);
 
 /// The hub first. All know the hub, and the hub all.
 fn star(s: &Scenario, prefix: &str) -> Result<(Vec<Node>, Switch)> {
+    star_of(s, prefix, &Program::ours(&s.binaries.agent).with_workers(WORKERS))
+}
+
+fn star_of(s: &Scenario, prefix: &str, program: &Program) -> Result<(Vec<Node>, Switch)> {
     let switch = Switch::new()?;
     let mut nodes = Vec::new();
     for number in 1..=PEERS + 1 {
         let name = format!("{prefix}{number}");
         let host = Host::new(name.clone())?;
         switch.attach(&host, &format!("203.0.113.{number}/24"))?;
-        nodes.push(start(s, &host, &name, number, WORKERS)?);
+        nodes.push(Node::configure(s, program.start(&host, &name, &s.directory)?, number)?);
     }
     for peer in &nodes[1..] {
         nodes[0].add(peer, &format!("endpoint {}", peer.outer()))?;
@@ -184,6 +191,61 @@ fn restart(s: &Scenario, nodes: &mut Vec<Node>) -> Result<()> {
     dead.reaches(&nodes[0].inner())?;
     nodes.push(dead);
     Ok(())
+}
+
+/// Where the kernel is not told whose packets are whose, one worker reads them all and hands them over.
+pub(crate) fn hand_over_in_order(s: &mut Scenario) -> Result<()> {
+    let program = Program::ours(&s.binaries.agent).with_workers(WORKERS).without_ebpf();
+    let (nodes, _switch) = star_of(s, "wgh", &program)?;
+    for node in &nodes {
+        let log = node.device.process.log_tail(50);
+        ensure!(log.contains("one worker reads them all"), "{} steers all the same: {log}", node.device.name);
+    }
+    for peer in &nodes[1..] {
+        nodes[0].reaches(&peer.inner())?;
+    }
+    let flows = Flows::start(&nodes)?;
+    hold_for(SPAN, || Ok(()))?;
+    let tally = flows.finish(s, "handed over")?;
+    s.require(tally.received == tally.sent, format!("datagrams were lost: {tally}"));
+    tcp(s, &nodes[0], &nodes[1])?;
+    tcp(s, &nodes[0], &nodes[2])
+}
+
+/// An interface with several queues goes to another namespace, and is deleted there.
+pub(crate) fn move_to_another_namespace(s: &mut Scenario) -> Result<()> {
+    let switch = Switch::new()?;
+    let mut nodes = Vec::new();
+    for number in 1..=2 {
+        let host = Host::new(format!("wgv{number}"))?;
+        switch.attach(&host, &format!("203.0.113.{number}/24"))?;
+        nodes.push(start(s, &host, &format!("wgv{number}"), number, WORKERS)?);
+    }
+    move_away(&nodes[0], &nodes[1])
+}
+
+/// Agents of a mesh take their number of workers as any setting, and change it while they run.
+pub(crate) fn carry_a_mesh(s: &mut Scenario) -> Result<()> {
+    let mut mesh = Mesh::plan(1, 3).options(&["--workers", "2"]).start(s)?;
+    mesh.settle()?;
+    let pings = mesh.ping_pairs()?;
+    hold_for(SPAN, || Ok(()))?;
+    for agent in &mut mesh.agents {
+        ensure!(workers(agent)? == 2, "{} has another number of workers", agent.name);
+    }
+    s.none_lost(pings)?;
+    mesh.agents[0].ask(&["set", "--workers", "1"])?;
+    wait_until("one worker is left", TIMEOUT, || Ok((workers(&mut mesh.agents[0])? == 1).then_some(())))?;
+    let target = overlay_address(&mesh.agents[0], &mesh.agents[1])?.to_string();
+    let reached = || mesh.agents[0].host.namespace.tool("ping", &["-q", "-c", "1", "-W", "1", &target]);
+    retry("the other answers again", TIMEOUT, reached)
+}
+
+/// Threads that carry packets, by their names.
+fn workers(agent: &mut Agent) -> Result<usize> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", agent.process()?.pid()))?;
+    let names = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    Ok(names.filter(|name| name.starts_with("tunnel")).count())
 }
 
 /// Sessions are renewed under traffic, by whoever began them.
