@@ -13,8 +13,6 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::namespace::Namespace;
 
-/// Between two bursts.
-const PAUSE: Duration = Duration::from_millis(5);
 const BURST: u64 = 16;
 /// After the last datagram was sent, so long is waited for what is on its way.
 const QUIET: Duration = Duration::from_millis(500);
@@ -46,6 +44,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Of a thousand sent.
+    pub fn lost_per_mille(&self) -> u64 {
+        self.sent.saturating_sub(self.received) * 1000 / self.sent.max(1)
+    }
+
     fn note(&mut self, number: u64, next: &mut u64) {
         self.received += 1;
         if number < *next {
@@ -73,8 +76,8 @@ impl std::fmt::Display for Tally {
 }
 
 impl Flow {
-    /// Begins to send from one end to a port of the other.
-    pub fn start(from: End<'_>, to: End<'_>, port: u16) -> Result<Self> {
+    /// Begins to send from one end to a port of the other, a burst after each pause.
+    pub fn start(from: End<'_>, to: End<'_>, port: u16, pause: Duration) -> Result<Self> {
         let receiver = to.namespace.run(|| UdpSocket::bind((to.address, port)))?;
         let receiver = receiver.with_context(|| format!("cannot listen at {}:{port}", to.address))?;
         let sender = from.namespace.run(|| UdpSocket::bind((from.address, 0)))?;
@@ -85,7 +88,7 @@ impl Flow {
         let to = (to.address, port);
         Ok(Self {
             stop,
-            sender: std::thread::spawn(move || send(&sender, to, &until)),
+            sender: std::thread::spawn(move || send(&sender, to, pause, &until)),
             receiver: std::thread::spawn(move || receive(&receiver, &listens_until)),
         })
     }
@@ -100,7 +103,7 @@ impl Flow {
     }
 }
 
-fn send(socket: &UdpSocket, to: (Ipv4Addr, u16), until: &AtomicBool) -> Result<u64> {
+fn send(socket: &UdpSocket, to: (Ipv4Addr, u16), pause: Duration, until: &AtomicBool) -> Result<u64> {
     let mut datagram = [0; PAYLOAD_BYTES];
     let mut number = 0u64;
     while !until.load(Ordering::Relaxed) {
@@ -110,7 +113,7 @@ fn send(socket: &UdpSocket, to: (Ipv4Addr, u16), until: &AtomicBool) -> Result<u
             // Without a way there it is lost, as any other.
             let _ = socket.send_to(&datagram, to);
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
     Ok(number)
 }

@@ -21,8 +21,13 @@ use crate::{
     tunnel::Request,
 };
 
-/// Per worker; a packet has up to 64 KB.
-const MAX_HANDED: usize = 256;
+/// Per worker.
+const MAX_HANDED: usize = 4096;
+/// When so many bytes wait for a worker, no more is read from the interface for anybody, as it is when a worker alone has too
+/// much to do: the kernel keeps packets, and slows TCP down.
+const MAX_QUEUED: usize = 1 << 20;
+/// What each thing handed over counts besides its bytes.
+const COST: usize = 1024;
 const NOBODY: usize = usize::MAX;
 
 /// What one worker hands over to another, whose it is.
@@ -41,7 +46,20 @@ pub(crate) enum Handed {
     Packets(Parcel),
 }
 
+impl Handed {
+    fn cost(&self) -> usize {
+        COST + match self {
+            Self::Datagram { bytes, .. } => bytes.len(),
+            Self::Initiation { bytes, .. } => bytes.len(),
+            Self::Packets(parcel) => parcel.len(),
+        }
+    }
+}
+
+#[derive(Clone)]
 struct Sibling {
+    /// What waits there.
+    queued: Arc<AtomicUsize>,
     handed: SyncSender<Handed>,
     inbox: Inbox,
     is_to_wake: bool,
@@ -53,6 +71,7 @@ pub(crate) struct Team {
     /// By number; none in its own place.
     siblings: Vec<Option<Sibling>>,
     handed: Receiver<Handed>,
+    queued: Arc<AtomicUsize>,
     meeting: Meeting,
     shared: Arc<Shared>,
     handed_over: u64,
@@ -78,18 +97,25 @@ impl Team {
             reporter: AtomicUsize::new(NOBODY),
             cookies: Mutex::default(),
         });
-        let (senders, receivers): (Vec<_>, Vec<_>) =
-            inboxes.iter().map(|_| sync_channel::<Handed>(MAX_HANDED)).unzip();
-        let sibling = |(handed, inbox): (&SyncSender<Handed>, &Inbox)| Sibling {
-            handed: handed.clone(),
-            inbox: inbox.clone(),
-            is_to_wake: false,
-        };
+        let (doors, receivers): (Vec<_>, Vec<_>) = inboxes
+            .iter()
+            .map(|inbox| {
+                let (handed, receiver) = sync_channel(MAX_HANDED);
+                let door =
+                    Sibling { queued: Arc::default(), handed, inbox: inbox.clone(), is_to_wake: false };
+                (door, receiver)
+            })
+            .unzip();
         let places = Shard::all(workers).zip(receivers).zip(Meeting::places(workers));
         let team = places.map(|((shard, handed), meeting)| {
-            let all = senders.iter().zip(inboxes).enumerate();
-            let siblings = all.map(|(number, it)| (number != shard.number()).then(|| sibling(it))).collect();
-            Self { shard, siblings, handed, meeting, shared: shared.clone(), handed_over: 0, reader: None }
+            let own = shard.number();
+            let siblings = doors
+                .iter()
+                .enumerate()
+                .map(|(number, door)| (number != own).then(|| door.clone()))
+                .collect();
+            let (queued, shared) = (doors[own].queued.clone(), shared.clone());
+            Self { shard, siblings, handed, queued, meeting, shared, handed_over: 0, reader: None }
         });
         team.collect()
     }
@@ -111,12 +137,17 @@ impl Team {
         };
         let Some(sibling) = self.siblings.get_mut(to).and_then(Option::as_mut) else { return false };
         sibling.is_to_wake = true;
+        let cost = what.cost();
+        sibling.queued.fetch_add(cost, Ordering::Relaxed);
         match sibling.handed.try_send(what) {
             Ok(()) => {
                 self.handed_over += counted;
                 true
             }
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                sibling.queued.fetch_sub(cost, Ordering::Relaxed);
+                false
+            }
         }
     }
 
@@ -131,7 +162,14 @@ impl Team {
 
     /// What the others have handed over.
     pub(crate) fn next(&self) -> Option<Handed> {
-        self.handed.try_recv().ok()
+        let next = self.handed.try_recv().ok()?;
+        self.queued.fetch_sub(next.cost(), Ordering::Relaxed);
+        Some(next)
+    }
+
+    /// Whether another has so much to do that nothing more should be read.
+    pub(crate) fn is_held_up(&self) -> bool {
+        self.siblings.iter().flatten().any(|sibling| sibling.queued.load(Ordering::Relaxed) > MAX_QUEUED)
     }
 
     /// Handshakes were worked on for so long; all count where they are admitted.

@@ -77,9 +77,9 @@ mod unix {
         }
     }
 
-    /// Blocks until something can be read or the timeout (`None` is for ever) is over.
+    /// Blocks until something can be read or the timeout (`None` is for ever) is over. Without a device, for the others only.
     pub(crate) fn wait(
-        device: &device::System,
+        device: Option<&device::System>,
         sockets: &Sockets,
         wakeups: &Wakeups,
         timeout: Option<Duration>,
@@ -88,7 +88,7 @@ mod unix {
         // poll(2) passes over negative descriptors: a family that the system has not.
         let mut fds = [
             readable(wakeups.0.as_raw_fd()),
-            readable(device.as_fd().as_raw_fd()),
+            readable(device.map_or(-1, |device| device.as_fd().as_raw_fd())),
             readable(sockets.socket(Family::V4).map_or(-1, |socket| socket.udp().as_raw_fd())),
             readable(sockets.socket(Family::V6).map_or(-1, |socket| socket.udp().as_raw_fd())),
         ];
@@ -141,7 +141,7 @@ mod unsupported {
     }
 
     pub(crate) fn wait(
-        _device: &device::System,
+        _device: Option<&device::System>,
         _sockets: &Sockets,
         wakeups: &Wakeups,
         _timeout: Option<Duration>,

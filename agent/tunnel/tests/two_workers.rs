@@ -1,4 +1,4 @@
-//! The tests of a tunnel again, for tunnels of two workers.
+//! The tests of a tunnel again, for tunnels of two workers; without those that measure time on an idle machine.
 
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, clippy::duplicate_mod)]
 
@@ -14,7 +14,5 @@ mod filter;
 mod hostile;
 #[path = "lifecycle.rs"]
 mod lifecycle;
-#[path = "retries.rs"]
-mod retries;
 #[path = "session.rs"]
 mod session;

@@ -26,6 +26,11 @@ use super::wg_life::move_away;
 const WORKERS: u8 = 2;
 const PEERS: u8 = 4;
 const FLOWS_EACH_WAY: u16 = 2;
+/// Between two bursts: briskly, and so that others have the machine, too.
+const BRISK: Duration = Duration::from_millis(5);
+const CALM: Duration = Duration::from_millis(50);
+/// A busy machine's sockets overflow now and then.
+const MAX_LOST_PER_MILLE: u64 = 10;
 /// Hundreds of bursts.
 const SPAN: Duration = Duration::from_secs(3);
 /// WireGuard renews a session with data after 120 s.
@@ -66,18 +71,18 @@ fn end(node: &Node) -> Result<End<'_>> {
 struct Flows(Vec<(String, Flow)>);
 
 impl Flows {
-    fn start(nodes: &[Node]) -> Result<Self> {
+    fn start(nodes: &[Node], pause: Duration) -> Result<Self> {
         let mut flows = Vec::new();
         for (peer, number) in nodes[1..].iter().zip(0..) {
             for flow in 0..FLOWS_EACH_WAY {
                 let port = 7000 + 10 * number + flow;
                 flows.push((
                     format!("to {}", peer.device.name),
-                    Flow::start(end(&nodes[0])?, end(peer)?, port)?,
+                    Flow::start(end(&nodes[0])?, end(peer)?, port, pause)?,
                 ));
                 flows.push((
                     format!("from {}", peer.device.name),
-                    Flow::start(end(peer)?, end(&nodes[0])?, port)?,
+                    Flow::start(end(peer)?, end(&nodes[0])?, port, pause)?,
                 ));
             }
         }
@@ -98,28 +103,33 @@ impl Flows {
     }
 }
 
+fn few_lost(s: &mut Scenario, tally: Tally) {
+    let lost = tally.lost_per_mille();
+    s.require(lost <= MAX_LOST_PER_MILLE, format!("{lost} of a thousand datagrams were lost: {tally}"));
+}
+
 /// Flows beside TCP in both directions; then through everything that makes sessions and sockets anew.
 pub(crate) fn keep_every_flow_in_order(s: &mut Scenario) -> Result<()> {
     let (mut nodes, _switch) = star(s, "wgw")?;
     for peer in &nodes[1..] {
         nodes[0].reaches(&peer.inner())?;
     }
-    let flows = Flows::start(&nodes)?;
+    let flows = Flows::start(&nodes, BRISK)?;
     hold_for(SPAN, || Ok(()))?;
     let quiet = flows.finish(s, "undisturbed")?;
-    s.require(quiet.received == quiet.sent, format!("datagrams were lost: {quiet}"));
-    let flows = Flows::start(&nodes)?;
+    few_lost(s, quiet);
+    let flows = Flows::start(&nodes, BRISK)?;
     for peer in &nodes[1..=2] {
         tcp(s, &nodes[0], peer)?;
     }
     flows.finish(s, "beside TCP")?;
-    let flows = Flows::start(&nodes)?;
+    let flows = Flows::start(&nodes, BRISK)?;
     disturb(&nodes)?;
     flows.finish(s, "roaming, another port, peers removed and added")?;
     for peer in &nodes[1..] {
         nodes[0].reaches(&peer.inner())?;
     }
-    let flows = Flows::start(&nodes)?;
+    let flows = Flows::start(&nodes, BRISK)?;
     let at = Instant::now();
     restart(s, &mut nodes)?;
     s.note(format!("one end killed and back after {}", ms(at.elapsed())));
@@ -204,10 +214,10 @@ pub(crate) fn hand_over_in_order(s: &mut Scenario) -> Result<()> {
     for peer in &nodes[1..] {
         nodes[0].reaches(&peer.inner())?;
     }
-    let flows = Flows::start(&nodes)?;
+    let flows = Flows::start(&nodes, BRISK)?;
     hold_for(SPAN, || Ok(()))?;
     let tally = flows.finish(s, "handed over")?;
-    s.require(tally.received == tally.sent, format!("datagrams were lost: {tally}"));
+    few_lost(s, tally);
     tcp(s, &nodes[0], &nodes[1])?;
     tcp(s, &nodes[0], &nodes[2])
 }
@@ -256,13 +266,13 @@ pub(crate) fn renew_sessions_in_order(s: &mut Scenario) -> Result<()> {
     }
     let handshake = |peer: &Node| nodes[0].shows("latest-handshakes", peer);
     let first: Vec<String> = nodes[1..].iter().map(handshake).collect::<Result<_>>()?;
-    let flows = Flows::start(&nodes)?;
+    let flows = Flows::start(&nodes, CALM)?;
     hold_for(REKEYED, || Ok(()))?;
     for (peer, first) in nodes[1..].iter().zip(first) {
         wait_until("the session is renewed", TIMEOUT, || Ok((handshake(peer)? != first).then_some(())))?;
     }
     let tally = flows.finish(s, "over 128 s")?;
-    s.require(tally.received == tally.sent, format!("datagrams were lost: {tally}"));
+    few_lost(s, tally);
     Ok(())
 }
 

@@ -15,6 +15,11 @@ impl Parcel {
         Self { bytes: bytes.into(), sizes }
     }
 
+    /// Bytes of all packets.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub(crate) fn packets(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &*self.bytes;
         self.sizes.iter().map(move |&size| {

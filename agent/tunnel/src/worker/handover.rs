@@ -87,6 +87,10 @@ impl Worker {
         }
     }
 
+    pub(super) fn is_held_up(&self) -> bool {
+        self.team.as_deref().is_some_and(Team::is_held_up)
+    }
+
     pub(super) fn wake_team(&mut self) {
         if let Some(team) = &mut self.team {
             team.wake();

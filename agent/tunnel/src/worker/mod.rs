@@ -26,7 +26,7 @@ use std::{
     io,
     net::IpAddr,
     sync::{Arc, atomic::AtomicU16, mpsc::Receiver},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -50,6 +50,9 @@ use crate::{
 };
 
 pub(crate) type Events = Box<dyn FnMut(Event) + Send>;
+
+/// Until it is looked again whether the others can take more.
+const HOLD_UP: Duration = Duration::from_millis(1);
 
 /// Why the loop ends.
 enum Stop {
@@ -217,7 +220,12 @@ impl Worker {
     fn wait(&self, wakeups: &Wakeups) -> io::Result<()> {
         // The turn's own time counts: what is due by now must not wait.
         let timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        wait::wait(self.device.system(), &self.outbox.sockets, wakeups, timeout)
+        match self.is_held_up() {
+            false => wait::wait(Some(self.device.system()), &self.outbox.sockets, wakeups, timeout),
+            true => {
+                wait::wait(None, &self.outbox.sockets, wakeups, Some(timeout.unwrap_or(HOLD_UP).min(HOLD_UP)))
+            }
+        }
     }
 
     fn emit(&mut self, event: Event) {

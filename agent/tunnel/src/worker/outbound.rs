@@ -17,6 +17,9 @@ const MAX_READS: usize = 64;
 impl Worker {
     /// Sends what the system wants sent; whether there was anything.
     pub(super) fn send(&mut self, reader: &mut Reader) -> Result<bool, Stop> {
+        if self.is_held_up() {
+            return Ok(false);
+        }
         let mut segments = 0;
         for reads in 0..MAX_READS {
             match reader.read(self.device.system()) {
