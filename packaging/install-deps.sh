@@ -11,6 +11,7 @@ needs=(
     "ping iputils-ping"
     "nft nftables"
     "iperf3 iperf3"
+    "tcpdump tcpdump"
     "wg wireguard-tools"
     "wireguard-go wireguard-go"
     "unshare util-linux"

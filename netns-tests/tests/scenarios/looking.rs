@@ -137,9 +137,8 @@ fn carry_tcp(from: &Agent, to: &Agent, address: Ipv4Addr) -> Result<()> {
 }
 
 fn read_with_tcpdump(file: &Path, packets: usize) -> Result<()> {
-    let Ok(output) = std::process::Command::new("tcpdump").args(["-nn", "-r"]).arg(file).output() else {
-        return Ok(());
-    };
+    let output = std::process::Command::new("tcpdump").args(["-nn", "-r"]).arg(file).output();
+    let output = output.context("tcpdump is missing: packaging/install-deps.sh installs it")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "tcpdump: {said}");
     let lines = String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains(" IP")).count();
