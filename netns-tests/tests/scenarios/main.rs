@@ -246,6 +246,10 @@ const CASES: &[Case] = &[
     background("wg_two_workers_renew_sessions_in_order", wg_workers::renew_sessions_in_order),
     background("wg_a_persistent_keepalive_never_gives_up", wg::a_persistent_keepalive_never_gives_up),
     background("wg_a_session_is_renewed_under_traffic", wg_paths::a_session_is_renewed_under_traffic),
+    background(
+        "wg_a_session_that_nobody_uses_is_not_renewed",
+        wg_paths::a_session_that_nobody_uses_is_not_renewed,
+    ),
     background("no_server_for_ten_minutes_costs_nothing", outage::ten_minutes_without_servers_cost_nothing),
     background("membership_that_never_ends_needs_no_server", membership::never_ends),
     background("membership_ends_by_time_and_one_server_mends_it", membership::ends_by_time),

@@ -26,6 +26,8 @@ const JUMBO_MTU: u32 = 34_736;
 /// WireGuard renews a session that carries data after 120 s.
 const RENEWED_AFTER: Duration = Duration::from_secs(110);
 const RENEWED_WITHIN: Duration = Duration::from_secs(140);
+/// Longer than any session lives.
+const SILENCE: Duration = Duration::from_secs(185);
 
 /// Whoever repeats what the left sent, or changes it, is answered by nobody and moves nobody's endpoint.
 pub(crate) fn copies_from_elsewhere_move_nobody(s: &mut Scenario) -> Result<()> {
@@ -247,4 +249,29 @@ pub(crate) fn a_session_is_renewed_under_traffic(s: &mut Scenario) -> Result<()>
     s.require(begun.elapsed() > RENEWED_AFTER, "the session was renewed before its time");
     hold_for(Duration::from_secs(3), || Ok(()))?;
     s.none_lost(pingers)
+}
+
+/// Who has said what there was to say says nothing at 120 s either. The session ends, and the next packet makes another.
+pub(crate) fn a_session_that_nobody_uses_is_not_renewed(s: &mut Scenario) -> Result<()> {
+    let (nodes, _switch) = nodes(s, "wgu", 2)?;
+    let [left, right] = &nodes[..] else { bail!("two") };
+    right.add(left, "")?;
+    left.add(right, &format!("endpoint {}", right.outer()))?;
+    left.reaches(&right.inner())?;
+    // Not with the handshake alone: data of the session's own time.
+    let pinger = left.pinger(right)?;
+    hold_for(2 * CROSSING, || Ok(()))?;
+    s.none_lost(vec![pinger])?;
+    let begun = Instant::now();
+    let capture = Capture::start(&left.device.host.namespace, "eth0")?;
+    let first = left.shows("latest-handshakes", right)?;
+    hold_for(SILENCE, || Ok(()))?;
+    let said = capture.since(begun, |frame| frame.is_tunnel(51820)).len();
+    s.note(format!("{said} datagrams in {} s of silence", SILENCE.as_secs()));
+    ensure!(left.shows("latest-handshakes", right)? == first, "a session that nobody used was renewed");
+    // The answer to the last packet, and a keepalive to that at most.
+    ensure!(said <= 2, "{said} datagrams were sent for nothing");
+    left.reaches(&right.inner())?;
+    ensure!(left.shows("latest-handshakes", right)? != first, "there was no new handshake");
+    right.reaches(&left.inner())
 }

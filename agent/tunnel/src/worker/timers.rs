@@ -69,6 +69,8 @@ impl Worker {
         match live.noise.tick(&mut self.scratch) {
             Tick::Nothing => {}
             Tick::Initiation(_) if live.is_initiating => self.retry_later(id),
+            // It comes again every 5 s, and goes out once somebody needs it.
+            Tick::Initiation(_) if age.is_some_and(|age| is_premature(live, age, self.now)) => {}
             Tick::Initiation(len) => self.spread_initiation(id, len),
             Tick::Keepalive(len) => self.send_keepalive(id, len),
             Tick::GaveUp => return self.lose(id),
@@ -180,4 +182,52 @@ fn awaits_first_answer(live: &Live, now: Instant) -> bool {
     let was_silent = since(live.heard_at) + TICK_SLACK >= UNANSWERED_AFTER;
     let is_settled = live.is_established && !live.is_initiating && live.answered.is_none();
     is_waiting && was_silent && is_settled && live.former.is_none()
+}
+
+/// The library renews a session of 120 s for data that was sent at any time before. WireGuard renews it for what is sent
+/// from then on (for what comes, from 165 s on), so one that nobody uses ends.
+fn is_premature(live: &Live, age: Duration, now: Instant) -> bool {
+    let age_at = |at: Instant| age.saturating_sub(now.saturating_duration_since(at)) + TICK_SLACK;
+    let is_old = age + TICK_SLACK >= RENEW_AFTER;
+    let is_used = age_at(live.sent_at) >= RENEW_AFTER || age_at(live.heard_at) >= RENEW_PASSIVE_AFTER;
+    let is_unanswered = live
+        .unanswered_since
+        .is_some_and(|at| now.saturating_duration_since(at) + TICK_SLACK >= UNANSWERED_AFTER);
+    live.is_established && is_old && !is_used && !is_unanswered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        PrivateKey, PublicKey,
+        noise::{Identity, Noise},
+    };
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn an_old_session_is_renewed_for_what_is_sent_when_it_is_old_and_not_for_what_was_before() {
+        let begun = Instant::now();
+        let identity = Identity::new(&PrivateKey::from([9; 32]));
+        let mut live = Live::new(Noise::new(&identity, PublicKey([1; 32]), None, 1), 1, begun);
+        live.is_established = true;
+        let is_premature_at = |live: &Live, age| is_premature(live, seconds(age), begun + seconds(age));
+        live.on_data_sent(begun + seconds(100));
+        live.on_heard(begun + seconds(101));
+        assert!(is_premature_at(&live, 120) && is_premature_at(&live, 179));
+        assert!(!is_premature_at(&live, 60), "whatever asks for it then, it is not its age");
+        let mut sent = begun + seconds(120);
+        live.on_data_sent(sent);
+        assert!(!is_premature_at(&live, 121), "sent when it was time");
+        sent = begun + seconds(110);
+        live.on_heard(begun + seconds(111));
+        live.on_data_sent(sent);
+        assert!(is_premature_at(&live, 122));
+        assert!(!is_premature_at(&live, 126), "15 s without an answer");
+        live.on_heard(begun + seconds(165));
+        assert!(!is_premature_at(&live, 166), "it would end before the answer's answer");
+    }
 }
