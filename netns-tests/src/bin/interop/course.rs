@@ -74,7 +74,8 @@ impl Shown {
 impl Pair {
     /// What fails is told with all handshakes that were seen.
     pub(crate) fn run(&mut self, course: Course, shown: &mut Shown) -> Result<()> {
-        let wire = Wire::watch(self.ours.host().context("ours is a host")?)?;
+        let ends = [self.ours.place.outer, self.theirs.place.outer];
+        let wire = Wire::watch(self.ours.host().context("ours is a host")?, ends)?;
         let result = self.follow(course, shown, &wire);
         result.map_err(|error| anyhow!("{error:#} (handshakes: {wire})"))
     }

@@ -11,7 +11,9 @@ use netns_tests::wireguard::{Device, KeyPair, Program, SOCKETS};
 
 use crate::guest::Guest;
 
-pub(crate) const LISTEN_PORT: u16 = 51820;
+const LISTEN_PORT: u16 = 51820;
+/// What roaming adds to the last byte of an address.
+pub(crate) const ROAMED_BY: u8 = 100;
 /// Changes show within this; the machine may be busy.
 const SHOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -168,7 +170,7 @@ impl End {
     /// Another address in place of the one it had.
     pub(crate) fn roam(&mut self) -> Result<()> {
         let before = self.outer_prefix();
-        self.place.outer += 100;
+        self.place.outer += ROAMED_BY;
         self.ip(&format!("address add {}", self.outer_prefix()))?;
         self.ip(&format!("address delete {before}"))?;
         // The first address of a network takes the others with it.

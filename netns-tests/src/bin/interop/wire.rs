@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use netns_tests::capture::{Capture, Frame};
 use netns_tests::topology::Host;
 
+use crate::end::ROAMED_BY;
+
 const ETHERNET_BYTES: usize = 14;
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
@@ -27,19 +29,20 @@ pub(crate) struct Message {
 pub(crate) struct Wire {
     capture: Capture,
     begun_at: Instant,
+    /// The last bytes of both ends' addresses.
+    ends: [u8; 2],
 }
 
 impl Wire {
-    /// At our end's network card.
-    pub(crate) fn watch(ours: &Host) -> Result<Self> {
-        let capture = Capture::picking(&ours.namespace, "eth0", |frame| kind(frame).is_some())?;
-        Ok(Self { capture, begun_at: Instant::now() })
+    /// At our end's network card. A switch tells everybody what is for hosts that are gone, so this pair's alone are counted.
+    pub(crate) fn watch(ours: &Host, ends: [u8; 2]) -> Result<Self> {
+        let capture = Capture::picking(&ours.namespace, "eth0", |frame| parse(frame).is_some())?;
+        Ok(Self { capture, begun_at: Instant::now(), ends })
     }
 
-    /// Ours are those whose source address ends with a byte that is odd: see `main`.
     fn messages(&self) -> Vec<Message> {
         let frames = self.capture.since(self.begun_at, |_| true);
-        frames.iter().filter_map(|frame| kind(frame).map(|kind| message(frame, kind))).collect()
+        frames.iter().filter_map(|frame| message(frame, self.ends)).collect()
     }
 
     /// The last answer to an initiation: as old is the session.
@@ -61,23 +64,28 @@ impl Display for Wire {
     }
 }
 
-fn message(frame: &Frame, (is_initiation, last): (bool, u8)) -> Message {
-    Message { seen_at: frame.seen_at, is_initiation, is_ours: last % 2 == 1 }
+/// `None` if it is others'.
+fn message(frame: &Frame, [ours, theirs]: [u8; 2]) -> Option<Message> {
+    let (is_initiation, addresses) = parse(frame)?;
+    let is_between = |from, to| addresses.map(|address| address % ROAMED_BY) == [from, to];
+    let is_ours = is_between(ours, theirs);
+    let known = is_ours || is_between(theirs, ours);
+    known.then_some(Message { seen_at: frame.seen_at, is_initiation, is_ours })
 }
 
-/// Whether it is an initiation, and the last byte of the source address; `None` if it is neither message.
-fn kind(frame: &Frame) -> Option<(bool, u8)> {
+/// Whether it is an initiation, and the last bytes of source and destination; `None` if it is neither message.
+fn parse(frame: &Frame) -> Option<(bool, [u8; 2])> {
     let packet = frame.bytes.get(ETHERNET_BYTES..)?;
     let family: [u8; 2] = frame.bytes.get(12..ETHERNET_BYTES)?.try_into().ok()?;
-    let (header_bytes, last) = match family {
-        IPV4 => (20, *packet.get(15)?),
-        IPV6 => (40, *packet.get(23)?),
+    let (header_bytes, addresses) = match family {
+        IPV4 => (20, [*packet.get(15)?, *packet.get(19)?]),
+        IPV6 => (40, [*packet.get(23)?, *packet.get(39)?]),
         _ => return None,
     };
     let message = packet.get(header_bytes + UDP_BYTES..)?;
     match (*message.first()?, message.len()) {
-        INITIATION => Some((true, last)),
-        RESPONSE => Some((false, last)),
+        INITIATION => Some((true, addresses)),
+        RESPONSE => Some((false, addresses)),
         _ => None,
     }
 }
@@ -86,10 +94,16 @@ fn kind(frame: &Frame) -> Option<(bool, u8)> {
 mod tests {
     use super::*;
 
-    fn frame(family: [u8; 2], header_bytes: usize, message: (u8, usize)) -> Frame {
+    fn frame(
+        family: [u8; 2],
+        addresses: [(usize, u8); 2],
+        header_bytes: usize,
+        message: (u8, usize),
+    ) -> Frame {
         let mut bytes = vec![0; 12];
         bytes.extend(family);
-        bytes.resize(ETHERNET_BYTES + header_bytes + UDP_BYTES, 3);
+        bytes.resize(ETHERNET_BYTES + header_bytes + UDP_BYTES, 0);
+        addresses.iter().for_each(|&(place, last)| bytes[ETHERNET_BYTES + place] = last);
         bytes.push(message.0);
         bytes.resize(bytes.len() + message.1 - 1, 0);
         Frame { seen_at: Instant::now(), bytes }
@@ -97,11 +111,19 @@ mod tests {
 
     #[test]
     fn both_messages_are_known_in_both_families_and_nothing_else_is() {
-        assert_eq!(kind(&frame(IPV4, 20, INITIATION)), Some((true, 3)));
-        assert_eq!(kind(&frame(IPV6, 40, RESPONSE)), Some((false, 3)));
-        assert_eq!(kind(&frame(IPV4, 20, (4, 148))), None);
-        assert_eq!(kind(&frame(IPV4, 20, (1, 92))), None);
-        assert_eq!(kind(&Frame { seen_at: Instant::now(), bytes: vec![0; 20] }), None);
-        assert!(message(&frame(IPV4, 20, INITIATION), (true, 3)).is_ours);
+        let v4 = |message| frame(IPV4, [(15, 3), (19, 4)], 20, message);
+        assert_eq!(parse(&v4(INITIATION)), Some((true, [3, 4])));
+        assert_eq!(parse(&frame(IPV6, [(23, 4), (39, 3)], 40, RESPONSE)), Some((false, [4, 3])));
+        assert_eq!(parse(&v4((4, 148))), None);
+        assert_eq!(parse(&v4((1, 92))), None);
+        assert_eq!(parse(&Frame { seen_at: Instant::now(), bytes: vec![0; 20] }), None);
+    }
+
+    #[test]
+    fn a_pairs_messages_are_its_own_wherever_it_roams() {
+        let from_to = |from, to| frame(IPV4, [(15, from), (19, to)], 20, INITIATION);
+        assert!(message(&from_to(3, 4), [3, 4]).unwrap().is_ours);
+        assert!(!message(&from_to(104, 3), [3, 4]).unwrap().is_ours);
+        assert_eq!(message(&from_to(6, 5), [3, 4]), None);
     }
 }
