@@ -64,6 +64,8 @@ struct Inner {
     told: recover::Told,
     /// The root that the database has instead of one that this server knew.
     root_fork: Mutex<Option<String>>,
+    /// The database does not let this process erase a former root, and that was told.
+    is_erasure_refused: AtomicBool,
     /// Closed when the follower ends.
     following: watch::Receiver<()>,
 }
@@ -155,6 +157,7 @@ impl Cluster {
             asked: Arc::default(),
             told: recover::Told::default(),
             root_fork: Mutex::default(),
+            is_erasure_refused: AtomicBool::new(false),
             following,
             access,
             clock: Clock::default(),

@@ -23,6 +23,8 @@ use tokio::time::{MissedTickBehavior, interval};
 /// So much in one change at most: the log is locked meanwhile.
 const BATCH: usize = 500;
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
+/// Whoever changes the root erases the former at once: this is for those who could not.
+const ERASURE_INTERVAL: Duration = Duration::from_secs(60);
 /// How exactly the timeout of an ephemeral node is kept.
 const EPHEMERAL_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const EPHEMERAL_INTERVAL_MAX: Duration = Duration::from_secs(30);
@@ -68,7 +70,11 @@ pub(crate) async fn run(server: Arc<Server>) {
         if !server.jobs.is_settled.load(Relaxed) {
             continue;
         }
-        for (job, every) in [(Job::Ephemeral, ticks.period()), (Job::Expiry, EXPIRY_INTERVAL)] {
+        for (job, every) in [
+            (Job::Ephemeral, ticks.period()),
+            (Job::Expiry, EXPIRY_INTERVAL),
+            (Job::Erasure, ERASURE_INTERVAL),
+        ] {
             match run_job(&server, job, every).await {
                 Ok(()) => {}
                 Err(JobError::Fenced) => {
@@ -98,6 +104,7 @@ pub(crate) async fn run_job(server: &Server, job: Job, every: Duration) -> Resul
         Job::Ephemeral => remove_absent(server, lock).await?,
         Job::Expiry => forget_ended(server, lock).await?,
         Job::Root => reissue::sign_some(server, lock).await?,
+        Job::Erasure => server.cluster.erase_former_root().await?,
     }
     Ok(store.end_job(lock).await?)
 }

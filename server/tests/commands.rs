@@ -132,6 +132,28 @@ async fn the_root_is_changed_shown_and_retired_and_the_old_secret_leaves_the_fil
 }
 
 #[tokio::test]
+async fn scripts_are_told_of_a_root_all_that_people_are() {
+    let fixture = Fixture::new().await;
+    let key = fixture.json(&["setup-key", "create", "--reusable"])["key"].as_str().unwrap().to_owned();
+    fixture.enrol(&key, "laptop").await;
+    let shown = fixture.json(&["root", "show"]);
+    assert_eq!(shown["roots"][0]["since_unix_s"], Value::Null, "since the beginning");
+    assert_eq!(
+        (&shown["former_setup_keys"], &shown["unconfirmed"]),
+        (&Value::Array(vec![]), &Value::Array(vec![]))
+    );
+    fixture.json(&["root", "rotate"]);
+    let shown = fixture.json(&["root", "show"]);
+    let [current, former] = shown["roots"].as_array().unwrap().as_slice() else { panic!("{shown}") };
+    assert_eq!((&current["current"], &former["current"]), (&true.into(), &false.into()));
+    assert!(current["since_unix_s"].is_u64() && current["fingerprint"] == shown["root"], "{shown}");
+    assert_eq!((&current["memberships"], &former["memberships"]), (&0.into(), &1.into()));
+    assert_eq!((&shown["nodes"], &shown["to_sign_anew"]), (&1.into(), &1.into()));
+    assert_eq!((&shown["unconfirmed"][0], &shown["former_setup_keys"][0]), (&"laptop".into(), &1.into()));
+    assert_eq!(shown["not_signable_anew"], Value::Array(vec![]));
+}
+
+#[tokio::test]
 async fn status_is_told_of_a_cluster_without_servers() {
     let fixture = Fixture::new().await;
     let status = fixture.json(&["status"]);

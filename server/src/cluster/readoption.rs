@@ -133,7 +133,7 @@ fn readopt(state: &State, now: UnixTime, returning: &Returning) -> Option<Vec<Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{ChangeId, remove, restored, testing};
+    use crate::cluster::{ChangeId, remove, restored, retire, sign_anew, testing};
 
     /// A cluster restored from a copy of before `lost` enrolled.
     fn lost() -> (State, State, Node) {
@@ -197,6 +197,25 @@ mod tests {
         let mut state = past.clone();
         testing::apply(&mut state, vec![Op::Delete(EntityId::Node(node.id))]);
         assert_eq!(readopt(&state, testing::NOW, &returning(&state, &node)), None);
+    }
+
+    #[test]
+    fn a_member_under_a_former_root_is_taken_in_again_until_that_is_retired() {
+        let (state, _, node) = lost();
+        let mut state = testing::rotated(&state, 9);
+        let ops = readopt(&state, testing::NOW, &returning(&state, &node)).unwrap();
+        testing::apply(&mut state, ops);
+        let back = state.node_by_key(&node.key).unwrap();
+        assert_eq!((back.id, back.addresses()), (node.id, node.addresses()));
+        assert_eq!(state.verify(&back.membership).unwrap().1, back.root);
+        let ops = sign_anew(&state, 10);
+        testing::apply(&mut state, ops);
+        let anew = state.node_by_key(&node.key).unwrap();
+        assert_eq!((anew.root, anew.not_after), (1, node.not_after), "the same words under the new root");
+        let ops = retire(&state, true).unwrap();
+        testing::apply(&mut state, ops);
+        let (signed, facts) = (node.membership.clone(), node.facts.clone());
+        assert!(Returning::verified(&state, signed, facts, Vec::new()).is_none());
     }
 
     #[test]

@@ -100,7 +100,10 @@ async fn put(store: &dyn Store, was: &StoredRoot, root: &StoredRoot) -> Result<(
         return Err(Failure::failed(StoreError::Moved { location: store.location().to_owned(), to }));
     }
     match store.put_root(was, root).await.map_err(Failure::failed)? {
-        true => Ok(()),
+        true => {
+            store.erase_former_root().await.map_err(Failure::failed)?;
+            Ok(())
+        }
         false => {
             Err(anyhow!("the root key in {} was changed meanwhile; look and try again", store.location())
                 .into())

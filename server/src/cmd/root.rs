@@ -69,6 +69,10 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Show(common) => {
             let cluster = common.database.load().await?;
+            // Whoever changed the root may not have come to that.
+            if let Err(error) = cluster.erase_former_root().await {
+                tracing::debug!(%error, "a former root's key stays in the database's file for now");
+            }
             print(&cluster, common.json)
         }
         Command::Rotate { anyway, common } => {

@@ -5,7 +5,7 @@ use super::{Cluster, Inner, WriteError};
 use crate::{
     cluster::{Actor, Change, Entity, Op, Root, Roots, RotationError, State, StoredRoot, rotate},
     cluster_key::UnlockError,
-    store::{StoreError, Tail},
+    store::{Erased, StoreError, Tail},
 };
 use proto::{
     root::{Fingerprint, RootKey, RootSecret},
@@ -14,7 +14,7 @@ use proto::{
 use std::{
     cmp::Ordering,
     convert::Infallible,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
 };
 
 /// How the roots of a database that went back stand to those that this server knew.
@@ -86,6 +86,22 @@ impl Cluster {
             });
         written.await
     }
+
+    /// What a former root's secret left in the database's file goes; whoever changed the root may not have come to that.
+    pub(crate) async fn erase_former_root(&self) -> Result<(), StoreError> {
+        match self.0.store.erase_former_root().await? {
+            Erased::Before => {}
+            Erased::Now => tracing::info!("a former root's key was erased from the database's file"),
+            Erased::HeldUp => {
+                tracing::debug!("a former root's key waits in the database's file for a reader to end")
+            }
+            Erased::NotAllowed if self.0.is_erasure_refused.swap(true, Relaxed) => {}
+            Erased::NotAllowed => tracing::warn!(
+                "a former root's key stays in the database's file: this server's role does not own its tables. Their owner can erase it: VACUUM (FULL) cluster"
+            ),
+        }
+        Ok(())
+    }
 }
 
 impl Inner {
@@ -150,17 +166,6 @@ impl Inner {
     pub(super) fn stored_root(&self, root: &RootSecret) -> Result<StoredRoot, StoreError> {
         let stored = self.access.stored(self.state.load().network_id, root.clone());
         stored.map_err(|error| self.unavailable(error))
-    }
-
-    /// The same root again: what was there before it is overwritten as far as the database can.
-    pub(super) async fn erase_former(&self, root: &RootSecret) {
-        let erased = match self.stored_root(root) {
-            Ok(stored) => self.store.put_root(&stored, &stored).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = erased {
-            tracing::warn!(%error, "the former root's key may stay in free space of the database for a while");
-        }
     }
 
     /// Applies what the log has; `false`: the state has to be loaded again first.

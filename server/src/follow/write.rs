@@ -90,8 +90,10 @@ impl Cluster {
             let is_any = !ops.is_empty();
             Ok((ops, is_any))
         });
-        if is_written.await? {
-            self.0.erase_former(next).await;
+        if is_written.await?
+            && let Err(error) = self.erase_former_root().await
+        {
+            tracing::warn!(%error, "the former root's key stays in the database's file until a server erases it");
         }
         Ok(())
     }

@@ -198,6 +198,8 @@ pub enum Job {
     Expiry,
     /// What a former root signed is signed under the current one.
     Root,
+    /// What a former root's secret left in the database's file is erased.
+    Erasure,
 }
 
 impl Job {
@@ -207,6 +209,7 @@ impl Job {
             Self::Ephemeral => "ephemeral",
             Self::Expiry => "expiry",
             Self::Root => "root",
+            Self::Erasure => "erasure",
         }
     }
 }

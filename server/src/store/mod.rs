@@ -82,6 +82,18 @@ pub enum Occupied {
     Replace,
 }
 
+/// Whether a root that was overwritten is gone from the database's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erased {
+    /// It was gone.
+    Before,
+    Now,
+    /// A reader stands in the way: later.
+    HeldUp,
+    /// The database's role may not do it.
+    NotAllowed,
+}
+
 /// What came of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Imported {
@@ -113,9 +125,12 @@ pub trait Store: Send + Sync + 'static {
     /// What the log has after `known`.
     async fn tail(&self, known: Head) -> Result<Tail, StoreError>;
 
-    /// Keeps the root in another form: wrapped, or in the clear. Unless `was` is no longer how it is kept; returns whether it was done. The old form is
-    /// overwritten as far as the database can.
+    /// Keeps the root in another form: wrapped, or in the clear. Unless `was` is no longer how it is kept; returns whether it was done.
+    /// [`Store::erase_former_root`] is to follow.
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError>;
+
+    /// Has what the present root overwrote erased from the database's file as well, where it is not known to be. May be called at any time, by any number.
+    async fn erase_former_root(&self) -> Result<Erased, StoreError>;
 
     /// Puts a whole cluster in, all of it or nothing. The snapshot must have been checked.
     async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError>;
@@ -218,7 +233,7 @@ pub trait LockedLog: Send {
     /// As [`Store::attendance`]; nobody comes or goes before this is over.
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError>;
 
-    /// Keeps another root from the change on that is committed next.
+    /// Keeps another root from the change on that is committed next. [`Store::erase_former_root`] is to follow.
     async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError>;
 
     /// Appends, durably, and unlocks. After an error it is unknown whether the change is in the log.

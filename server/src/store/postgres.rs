@@ -24,9 +24,9 @@ pub use target::Target;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, CALL_TIMEOUT, Hint, HostState, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer,
-        LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError,
-        StoreStatus, Tail, WHOLE_TIMEOUT, observed,
+        Attendance, CALL_TIMEOUT, Erased, Hint, HostState, Imported, Incarnation, Job, JobLock, JobRow,
+        LeaseAnswer, LiveServer, LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store,
+        StoreError, StoreStatus, Tail, WHOLE_TIMEOUT, observed,
     },
 };
 use async_trait::async_trait;
@@ -123,6 +123,10 @@ impl Store for PostgresStore {
 
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
         self.call(Lane::Shared, async |client| root::put(client, was, root).await).await
+    }
+
+    async fn erase_former_root(&self) -> Result<Erased, StoreError> {
+        self.call(Lane::Shared, async |client| root::erase_former(client).await).await
     }
 
     async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError> {

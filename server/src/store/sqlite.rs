@@ -13,9 +13,9 @@ mod worker;
 use crate::{
     cluster::{ChangeId, Founding, Head, Snapshot, StoredRoot},
     store::{
-        Attendance, Hint, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer, LockedLog,
-        Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus, Tail,
-        WHOLE_TIMEOUT,
+        Attendance, Erased, Hint, Imported, Incarnation, Job, JobLock, JobRow, LeaseAnswer, LiveServer,
+        LockedLog, Missing, Occupied, SeenSession, ServerRow, SessionRow, Store, StoreError, StoreStatus,
+        Tail, WHOLE_TIMEOUT,
     },
 };
 use async_trait::async_trait;
@@ -144,6 +144,10 @@ impl Store for SqliteStore {
     async fn put_root(&self, was: &StoredRoot, root: &StoredRoot) -> Result<bool, StoreError> {
         let (was, root) = (was.clone(), root.clone());
         self.log.call(move |connection| root::put(connection, &was, &root)).await
+    }
+
+    async fn erase_former_root(&self) -> Result<Erased, StoreError> {
+        self.log.call(root::erase_former).await
     }
 
     async fn import(&self, snapshot: &Snapshot, occupied: Occupied) -> Result<Imported, StoreError> {

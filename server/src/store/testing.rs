@@ -57,6 +57,24 @@ impl Database {
         Cluster::open(self.open().await).await.unwrap()
     }
 
+    /// Whether the file of the cluster's table, as it is on disk, has these bytes; SQLite's write-ahead log counts.
+    pub(crate) async fn file_holds(&self, bytes: &[u8]) -> bool {
+        let has = |file: &[u8]| file.windows(bytes.len()).any(|window| window == bytes);
+        match &self.url {
+            DatabaseUrl::Sqlite(path) => {
+                let log = path.with_extension("db-wal");
+                [path, &log].iter().any(|path| has(&std::fs::read(path).unwrap_or_default()))
+            }
+            DatabaseUrl::Postgres(target) => {
+                let client = Hosts::new(target).unwrap().connect_driven().await.unwrap();
+                client.batch_execute("SET statement_timeout = 0").await.unwrap();
+                client.batch_execute("CHECKPOINT").await.unwrap();
+                let file = "SELECT pg_read_binary_file(pg_relation_filepath('cluster'))";
+                has(client.query_one(file, &[]).await.unwrap().get(0))
+            }
+        }
+    }
+
     /// Changes the database behind the servers' backs.
     pub(crate) async fn sql(&self, statements: &str) {
         match &self.url {

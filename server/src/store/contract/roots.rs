@@ -3,15 +3,18 @@
 use super::{enter, reusable, setup_key};
 use crate::{
     backup,
-    cluster::{Actor, RetirementError, RotationError, StoredRoot, confirm, retire, sign_anew},
+    cluster::{
+        self, Actor, Change, ChangeId, Head, RetirementError, RotationError, StoredRoot, confirm, retire,
+        sign_anew,
+    },
     cluster_key::{ClusterKey, RootAccess},
     follow::{Cluster, WriteError},
     store::{
-        Imported, Occupied,
+        Erased, Imported, Occupied,
         testing::{Database, eventually},
     },
 };
-use proto::{root::RootSecret, time::UnixTime};
+use proto::{map::MapVersion, root::RootSecret, time::UnixTime};
 use std::convert::Infallible;
 
 on_both_databases!(
@@ -19,6 +22,7 @@ on_both_databases!(
     of_two_who_change_the_root_at_once_one_does_it,
     a_wrapped_root_is_followed_by_a_wrapped_one,
     a_root_whose_change_was_not_committed_is_not_there,
+    a_former_root_is_erased_from_the_file_by_whoever_comes_after_one_that_was_killed,
     a_cluster_opened_or_restored_between_change_and_retirement_trusts_both_roots,
     a_change_of_the_root_that_the_database_lost_is_put_back,
     a_retirement_that_the_database_lost_is_put_back,
@@ -61,7 +65,7 @@ async fn a_new_root_reaches_every_server_with_its_secret_and_none_is_restarted(d
     assert_eq!(names, "before");
     let confirmed = b.write(Actor::CommandLine, |state, _| {
         let node = state.node(before.id).and_then(|node| confirm(state, node, new.fingerprint()));
-        Ok::<_, Infallible>((node.map(crate::cluster::Op::put_node).into_iter().collect(), ()))
+        Ok::<_, Infallible>((node.map(cluster::Op::put_node).into_iter().collect(), ()))
     });
     confirmed.await.unwrap();
     b.write(Actor::CommandLine, |state, _| Ok::<_, RetirementError>((retire(state, false)?, ())))
@@ -111,6 +115,40 @@ async fn a_root_whose_change_was_not_committed_is_not_there(database: Database) 
     drop(locked);
     let found = cluster.store().snapshot().await.unwrap().founding.root;
     assert_eq!(found.public(), cluster.state().root.public());
+}
+
+/// Up to the commit, and no further.
+async fn rotate_and_die(cluster: &Cluster, database: &Database) {
+    let (store, state) = (database.open().await, cluster.state());
+    let (next, version) = (RootSecret::generate().unwrap(), state.version());
+    let mut locked = store.lock(state.head()).await.unwrap();
+    locked.put_root(&StoredRoot::Plain(next.clone())).await.unwrap();
+    let change = Change {
+        head: Head {
+            version: MapVersion { revision: version.revision + 1, ..version },
+            id: ChangeId([9; 16]),
+        },
+        at: locked.now(),
+        actor: Actor::CommandLine,
+        ops: cluster::rotate(&state, &next, locked.now(), true).unwrap(),
+    };
+    locked.commit(&change).await.unwrap();
+}
+
+async fn a_former_root_is_erased_from_the_file_by_whoever_comes_after_one_that_was_killed(
+    database: Database,
+) {
+    let cluster = database.cluster().await;
+    assert_eq!(cluster.store().erase_former_root().await, Ok(Erased::Before));
+    rotate(&cluster).await;
+    assert_eq!(cluster.store().erase_former_root().await, Ok(Erased::Before), "whoever rotates does it");
+    let former = cluster.state().root.secret().unwrap().clone();
+    rotate_and_die(&cluster, &database).await;
+    let store = database.open().await;
+    assert!(database.file_holds(former.expose()).await, "nobody has erased it");
+    assert_eq!(store.erase_former_root().await, Ok(Erased::Now));
+    assert_eq!(store.erase_former_root().await, Ok(Erased::Before));
+    assert!(!database.file_holds(former.expose()).await, "it is gone");
 }
 
 async fn a_cluster_opened_or_restored_between_change_and_retirement_trusts_both_roots(database: Database) {

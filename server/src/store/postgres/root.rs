@@ -3,9 +3,10 @@
 use crate::{
     cluster::StoredRoot,
     store::{
+        Erased,
         postgres::{
             error::PgError,
-            sql::{SqlType, execute},
+            sql::{SqlType, execute, query},
         },
         root_columns,
     },
@@ -50,7 +51,8 @@ pub(crate) async fn set(client: &Client, root: &StoredRoot) -> Result<(), PgErro
     let (seed, public) = root_columns(root);
     let (seed, public) = (Seed(seed), public.as_ref().map(<[u8; 32]>::as_slice));
     let set =
-        "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL";
+        "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL,
+         root_overwritten = root_overwritten + 1";
     execute(client, set, &[&seed, &public]).await.map(|_| ())
 }
 
@@ -59,16 +61,28 @@ pub(crate) async fn put(client: &Client, was: &StoredRoot, root: &StoredRoot) ->
     let (was, seed, public) = (Seed(was), Seed(seed), public.as_ref().map(<[u8; 32]>::as_slice));
     let put = execute(
         client,
-        "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL
+        "UPDATE cluster SET root_seed = $1, root_public = $2::bytea, root_wrapped = $2::bytea IS NOT NULL,
+             root_overwritten = root_overwritten + 1
          WHERE root_seed = $3 AND moved_to IS NULL",
         &[&seed, &public, &was],
     )
     .await?;
-    if put > 0 {
-        // The old row stays in the table's file otherwise. It has one row: this takes no time. A role that may not do it leaves that to its owner.
-        if let Err(error) = client.batch_execute("VACUUM (FULL) cluster").await {
-            tracing::warn!(%error, "the old form of the root stays in the table's file until the next VACUUM FULL");
-        }
-    }
     Ok(put > 0)
+}
+
+/// The old row stays in the table's file until that is written anew. It has one row: this takes no time.
+pub(crate) async fn erase_former(client: &Client) -> Result<Erased, PgError> {
+    let sql = "SELECT root_overwritten, pg_relation_filenode('cluster') FROM cluster WHERE root_erased < root_overwritten";
+    let Some(before) = query(client, sql, &[]).await?.into_iter().next() else { return Ok(Erased::Before) };
+    client.batch_execute("VACUUM (FULL) cluster").await?;
+    let after = query(client, "SELECT pg_relation_filenode('cluster')", &[]).await?;
+    // Postgres only warns a role that may not do it.
+    let after: Option<u32> = after.first().map(|row| row.try_get(0)).transpose()?;
+    if after == Some(before.try_get(1)?) {
+        return Ok(Erased::NotAllowed);
+    }
+    let overwritten: i64 = before.try_get(0)?;
+    let erased = "UPDATE cluster SET root_erased = greatest(root_erased, $1)";
+    execute(client, erased, &[&overwritten]).await?;
+    Ok(Erased::Now)
 }
