@@ -268,6 +268,7 @@ impl World {
         let bound = members.iter().map(|at| self.service_bound(*at)).max().unwrap_or(SERVICE_BOUND);
         self.run_for(bound + Duration::from_secs(3));
         for at in &members {
+            self.wait_for_renewals(*at);
             self.check_agreement(*at);
         }
         self.settle_roots();
@@ -290,6 +291,14 @@ impl World {
             |world: &Self| members.iter().any(|at| world.servers.len() > 1 && !world.has_standby(*at));
         while lacks(self) && self.now < end {
             self.run_for(Duration::from_secs(5));
+        }
+    }
+
+    /// Where certificates are renewed all the time, the newest map may be on its way.
+    fn wait_for_renewals(&mut self, at: usize) {
+        let end = self.now + REPLY_BOUND;
+        while self.database.head.lifetime().is_some() && !self.has_newest_map(at) && self.now < end {
+            self.run_for(Duration::from_millis(20));
         }
     }
 

@@ -91,7 +91,12 @@ async fn connect(
     let request = Request::Up { options: options.clone(), setup_key: key.clone() };
     let watch = Request::Watch { peers: false };
     match context.client().call::<Done>(&request).await {
-        Ok(_) => Ok((context.client().ask(&watch).await?, false)),
+        Ok(done) => {
+            if !done.message.is_empty() {
+                output::warn(&done.message);
+            }
+            Ok((context.client().ask(&watch).await?, false))
+        }
         // One that is just ending: its successor may start when it is gone.
         Err(error) if is_gone(&error) => {
             if !wait_released(&context.state_dir, RELEASE_TIMEOUT).await {

@@ -45,11 +45,12 @@ impl Driver<'_> {
         let _ = answer.send(answered);
     }
 
+    /// Returns what the person should know, if there is anything.
     fn up(&mut self, options: Options, key: Option<SecretKey>, now: BootTime) -> Result<String, Refusal> {
         self.set(options, now)?;
         let unused = key.and_then(|SecretKey(key)| self.take_setup_key(key, now));
         match self.agent.is_enrolled() || self.world.setup_key.is_some() {
-            true => Ok(unused.unwrap_or_else(|| "the settings are in use".into())),
+            true => Ok(unused.unwrap_or_default()),
             false => Err(Refusal::not_enrolled()),
         }
     }

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use netns_tests::client::{Member, within};
 use netns_tests::clock::{WallClock, logged_offset};
 use netns_tests::figures::{Bound, Samples, ms};
@@ -158,4 +158,50 @@ fn agents_restart(s: &mut Scenario, mesh: &mut Mesh) -> Result<()> {
     }
     s.figure(&answered, &[Bound::Worst(Duration::from_secs(5))]);
     Ok(())
+}
+
+/// Without a server its own clock is all that an agent has: behind the newest certificate it ends nothing, ahead of all it says what it goes by, and one server mends it.
+pub(crate) fn a_restart_with_a_wrong_one_and_no_server(s: &mut Scenario) -> Result<()> {
+    s.expect_warning("clock");
+    s.expect_warning("certificate");
+    let mut mesh = Mesh::plan(1, 0).start(s)?;
+    let clock = WallClock::new(&mesh.cluster.directory, "a1")?;
+    (0..2).try_for_each(|number| mesh.add_agent(number).map(drop))?;
+    mesh.agents[0].environment = clock.environment();
+    mesh.start_agents()?;
+    ping(&mesh.agents[0], &mesh.agents[1])?.finish()?;
+    mesh.servers[0].kill()?;
+
+    clock.set(-SKEW)?;
+    let (answered, _) = restarted(&mut mesh, "behind the newest certificate")?;
+    s.note(format!(
+        "a clock 6 h behind, no server: the tunnel carries after {}",
+        ms(answered.context("nothing is ended by a clock that is behind")?)
+    ));
+
+    // Certificates live for 30 days.
+    clock.set(40 * 24 * HOUR)?;
+    let (answered, warnings) = restarted(&mut mesh, "by this machine's clock")?;
+    s.require(answered.is_none(), "a clock that is all there is was not believed");
+    s.note(warnings.join("; "));
+    let at = mesh.servers[0].start()?;
+    let (mended, _) = mesh.agents[0].wait(at, TIMEOUT, "knows the time from a server", |status| {
+        status.own.certificate.state == "good" && status.peer("a2").is_some()
+    })?;
+    s.note(format!("a clock 40 days ahead: mended {} after a server's start", ms(mended - at)));
+    ping(&mesh.agents[0], &mesh.agents[1])?.finish().map(drop)
+}
+
+/// Kills and starts the first agent: when a tunnel carries again, if it does, and what the agent says of its clock.
+fn restarted(mesh: &mut Mesh, word: &str) -> Result<(Option<Duration>, Vec<String>)> {
+    let target = overlay_address(&mesh.agents[0], &mesh.agents[1])?;
+    mesh.agents[0].kill()?;
+    let pinger = Pinger::start("after a restart", &mesh.agents[0].host.namespace, target, FIVE_MS)?;
+    let at = mesh.agents[0].launch()?;
+    mesh.agents[0].follow()?;
+    let status = mesh.agents[0].wait_now(TIMEOUT, "says what it goes by", |status| {
+        status.warnings.iter().any(|warning| warning.contains(word))
+    })?;
+    let answered = pinger.first_reply_after(at, Duration::from_secs(5)).ok().map(|replied| replied - at);
+    Ok((answered, status.warnings.clone()))
 }

@@ -39,6 +39,7 @@ mod replaced;
 mod restarts;
 mod rogue;
 mod root;
+mod settings;
 mod starved;
 mod two_servers;
 mod wg;
@@ -150,6 +151,11 @@ const CASES: &[Case] = &[
     alone("life_an_agent_without_enrolment_says_so", life::an_agent_without_enrolment_says_so),
     alone("life_sigterm_leaves_nothing_behind", life::sigterm_leaves_nothing_behind),
     alone("life_the_start_after_kill_9_cleans_up", life::the_start_after_kill_9_cleans_up),
+    alone("settings_a_keepalive_reaches_open_sessions", settings::a_keepalive_reaches_open_sessions),
+    alone(
+        "settings_a_setup_key_of_another_network_changes_nothing",
+        settings::a_setup_key_of_another_network_changes_nothing,
+    ),
     alone("life_logout_ends_the_membership", life::logout_ends_the_membership),
     alone("bad_input_server_lists", bad_agent_input::server_lists),
     alone(
@@ -223,6 +229,10 @@ const CASES: &[Case] = &[
     ),
     together("admission_a_stale_disconnect_changes_nothing", admission::a_stale_disconnect_changes_nothing),
     together("clocks_jump_while_everything_runs", clocks::jump_while_everything_runs),
+    together(
+        "clocks_a_restart_with_a_wrong_one_and_no_server",
+        clocks::a_restart_with_a_wrong_one_and_no_server,
+    ),
     together("replaced_a_lost_machine", replaced::a_lost_machine),
     together("replaced_a_lost_machine_with_a_wrapped_root", replaced::a_lost_machine_with_a_wrapped_root),
     together("replaced_sqlite_by_postgres", replaced::sqlite_by_postgres),
