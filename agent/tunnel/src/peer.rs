@@ -65,6 +65,8 @@ pub(crate) struct Live {
     pub(crate) is_initiator: bool,
     /// Our initiation is unanswered.
     pub(crate) is_initiating: bool,
+    /// Since our last initiation nobody claimed to answer.
+    pub(crate) is_answer_due: bool,
     /// When the unanswered initiation is repeated.
     pub(crate) retry_at: Option<Instant>,
     /// We answered an initiation with this session, which the other side has not used yet.
@@ -248,6 +250,7 @@ impl Live {
             is_established: false,
             is_initiator: false,
             is_initiating: false,
+            is_answer_due: false,
             answered: None,
             tried: Vec::new(),
             trying: Vec::new(),

@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 
 /// Packets per peer.
 const MAX_PACKETS: usize = 64;
-/// Bytes over all peers.
-const MAX_BYTES: usize = 4 << 20;
+/// Bytes over all peers, of their first packets: full-sized ones of ten thousand peers.
+const MAX_BYTES: usize = 16 << 20;
+/// Beyond so many bytes, peers that have a packet here get no more in: others' first is worth more than their second.
+const MAX_BYTES_OF_MORE: usize = 4 << 20;
 /// What a waiting packet costs besides its bytes: two allocations' overhead and its place in the queue.
 const PACKET_COST: usize = 64;
 
@@ -24,7 +26,8 @@ impl Queue {
     /// Puts a packet at the end; `false` if there is no room.
     pub(crate) fn push(&mut self, packet: &[u8], budget: &mut Budget) -> bool {
         let cost = packet.len() + PACKET_COST;
-        if self.0.len() >= MAX_PACKETS || budget.used + cost > MAX_BYTES {
+        let limit = if self.0.is_empty() { MAX_BYTES } else { MAX_BYTES_OF_MORE };
+        if self.0.len() >= MAX_PACKETS || budget.used + cost > limit {
             return false;
         }
         budget.used += cost;
@@ -71,5 +74,21 @@ mod tests {
         assert_eq!(kept, MAX_BYTES / (60_000 + PACKET_COST));
         queues.iter_mut().for_each(|queue| queue.clear(&mut budget));
         assert_eq!(budget.used, 0);
+    }
+
+    #[test]
+    fn who_has_much_waiting_leaves_room_for_the_first_packet_of_each_of_eight_thousand_others() {
+        let (mut greedy, mut budget) = (Vec::new(), Budget::default());
+        greedy.resize_with(100, Queue::default);
+        for _ in 0..MAX_PACKETS {
+            greedy.iter_mut().for_each(|queue| {
+                queue.push(&[0; 1420], &mut budget);
+            });
+        }
+        assert!(budget.used <= MAX_BYTES_OF_MORE);
+        let mut modest = Vec::new();
+        modest.resize_with(8000, Queue::default);
+        assert!(modest.iter_mut().all(|queue| queue.push(&[0; 1420], &mut budget)));
+        assert!(!modest[0].push(&[0; 1420], &mut budget));
     }
 }

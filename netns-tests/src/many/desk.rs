@@ -14,6 +14,10 @@ use super::crowd::{ECHO_PORT, inner, number_of};
 use crate::namespace::Namespace;
 
 const BUFFER_BYTES: usize = 32 << 20;
+/// Packets to many go out at this pace, faster than thousands of handshakes can be made. What is sent faster still, the system drops itself, since an
+/// interface's queue has 1000 places.
+const BURST: usize = 50;
+const BURST_INTERVAL: Duration = Duration::from_millis(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) struct Desk {
@@ -54,7 +58,12 @@ impl Desk {
 
     /// One packet to each.
     pub(crate) fn send(&self, numbers: Range<usize>) -> Result<()> {
-        for number in numbers {
+        let begun = Instant::now();
+        for (sent, number) in numbers.enumerate() {
+            if sent % BURST == 0 {
+                let due = begun + BURST_INTERVAL * (sent / BURST) as u32;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
             self.socket.send_to(b"hello", (inner(number), ECHO_PORT)).context("the desk cannot send")?;
         }
         Ok(())

@@ -17,7 +17,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
@@ -42,7 +42,7 @@ const CALM: Duration = Duration::from_secs(2);
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waking {
-    /// A packet from the hub to every peer, as fast as one thread sends them.
+    /// A packet from the hub to every peer, 50 in a millisecond.
     FromHub,
     /// An initiation of every peer's to the hub.
     FromCrowd,
@@ -244,6 +244,8 @@ impl Room {
         if let Some(crowd) = self.crowd.take() {
             crowd.finish()?;
         }
+        let log = self.hub.process.log_tail(usize::MAX);
+        ensure!(!log.contains("panicked"), "the hub panicked: {log}");
         self.reach_friend()
     }
 }

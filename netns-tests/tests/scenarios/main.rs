@@ -30,6 +30,7 @@ mod lab_database;
 mod life;
 mod load_balancer;
 mod looking;
+mod many;
 mod membership;
 mod names;
 mod one_address;
@@ -198,6 +199,8 @@ const CASES: &[Case] = &[
     together("wg_two_workers_move_to_another_namespace", wg_workers::move_to_another_namespace),
     together("two_workers_carry_a_mesh", wg_workers::carry_a_mesh),
     together("wg_two_workers_keep_every_flow_in_order", wg_workers::keep_every_flow_in_order),
+    alone("many_peers_woken_by_packets", many::peers_woken_by_packets),
+    alone("many_peers_that_begin_handshakes", many::peers_that_begin_handshakes),
     alone("wg_carries_tcp_over_both_families", wg::carries_tcp_over_both_families),
     alone("wg_takes_over_what_was_opened_for_it", wg_life::takes_over_what_was_opened_for_it),
     together("wg_quick_brings_it_up_and_down", wg_life::wg_quick_brings_it_up_and_down),

@@ -26,6 +26,9 @@ impl Worker {
     /// Whether there was anything.
     pub(super) fn handle_requests(&mut self, inbox: &Receiver<Request>) -> Result<bool, Stop> {
         for handled in 0..MAX_REQUESTS {
+            if !self.handshakes.may_begin() {
+                break;
+            }
             match inbox.try_recv() {
                 Ok(request) => self.handle_request(request)?,
                 Err(TryRecvError::Empty) if handled == 0 => return Ok(false),
@@ -188,7 +191,9 @@ impl Worker {
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
         live.is_initiating = true;
+        live.is_answer_due = true;
         live.retry_at = None;
+        self.handshakes.note_begun();
         let message = &self.scratch[..len];
         let copies = if live.trying.is_empty() { state.path.iter().len() } else { live.trying.len() };
         state.tx_datagram_bytes += (copies * len) as u64;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Worker;
+use super::{Worker, handshakes::MAX_RECEIVES};
 use crate::{
     Drops, Event, PeerDrops, Policy, Refusal,
     capture::{Direction, Fate},
@@ -34,9 +34,19 @@ impl Worker {
     pub(super) fn receive(&mut self, arena: &mut Arena) -> bool {
         let mut received = false;
         for family in [Family::V4, Family::V6] {
-            if self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
+            for _ in 0..MAX_RECEIVES {
+                if !self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
+                    break;
+                }
                 received = true;
-                arena.datagrams().for_each(|(path, ecn, datagram)| self.handle_datagram(path, ecn, datagram));
+                let (mut all, mut put_by) = (0, 0);
+                for (path, ecn, datagram) in arena.datagrams() {
+                    all += 1;
+                    put_by += usize::from(self.handle_datagram(path, ecn, datagram));
+                }
+                if put_by < all {
+                    break;
+                }
             }
         }
         self.write();
@@ -47,20 +57,19 @@ impl Worker {
         self.drops.write_failed += self.writer.flush(self.device.system());
     }
 
-    pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) {
+    /// Whether it was put by, for want of time.
+    pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) -> bool {
         if !self.is_up {
-            return;
+            return false;
         }
         self.outbox.sockets.on_arrival(path.from);
         match Kind::of(datagram) {
             Some(Kind::Data(session)) => self.handle_data(path, session, ecn, datagram),
-            Some(Kind::Initiation) => self.timed(|worker| worker.handle_initiation(path, datagram)),
-            Some(kind @ Kind::Response(session)) => {
-                self.timed(|worker| worker.handle_response(path, kind, session, datagram));
-            }
+            Some(Kind::Initiation | Kind::Response(_)) => return self.hear_handshake(path, datagram),
             Some(kind @ Kind::Cookie(session)) => self.handle_cookie(path, kind, session, datagram),
             None => self.drops.not_wireguard += 1,
         }
+        false
     }
 
     fn handle_data(&mut self, path: Path, session: u32, ecn: Option<Ecn>, datagram: &[u8]) {
@@ -301,7 +310,7 @@ impl Worker {
         }
     }
 
-    fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
+    pub(super) fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
         let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
         if let Some(answer) = self.answers.find(initiation, self.now) {
             self.outbox.send(None, answer, path);
@@ -387,14 +396,20 @@ impl Worker {
         });
     }
 
-    fn handle_response(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
+    /// One response for each initiation of ours is no load that others put on us; who forges it must have seen its index.
+    fn is_answer_due(&mut self, id: PeerId) -> bool {
+        let live = self.peers.get(id).and_then(|state| state.live.as_deref_mut());
+        live.is_some_and(|live| live.is_initiating && std::mem::take(&mut live.is_answer_due))
+    }
+
+    pub(super) fn handle_response(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
             if !self.pass_datagram(session, path, None, datagram) {
                 self.drops.unknown_index += 1;
             }
             return;
         };
-        if !self.admit(path, datagram) {
+        if !self.is_answer_due(id) && !self.admit(path, datagram) {
             return;
         }
         let Some(state) = self.peers.get(id) else { return };

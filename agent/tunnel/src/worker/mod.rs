@@ -6,6 +6,7 @@
 //! - `commands`: what the owner orders
 //! - `configure`: what is asked through WireGuard's configuration protocol
 //! - `handover`: what is another worker's
+//! - `handshakes`: their share of a turn
 //! - `inbound`: network to interface, and handshakes
 //! - `outbound`: interface to network, and packets that wait
 //! - `timers`: sessions' time, keepalives, reports
@@ -16,6 +17,7 @@ mod configure;
 #[cfg(all(any(test, fuzzing), target_os = "linux"))]
 pub mod fuzzing;
 mod handover;
+mod handshakes;
 mod inbound;
 mod outbound;
 mod timers;
@@ -48,6 +50,8 @@ use crate::{
     tunnel::Request,
     wait::{self, Wakeups},
 };
+
+use handshakes::Handshakes;
 
 pub(crate) type Events = Box<dyn FnMut(Event) + Send>;
 
@@ -105,6 +109,9 @@ pub(crate) struct Worker {
     strangers: Strangers,
     now: Instant,
     next_tick_at: Instant,
+    /// Live peers that this tick has still to come to.
+    to_tick: Vec<PeerId>,
+    handshakes: Handshakes,
     /// Handshakes and keepalives to come, one by one.
     revivals: BTreeSet<(Instant, PeerId)>,
     /// Where there are several workers.
@@ -142,6 +149,8 @@ impl Worker {
             strangers: Strangers::new(now),
             now,
             next_tick_at: now,
+            to_tick: Vec::new(),
+            handshakes: Handshakes::default(),
             revivals: BTreeSet::new(),
             team: None,
             scratch: [0; HANDSHAKE_ROOM],
@@ -201,11 +210,13 @@ impl Worker {
         arena: &mut Arena,
     ) -> Result<(), Stop> {
         self.now = Instant::now();
+        self.handshakes.begin_turn();
         let ordered = self.handle_requests(inbox)?;
         let handed = self.take_handed();
         let received = self.receive(arena);
         reader.fit(self.device.mtu());
         let sent = self.send(reader)?;
+        self.hear_waiting();
         self.handle_timers();
         self.outbox.flush();
         self.blame();

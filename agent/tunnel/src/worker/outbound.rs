@@ -38,6 +38,7 @@ impl Worker {
                 break;
             }
         }
+        self.handshakes.press();
         Ok(true)
     }
 
@@ -112,6 +113,7 @@ impl Worker {
             self.drops.no_endpoint += count as u64;
             return;
         }
+        let is_first = state.waiting.is_empty();
         for index in 0..count {
             if !state.waiting.push(reader.segment(index), &mut self.budget) {
                 self.drops.queue_full += 1;
@@ -119,7 +121,9 @@ impl Worker {
             }
         }
         match self.policy {
-            Policy::WireGuard => self.want_session(id),
+            Policy::WireGuard if is_first || self.handshakes.may_begin() => self.want_session_soon(id),
+            // The first one is in line.
+            Policy::WireGuard => {}
             Policy::Owner if !state.is_announced => {
                 state.is_announced = true;
                 let peer = state.key;

@@ -25,18 +25,28 @@ const UNPROVEN_FOR: Duration = Duration::from_secs(30);
 const RENEW_AFTER: Duration = Duration::from_secs(120);
 const RENEW_PASSIVE_AFTER: Duration = Duration::from_secs(165);
 
+/// Live peers per turn.
+const MAX_TICKS: usize = 512;
+
 impl Worker {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let tick = (!self.peers.live().is_empty()).then_some(self.next_tick_at);
         let revival = self.revivals.first().map(|&(at, _)| at);
-        [tick, revival, self.activity.deadline()].into_iter().flatten().min()
+        let is_behind = !self.to_tick.is_empty() || self.handshakes.is_waiting();
+        let backlog = is_behind.then_some(self.now);
+        [tick, revival, self.activity.deadline(), backlog].into_iter().flatten().min()
     }
 
     pub(super) fn handle_timers(&mut self) {
         if !self.peers.live().is_empty() && self.next_tick_at <= self.now {
             self.next_tick_at = self.now + TICK_INTERVAL;
-            let live = self.peers.live().to_vec();
-            live.into_iter().for_each(|id| self.tick(id));
+            self.to_tick.clear();
+            self.to_tick.extend_from_slice(self.peers.live());
+        }
+        // Peers that woke together renew their sessions together.
+        for _ in 0..MAX_TICKS {
+            let Some(id) = self.handshakes.may_begin().then(|| self.to_tick.pop()).flatten() else { break };
+            self.tick(id);
         }
         self.revive();
         self.report();

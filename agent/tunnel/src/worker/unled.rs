@@ -10,7 +10,7 @@ use crate::{Policy, device::Link, peer::PeerId};
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// WireGuard's jitter: repeated initiations of two peers that started together must not keep meeting.
 const MAX_JITTER_MS: u32 = 333;
-/// Per turn: an initiation costs some 100 us, and packets wait meanwhile.
+/// Per turn, keepalives among them.
 const MAX_REVIVALS: usize = 16;
 
 impl Worker {
@@ -70,6 +70,9 @@ impl Worker {
     /// Does what is due, some of it at a time.
     pub(super) fn revive(&mut self) {
         for _ in 0..MAX_REVIVALS {
+            if !self.handshakes.may_begin() {
+                return;
+            }
             let Some(&(at, id)) = self.revivals.first().filter(|(at, _)| *at <= self.now) else { return };
             self.revivals.remove(&(at, id));
             self.handle_revival(id);

@@ -49,7 +49,6 @@ fn main() -> Result<()> {
                 "  CPU with {active} active, a packet and its answer a second: {:.2} %",
                 room.idle_cpu(active, span)?
             );
-            room.assemble()?;
         }
         tell_live("alone", &room.calm()?);
         let woken = room.wake(waking)?;

@@ -1,0 +1,83 @@
+//! `agent wg` with thousands of peers: idle ones cost next to nothing, and when all of them wake at once, each one's first packet is
+//! delivered, and live traffic hardly notices. `make bench-many` does the same with ten thousand.
+//!
+//! ```text
+//!   hub (agent wg) ─── friend (agent wg), with which it has live traffic
+//!        └──────────── crowd, which plays 2000 peers
+//! ```
+
+use std::time::Duration;
+
+use anyhow::Result;
+use netns_tests::figures::{Bound, ms};
+use netns_tests::many::{Resources, Room, Waking};
+use netns_tests::scenario::Scenario;
+
+const PEERS: usize = 2000;
+const ACTIVE: usize = 100;
+/// Processor time is told in steps of 10 ms.
+const IDLE: Duration = Duration::from_secs(5);
+const MAX_CPU_PERCENT: f64 = 1.0;
+/// With what reading a configuration leaves behind.
+const MAX_IDLE_BYTES: u64 = 1000;
+const MAX_LIVE_BYTES: u64 = 13 * 1024;
+
+pub(crate) fn peers_woken_by_packets(s: &mut Scenario) -> Result<()> {
+    let (room, idle) = room(s)?;
+    let cpu = room.idle_cpu(ACTIVE, IDLE)?;
+    s.note(format!("CPU with {ACTIVE} of {PEERS} peers active: {cpu:.2} %"));
+    s.require(cpu <= MAX_CPU_PERCENT, format!("{ACTIVE} active peers take {cpu:.2} % of a core"));
+    wake(s, room, idle, Waking::FromHub)
+}
+
+pub(crate) fn peers_that_begin_handshakes(s: &mut Scenario) -> Result<()> {
+    let (room, idle) = room(s)?;
+    wake(s, room, idle, Waking::FromCrowd)
+}
+
+fn room(s: &mut Scenario) -> Result<(Room, Resources)> {
+    let mut room = Room::start(&s.binaries.agent, &s.directory, PEERS)?;
+    let empty = room.resources()?;
+    let took = room.configure()?;
+    let idle = room.resources()?;
+    let each = idle.resident_bytes.saturating_sub(empty.resident_bytes) / PEERS as u64;
+    s.note(format!("{PEERS} peers configured in {}, {each} bytes each", ms(took)));
+    s.require(each <= MAX_IDLE_BYTES, format!("an idle peer costs {each} bytes"));
+    s.require(
+        (idle.descriptors, idle.threads) == (empty.descriptors, empty.threads),
+        format!("idle peers have descriptors or threads: {empty:?}, then {idle:?}"),
+    );
+    room.assemble()?;
+    Ok((room, idle))
+}
+
+fn wake(s: &mut Scenario, room: Room, idle: Resources, waking: Waking) -> Result<()> {
+    let woken = room.wake(waking)?;
+    let live = room.resources()?;
+    let each = live.resident_bytes.saturating_sub(idle.resident_bytes) / PEERS as u64;
+    s.note(format!(
+        "{} of {PEERS} first packets delivered, half after {}, the last after {}, CPU {}; {each} bytes for a live tunnel",
+        woken.delivered,
+        ms(woken.half_after),
+        ms(woken.all_after),
+        ms(woken.cpu)
+    ));
+    s.require(
+        woken.delivered == PEERS,
+        format!(
+            "{} of {PEERS} first packets delivered; {} refused by the interface",
+            woken.delivered, woken.refused_by_interface
+        ),
+    );
+    s.require(each <= MAX_LIVE_BYTES, format!("a live tunnel costs {each} bytes"));
+    s.require(live.descriptors == idle.descriptors, "live tunnels have descriptors");
+    s.note(format!("meanwhile {} datagrams and {} pings of live traffic", woken.live.sent, woken.live.pings));
+    s.require(
+        (woken.live.lost, woken.live.lost_pings) == (0, 0),
+        format!("{} datagrams and {} pings of live traffic lost", woken.live.lost, woken.live.lost_pings),
+    );
+    let bounds = [Bound::P99(Duration::from_millis(100)), Bound::Worst(Duration::from_millis(500))];
+    s.figure(&woken.live.latencies, &bounds);
+    s.figure(&woken.live.round_trips, &bounds);
+    room.finish()
+}
