@@ -214,9 +214,7 @@ impl Bench {
         let path = Path::to(from);
         match kind % 4 {
             _ if kind & 0x40 != 0 => self.filter(kind, bytes),
-            0 => {
-                self.worker.handle_datagram(path, None, bytes);
-            }
+            0 => self.worker.handle_datagram(path, None, bytes),
             1 => self.seal(bytes),
             2 => self.bend(path, bytes),
             _ => {

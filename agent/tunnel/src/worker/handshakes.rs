@@ -19,7 +19,7 @@ const MAX_PER_TURN: usize = 8;
 const MAX_PRESSED: usize = 1;
 /// Messages put by, some 1 MB. As many as one burst of a large network; a flood is let go beyond that.
 const MAX_WAITING: usize = 4096;
-/// Receive calls per turn that bring nothing but messages to put by: data is behind them in the same queue.
+/// Receive calls in a turn that has handshakes to work on: data is among them and behind them in the same queue.
 pub(super) const MAX_RECEIVES: usize = 64 / MESSAGES;
 
 pub(super) struct Handshakes {
@@ -73,19 +73,16 @@ impl Handshakes {
 }
 
 impl Worker {
-    /// A handshake message has arrived. Whether it was put by.
-    pub(super) fn hear_handshake(&mut self, path: Path, datagram: &[u8]) -> bool {
+    /// A handshake message has arrived: it is worked on, or put by.
+    pub(super) fn hear_handshake(&mut self, path: Path, datagram: &[u8]) {
         let handshakes = &mut self.handshakes;
         if handshakes.hear > 0 && handshakes.waiting.is_empty() {
             self.work_on_handshake(path, datagram);
-            return false;
-        }
-        if handshakes.waiting.len() < MAX_WAITING {
+        } else if handshakes.waiting.len() < MAX_WAITING {
             handshakes.waiting.push_back((path, datagram.into()));
         } else {
             self.drops.under_load += 1;
         }
-        true
     }
 
     /// Works on some of what was put by.

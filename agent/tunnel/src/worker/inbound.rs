@@ -39,12 +39,8 @@ impl Worker {
                     break;
                 }
                 received = true;
-                let (mut all, mut put_by) = (0, 0);
-                for (path, ecn, datagram) in arena.datagrams() {
-                    all += 1;
-                    put_by += usize::from(self.handle_datagram(path, ecn, datagram));
-                }
-                if put_by < all {
+                arena.datagrams().for_each(|(path, ecn, datagram)| self.handle_datagram(path, ecn, datagram));
+                if !self.handshakes.is_waiting() {
                     break;
                 }
             }
@@ -57,19 +53,17 @@ impl Worker {
         self.drops.write_failed += self.writer.flush(self.device.system());
     }
 
-    /// Whether it was put by, for want of time.
-    pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) -> bool {
+    pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) {
         if !self.is_up {
-            return false;
+            return;
         }
         self.outbox.sockets.on_arrival(path.from);
         match Kind::of(datagram) {
             Some(Kind::Data(session)) => self.handle_data(path, session, ecn, datagram),
-            Some(Kind::Initiation | Kind::Response(_)) => return self.hear_handshake(path, datagram),
+            Some(Kind::Initiation | Kind::Response(_)) => self.hear_handshake(path, datagram),
             Some(kind @ Kind::Cookie(session)) => self.handle_cookie(path, kind, session, datagram),
             None => self.drops.not_wireguard += 1,
         }
-        false
     }
 
     fn handle_data(&mut self, path: Path, session: u32, ecn: Option<Ecn>, datagram: &[u8]) {
