@@ -61,6 +61,9 @@ fn ipv6_crosses_inside_and_outside() {
     }
     for (netns, number) in [(&wire.left, 1), (&wire.right, 2)] {
         netns.shell(&format!("ip address add fd64::{number}/64 dev hf0 nodad"));
+        // The kernel takes an IPv6 address for its own some time after the command.
+        let route = || netns.shell(&format!("ip -6 route get fd64::{number}"));
+        wait_until("the address is local", || route().contains("local"));
     }
     let endpoint = format!("[fd09::2]:{}", right.tunnel.listen_port()).parse().unwrap();
     left.tunnel.command(Command::Initiate { peer: right.key, endpoints: vec![endpoint] });
