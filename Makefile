@@ -54,7 +54,8 @@ bench-tunnel: deps
 	$(CARGO) run --release --quiet -p netns-tests --bin bench_tunnel -- --peers target/peers --target $(TARGET) --copy-target $(TARGET)/copy \
 		--rounds $(ROUNDS) --seconds $(LOAD) $(if $(ONLY),--only "$(ONLY)")
 
-# `agent wg` with 10,000 peers: what idle ones cost, and all of them waking at once beside live traffic. About 3 minutes; PEERS changes how many.
+# `agent wg` with 10,000 peers: what idle ones cost, and all of them waking at once beside live traffic, four times. Fails if a first packet is lost or a bound is broken. About 4 minutes;
+# PEERS changes how many.
 PEERS ?= 10000
 bench-many: deps
 	$(CARGO) build --release --quiet -p agent -p netns-tests

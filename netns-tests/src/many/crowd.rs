@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ const POLL_MS: u16 = 5;
 /// Room for whatever thousands send in one moment.
 const BUFFER_BYTES: usize = 64 << 20;
 const PACKET_BYTES: usize = 2048;
+/// IPv4's and UDP's.
+pub(crate) const HEADERS_BYTES: usize = 28;
 /// The crowd stands for other machines: it gives way to what is measured on this one.
 const NICENESS: i32 = 10;
 
@@ -93,7 +95,8 @@ pub(crate) struct Crowd {
 #[derive(Default)]
 struct Orders {
     stop: AtomicBool,
-    speak: AtomicBool,
+    /// Bytes of the packet that all send; 0 is no order.
+    speak: AtomicUsize,
 }
 
 impl Crowd {
@@ -111,8 +114,8 @@ impl Crowd {
     }
 
     /// All of them send one packet to the hub's desk, now.
-    pub(crate) fn speak(&self) {
-        self.orders.speak.store(true, Ordering::Relaxed);
+    pub(crate) fn speak(&self, packet_bytes: usize) {
+        self.orders.speak.store(packet_bytes, Ordering::Relaxed);
     }
 
     /// Fails if the crowd had.
@@ -162,8 +165,9 @@ impl Machine {
     fn run(mut self, orders: &Orders) -> Result<()> {
         let mut tick_at = Instant::now();
         while !orders.stop.load(Ordering::Relaxed) {
-            if orders.speak.swap(false, Ordering::Relaxed) {
-                self.speak()?;
+            match orders.speak.swap(0, Ordering::Relaxed) {
+                0 => {}
+                packet_bytes => self.speak(packet_bytes)?,
             }
             if Instant::now() >= tick_at {
                 tick_at = Instant::now() + TICK_INTERVAL;
@@ -177,12 +181,13 @@ impl Machine {
         Ok(())
     }
 
-    fn speak(&mut self) -> Result<()> {
+    fn speak(&mut self, packet_bytes: usize) -> Result<()> {
         let mut out = [0; PACKET_BYTES];
         let mut messages = Vec::new();
         // All are ready before the first leaves: it is the hub that is to be hurried.
         for (number, member) in self.members.iter_mut().enumerate() {
-            let packet = udp_packet(SocketAddrV4::new(inner(number), ECHO_PORT), self.hub.desk);
+            let from = SocketAddrV4::new(inner(number), ECHO_PORT);
+            let packet = udp_packet(from, self.hub.desk, packet_bytes);
             if let TunnResult::WriteToNetwork(message) = member.tunn.encapsulate(&packet, &mut out) {
                 messages.push((member.outer, message.to_vec()));
             }
@@ -239,7 +244,7 @@ fn hear(socket: &UdpSocket, hub: SocketAddrV4, member: &mut Member, datagram: &[
 
 /// The packet with its ends swapped, which leaves its checksums right. `None` if it is not for the echo.
 fn echo(packet: &mut [u8]) -> Option<&[u8]> {
-    let is_udp = packet.len() >= 28 && packet[0] == 0x45 && packet[9] == 17;
+    let is_udp = packet.len() >= HEADERS_BYTES && packet[0] == 0x45 && packet[9] == 17;
     if !is_udp || packet[22..24] != ECHO_PORT.to_be_bytes() {
         return None;
     }
@@ -250,11 +255,12 @@ fn echo(packet: &mut [u8]) -> Option<&[u8]> {
     Some(packet)
 }
 
-/// An empty datagram in its packet.
-fn udp_packet(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 28] {
-    let mut packet = [0; 28];
+/// A datagram of zeros, without a checksum of its own, in its packet.
+fn udp_packet(from: SocketAddrV4, to: SocketAddrV4, packet_bytes: usize) -> Vec<u8> {
+    let mut packet = vec![0; packet_bytes.max(HEADERS_BYTES)];
+    let len = packet.len() as u16;
     packet[0] = 0x45;
-    packet[3] = 28;
+    packet[2..4].copy_from_slice(&len.to_be_bytes());
     packet[8] = 64;
     packet[9] = 17;
     packet[12..16].copy_from_slice(&from.ip().octets());
@@ -265,7 +271,7 @@ fn udp_packet(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 28] {
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet[20..22].copy_from_slice(&from.port().to_be_bytes());
     packet[22..24].copy_from_slice(&to.port().to_be_bytes());
-    packet[25] = 8;
+    packet[24..26].copy_from_slice(&(len - 20).to_be_bytes());
     packet
 }
 
@@ -319,11 +325,11 @@ mod tests {
     fn an_echo_swaps_the_ends_and_nothing_else() {
         let (one, other) =
             (SocketAddrV4::new(inner(7), 1234), SocketAddrV4::new([198, 18, 0, 1].into(), ECHO_PORT));
-        let mut packet = udp_packet(one, other);
+        let mut packet = udp_packet(one, other, 1400);
         let words = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
         let sum: u32 = words.sum();
         assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
-        assert_eq!(echo(&mut packet), Some(&udp_packet(other, one)[..]));
+        assert_eq!(echo(&mut packet), Some(&udp_packet(other, one, 1400)[..]));
         assert_eq!(echo(&mut packet), None, "what comes back is not sent again");
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::crowd::{ECHO_PORT, inner, number_of};
+use super::crowd::{ECHO_PORT, HEADERS_BYTES, inner, number_of};
 use crate::namespace::Namespace;
 
 const BUFFER_BYTES: usize = 32 << 20;
@@ -57,14 +57,15 @@ impl Desk {
     }
 
     /// One packet to each.
-    pub(crate) fn send(&self, numbers: Range<usize>) -> Result<()> {
+    pub(crate) fn send(&self, numbers: Range<usize>, packet_bytes: usize) -> Result<()> {
+        let payload = vec![0; packet_bytes.saturating_sub(HEADERS_BYTES)];
         let begun = Instant::now();
         for (sent, number) in numbers.enumerate() {
             if sent % BURST == 0 {
                 let due = begun + BURST_INTERVAL * (sent / BURST) as u32;
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
             }
-            self.socket.send_to(b"hello", (inner(number), ECHO_PORT)).context("the desk cannot send")?;
+            self.socket.send_to(&payload, (inner(number), ECHO_PORT)).context("the desk cannot send")?;
         }
         Ok(())
     }
@@ -92,6 +93,7 @@ impl Drop for Desk {
 }
 
 fn listen(socket: &UdpSocket, notes: &Mutex<Notes>, stop: &AtomicBool) {
+    // Of what is longer the rest is of no interest.
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
         let Ok((_, SocketAddr::V4(from))) = socket.recv_from(&mut buffer) else { continue };

@@ -39,6 +39,14 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Live traffic before and after, for comparison.
 const CALM: Duration = Duration::from_secs(2);
 
+/// A packet with next to nothing in it, and one as TCP sends them.
+pub const SMALL_BYTES: usize = 33;
+pub const FULL_BYTES: usize = 1400;
+/// What an idle peer may cost, with what reading a configuration leaves behind.
+pub const MAX_IDLE_BYTES: u64 = 1000;
+/// What a live tunnel may cost beyond that.
+pub const MAX_LIVE_BYTES: u64 = 13 * 1024;
+
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waking {
@@ -54,6 +62,13 @@ pub struct Resources {
     pub resident_bytes: u64,
     pub descriptors: usize,
     pub threads: usize,
+}
+
+impl Resources {
+    /// The memory that each of `peers` costs more than `before`.
+    pub fn bytes_each_since(self, before: Self, peers: usize) -> u64 {
+        self.resident_bytes.saturating_sub(before.resident_bytes) / peers.max(1) as u64
+    }
 }
 
 /// How a waking went.
@@ -179,13 +194,14 @@ impl Room {
     /// The hub's processor time in per cent, while each of the first `active` peers is sent a packet a second, and answers.
     pub fn idle_cpu(&self, active: usize, span: Duration) -> Result<f64> {
         self.desk.begin();
-        self.desk.send(0..active)?;
+        self.desk.send(0..active, SMALL_BYTES)?;
         wait_until("the active peers answer", TIMEOUT, || Ok((self.desk.heard() >= active).then_some(())))?;
         let (begun, before) = (Instant::now(), self.hub.process.usage()?.1);
         let mut sent = 0;
         hold_for(span, || {
             let due = (begun.elapsed().as_secs_f64() * active as f64) as usize;
-            (sent..due).try_for_each(|number| self.desk.send(number % active..number % active + 1))?;
+            (sent..due)
+                .try_for_each(|number| self.desk.send(number % active..number % active + 1, SMALL_BYTES))?;
             sent = due;
             Ok(())
         })?;
@@ -200,23 +216,23 @@ impl Room {
         live.finish()
     }
 
-    /// All peers wake at once, beside live traffic. Ends when every first packet came through, or after a minute.
-    pub fn wake(&self, waking: Waking) -> Result<Woken> {
+    /// All peers wake at once, beside live traffic; before, none may have a session. Ends when every first packet came
+    /// through, or after a minute: whoever calls decides about those that did not.
+    pub fn wake(&self, waking: Waking, packet_bytes: usize) -> Result<Woken> {
         let crowd = self.crowd.as_ref().context("the crowd is to assemble first")?;
+        let awake = self.awake()?;
+        ensure!(awake == 0, "{awake} peers have sessions before they are woken");
         let live = Live::start(self.namespace(), (&self.friend.host.namespace, FRIEND))?;
         let (refused, before) = (self.refused_by_interface()?, self.hub.process.usage()?.1);
         self.desk.begin();
         match waking {
-            Waking::FromHub => self.desk.send(0..self.count)?,
-            Waking::FromCrowd => crowd.speak(),
+            Waking::FromHub => self.desk.send(0..self.count, packet_bytes)?,
+            Waking::FromCrowd => crowd.speak(packet_bytes),
         }
-        // What was lost is counted below.
-        wait_until(
-            "everybody is heard",
-            WAKE_TIMEOUT,
-            || Ok((self.desk.heard() >= self.count).then_some(())),
-        )
-        .ok();
+        let deadline = Instant::now() + WAKE_TIMEOUT;
+        wait_until("everybody is heard, or time is up", 2 * WAKE_TIMEOUT, || {
+            Ok((self.desk.heard() >= self.count || Instant::now() > deadline).then_some(()))
+        })?;
         let cpu = self.hub.process.usage()?.1.saturating_sub(before);
         hold_for(CALM, || Ok(()))?;
         let live = live.finish()?;
@@ -230,6 +246,14 @@ impl Room {
             live,
             refused_by_interface: self.refused_by_interface()? - refused,
         })
+    }
+
+    /// How many of the crowd the hub ever had a handshake with.
+    fn awake(&self) -> Result<usize> {
+        let shown = self.namespace().output("wg", &["show", &self.hub.name, "latest-handshakes"])?;
+        let all = shown.lines().filter(|line| !line.ends_with("\t0")).count();
+        // The friend's.
+        Ok(all.saturating_sub(1))
     }
 
     fn refused_by_interface(&self) -> Result<u64> {

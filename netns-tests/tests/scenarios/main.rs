@@ -199,6 +199,7 @@ const CASES: &[Case] = &[
     together("wg_two_workers_move_to_another_namespace", wg_workers::move_to_another_namespace),
     together("two_workers_carry_a_mesh", wg_workers::carry_a_mesh),
     together("wg_two_workers_keep_every_flow_in_order", wg_workers::keep_every_flow_in_order),
+    alone("many_peers_of_which_few_are_active", many::peers_of_which_few_are_active),
     alone("many_peers_woken_by_packets", many::peers_woken_by_packets),
     alone("many_peers_that_begin_handshakes", many::peers_that_begin_handshakes),
     alone("wg_carries_tcp_over_both_families", wg::carries_tcp_over_both_families),
