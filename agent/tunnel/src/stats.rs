@@ -104,6 +104,8 @@ reasons! {
         no_route,
         /// From the interface: the peer's endpoint is not known ([`crate::Policy::WireGuard`]).
         no_endpoint,
+        /// From the network or the owner: an endpoint that nothing can be sent to (port 0, multicast, broadcast).
+        bad_endpoint,
         /// From the interface or a peer: the agents' own port.
         message_port,
         /// Too many packets waited for a handshake.

@@ -143,12 +143,12 @@ fn attach(socket: &std::net::UdpSocket, program: &[libc::sock_filter]) -> io::Re
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::{net::UdpSocket, time::Instant};
 
     use super::*;
     use crate::{
         shard::Shard,
-        socket::{Arena, Path},
+        socket::{Arena, Path, tests::PATIENCE},
     };
 
     const THREE: u8 = 3;
@@ -170,13 +170,16 @@ mod tests {
         };
         UdpSocket::bind(any).unwrap().send_to(datagram, address).unwrap();
         let mut arena = Arena::new();
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "nobody got it within {PATIENCE:?}");
             let taken = group.iter().position(|sockets| arena.receive(sockets.socket(family).unwrap()));
             if let Some(number) = taken {
                 let got: Vec<_> = arena.datagrams().map(|(_, _, bytes)| bytes.to_vec()).collect();
                 assert_eq!(got, [datagram]);
                 return number;
             }
+            std::thread::yield_now();
         }
     }
 
@@ -233,7 +236,7 @@ mod tests {
         for sockets in &mut group {
             let path = Path::to(([127, 0, 0, 1], to.port()).into());
             assert_eq!(sockets.send(path, crate::socket::Datagrams::one(b"x")), 0);
-            while !arena.receive(to.socket(Family::V4).unwrap()) {}
+            arena.await_from(&to, Family::V4);
             assert_eq!(arena.datagrams().next().unwrap().0.to.port(), port);
         }
     }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use zeroize::Zeroize;
 
 use super::{AllowedIpChange, Changes, PeerChanges, Refusal, errno};
-use crate::{PresharedKey, PrivateKey, PublicKey, capture::Wanted};
+use crate::{PresharedKey, PrivateKey, PublicKey, capture::Wanted, socket::leads_somewhere};
 
 /// The longest line that means anything has some 80 bytes.
 const MAX_LINE: usize = 1024;
@@ -196,7 +196,9 @@ fn handle_peer_key(
         "preshared_key" => key_bytes(value).map(|bytes| {
             peer.preshared_key = Some((bytes != [0; 32]).then_some(PresharedKey(bytes)));
         }),
-        "endpoint" => endpoint(value, zone).map(|endpoint| peer.endpoint = Some(endpoint)),
+        "endpoint" => endpoint(value, zone)
+            .filter(|&endpoint| leads_somewhere(endpoint))
+            .map(|endpoint| peer.endpoint = Some(endpoint)),
         "persistent_keepalive_interval" => decimal(value).map(|seconds: u16| {
             peer.keepalive = Some((seconds != 0).then(|| Duration::from_secs(seconds.into())));
         }),
@@ -372,6 +374,8 @@ mod tests {
             &format!("public_key={}", KEY.replace('b', "g")),
             &format!("public_key={KEY}\nlisten_port=1"),
             &format!("public_key={KEY}\nendpoint=example.org:1"),
+            &format!("public_key={KEY}\nendpoint=192.0.2.1:0"),
+            &format!("public_key={KEY}\nendpoint=[ff02::1]:1"),
             &format!("public_key={KEY}\nendpoint=[fe80::1%eth9]:1"),
             &format!("public_key={KEY}\npersistent_keepalive_interval=65536"),
             &format!("public_key={KEY}\nallowed_ip=10.0.0.0/33"),

@@ -14,7 +14,7 @@ use crate::{
     capture::{Direction, Fate},
     packet::udp_packet,
     peer::{PeerId, PeerState},
-    socket::{Path, Sockets},
+    socket::{Path, Sockets, leads_somewhere},
     team::Team,
     tunnel::Request,
 };
@@ -79,10 +79,13 @@ impl Worker {
                 }
             }),
             Command::SetEndpoint { peer, endpoint } => self.with(&peer, |worker, id| {
-                worker.set_endpoint(id, canonical(endpoint));
+                if worker.is_endpoint(endpoint) {
+                    worker.set_endpoint(id, canonical(endpoint));
+                }
             }),
             Command::SendMessage { peer, payload, via } => self.with(&peer, |worker, id| {
-                if worker.send_message(id, &payload, via.map(canonical)).is_none() {
+                let is_way = via.is_none_or(|via| worker.is_endpoint(via));
+                if is_way && worker.send_message(id, &payload, via.map(canonical)).is_none() {
                     worker.drops.message_unsent += 1;
                 }
             }),
@@ -101,6 +104,13 @@ impl Worker {
         if let Some(id) = self.peers.find(key) {
             action(self, id);
         }
+    }
+
+    /// Counts what is none.
+    fn is_endpoint(&mut self, endpoint: SocketAddr) -> bool {
+        let is_one = leads_somewhere(endpoint);
+        self.drops.bad_endpoint += u64::from(!is_one);
+        is_one
     }
 
     fn upsert(&mut self, peer: Peer) {
@@ -168,6 +178,7 @@ impl Worker {
     }
 
     fn initiate(&mut self, id: PeerId, mut endpoints: Vec<SocketAddr>) {
+        endpoints.retain(|&endpoint| self.is_endpoint(endpoint));
         endpoints.truncate(MAX_ENDPOINTS);
         endpoints.iter_mut().for_each(|endpoint| *endpoint = canonical(*endpoint));
         let Some(live) = self.wake(id) else { return };

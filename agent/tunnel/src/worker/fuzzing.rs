@@ -2,6 +2,8 @@
 //! loop around them. Datagrams are handed over as if they had arrived; packets come through the kernel, which checks offload headers as it does those of any other program.
 
 #[cfg(test)]
+mod endpoints;
+#[cfg(test)]
 mod faults;
 
 use std::{

@@ -10,7 +10,7 @@ use crate::{
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
-    socket::{Arena, Ecn, Family, Path},
+    socket::{Arena, Ecn, Family, Path, leads_somewhere},
 };
 
 /// For how long an endpoint that was just chosen or followed is kept, whatever comes from elsewhere. Longer than
@@ -55,6 +55,11 @@ impl Worker {
 
     pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) {
         if !self.is_up {
+            return;
+        }
+        // Neither followed nor answered: the kernel refuses what goes there, and takes its time.
+        if !leads_somewhere(path.to) {
+            self.drops.bad_endpoint += 1;
             return;
         }
         self.outbox.sockets.on_arrival(path.from);
