@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 /// Many times what policies need; a server is not believed to be sane.
 const MAX_RULES: usize = 8192;
-/// Of all rules together, each time that a set is named.
-const MAX_SOURCES: usize = 131_072;
+/// Of all rules together, by [`cost`]: tens of megabytes in the data plane.
+const MAX_COST: usize = 262_144;
 
 /// Whoever is in the sources may open the services at the destinations; no destinations are all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,13 @@ pub(crate) struct Resolved {
     pub(crate) allows: Vec<Allow>,
     /// Why objects are without effect.
     pub(crate) refused: Vec<String>,
-    sources: usize,
+    cost: usize,
+}
+
+/// What a rule may cost where packets are judged: every prefix may be looked up for every service, and every range of ports for every packet.
+fn cost(prefixes: usize, services: &[Service]) -> usize {
+    let ports = services.iter().map(|service| service.ports.len()).sum::<usize>();
+    prefixes.saturating_mul(services.len()).saturating_add(ports)
 }
 
 /// Whether the object has to do with rules.
@@ -70,15 +76,19 @@ impl Resolved {
         source_sets.dedup();
         let named = || source_sets.iter().filter_map(|set| sets.get(set));
         let count = sources.len() + named().map(Vec::len).sum::<usize>();
-        if self.allows.len() >= MAX_RULES || self.sources + count > MAX_SOURCES {
-            return self.refused.push("there are more rules or sources than an agent takes".to_owned());
-        }
-        self.sources += count;
-        sources.extend(named().flatten());
         // Without a source or a service it allows nothing.
-        if !sources.is_empty() && !services.is_empty() {
-            self.allows.push(Allow { sources, destinations, services });
+        if count == 0 || services.is_empty() {
+            return;
         }
+        let cost = self.cost.saturating_add(cost(count + destinations.len(), &services));
+        if self.allows.len() >= MAX_RULES || cost > MAX_COST {
+            let reason =
+                "there are more rules, or they name more addresses and services, than an agent takes";
+            return self.refused.push(reason.to_owned());
+        }
+        self.cost = cost;
+        sources.extend(named().flatten());
+        self.allows.push(Allow { sources, destinations, services });
     }
 }
 
@@ -87,7 +97,7 @@ mod tests {
     use super::*;
     use proto::{
         map::Object,
-        rule::{MAX_PREFIXES, Protocol},
+        rule::{MAX_PORT_RANGES, MAX_PREFIXES, MAX_SERVICES, Protocol},
     };
 
     fn prefix(number: u16) -> IpNet {
@@ -158,11 +168,33 @@ mod tests {
         for number in 0..64 {
             put(&mut map, ObjectId::sources(SetId(1), &[number]), &Content::Sources(part.clone()));
         }
-        for number in 0..4 {
+        for number in 0..6 {
             let rule = Rule { source_sets: vec![SetId(1)], services: ssh(), ..Rule::default() };
             put(&mut map, ObjectId::rule(vec![number]), &Content::Rule(rule));
         }
         let Resolved { allows, refused, .. } = resolve(&map);
-        assert_eq!((allows.len(), refused.len()), (2, 2));
+        assert_eq!((allows.len(), refused.len()), (3, 3), "ports count, too");
+    }
+
+    /// Each is some kilobytes, and as much as megabytes where every service has its own prefixes.
+    #[test]
+    fn rules_of_many_addresses_and_services_are_bounded_by_what_all_of_them_cost() {
+        let prefixes: Vec<IpNet> = (0..200).map(prefix).collect();
+        let service = |number| Service { protocol: Protocol::Number(number), ports: vec![1..=9] };
+        let services: Vec<Service> = (0..MAX_SERVICES as u8).map(service).collect();
+        let rule = Rule { sources: prefixes.clone(), destinations: prefixes, services, ..Rule::default() };
+        let mut map = Map::default();
+        for number in 0..200 {
+            put(&mut map, ObjectId::rule(vec![number]), &Content::Rule(rule.clone()));
+        }
+        let Resolved { allows, refused, .. } = resolve(&map);
+        assert_eq!((allows.len(), refused.len()), (10, 190));
+        let many_ports = Service { protocol: Protocol::Tcp, ports: vec![22..=22; MAX_PORT_RANGES] };
+        let services = vec![many_ports; MAX_SERVICES];
+        for number in 0..200 {
+            let rule = Rule { sources: vec![prefix(1)], services: services.clone(), ..Rule::default() };
+            put(&mut map, ObjectId::rule(vec![number]), &Content::Rule(rule));
+        }
+        assert_eq!(resolve(&map).allows.len(), 15, "ports alone are many");
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_tunnel::{Filter, Protocol, Rule};
+use agent_tunnel::{Filter, Protocol, Rule, Service};
 
 const PACKETS: u32 = 2_000_000;
 const ROUNDS: usize = 7;
@@ -34,8 +34,7 @@ fn main() {
     let rules = (0..POLICIES).map(|number| Rule {
         sources: vec![format!("100.64.{number}.0/24").parse().expect("a prefix")],
         destinations: Vec::new(),
-        protocol: Protocol::Udp,
-        ports: vec![53..=53],
+        services: vec![Service { protocol: Protocol::Udp, ports: vec![53..=53] }],
     });
     let now = Instant::now();
     let mut filter = Filter::new(rules.collect(), now);

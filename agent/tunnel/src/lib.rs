@@ -48,7 +48,7 @@ pub use command::Command;
 pub use config::{Config, DEFAULT_MTU, MAX_ENDPOINTS, Peer, Policy};
 pub use device::{Device, DeviceError};
 pub use event::Event;
-pub use filter::{Filter, Protocol, Refusal, Rule};
+pub use filter::{Filter, Protocol, Refusal, Rule, Service};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
 pub use shard::{InvalidWorkers, Workers};
 pub use stats::{Counters, Drops, PeerDrops, PeerStats, Traffic};

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use agent_tunnel::{Command, Event, Protocol, Rule};
+use agent_tunnel::{Command, Event, Protocol, Rule, Service};
 use boringtun::noise::TunnResult;
 use support::{Netns, Node, PATIENCE, Pair, overlay, stranger::guarded_node_and_stranger, wait_until};
 
@@ -21,7 +21,8 @@ fn udp(netns: &Netns, ip: IpAddr, port: u16) -> UdpSocket {
 }
 
 fn from_left(protocol: Protocol, port: u16) -> Rule {
-    Rule { sources: vec![overlay(1).into()], destinations: Vec::new(), protocol, ports: vec![port..=port] }
+    let services = vec![Service { protocol, ports: vec![port..=port] }];
+    Rule { sources: vec![overlay(1).into()], destinations: Vec::new(), services }
 }
 
 fn connected(rules: Vec<Rule>) -> Pair {

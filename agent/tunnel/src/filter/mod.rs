@@ -27,7 +27,7 @@ use fragments::Fragments;
 use header::{ACK, Ends, FIN, RST, SYN, View};
 use recent::{Recent, Sight, Way};
 use rules::Rules;
-pub use rules::{Protocol, Rule};
+pub use rules::{Protocol, Rule, Service};
 
 /// For so long after its start the filter takes TCP connections for this system's own that were there before it:
 /// a restart of the agent ends nobody's download.

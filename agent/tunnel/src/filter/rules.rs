@@ -1,7 +1,7 @@
 //! Who may open what: the rules as people and policies state them, and as they are looked up.
 //!
 //! A hash table by the source's prefix, as in [`crate::routes`]; only lengths in use are tried. Behind a prefix stand the
-//! services that its addresses may reach. Nothing is allowed that no rule allows.
+//! rules that its addresses may use, each with its destinations in order. Nothing is allowed that no rule allows.
 
 use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive};
 
@@ -9,12 +9,18 @@ use ipnet::IpNet;
 
 use super::header::{Ends, ICMP_V4, ICMP_V6, TCP, UDP};
 
-/// What may be opened from outside.
+/// What may be opened from outside: every service at every destination, by every source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     pub sources: Vec<IpNet>,
     /// Of this system, or behind it. Empty: all of them.
     pub destinations: Vec<IpNet>,
+    pub services: Vec<Service>,
+}
+
+/// What is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
     pub protocol: Protocol,
     /// Of TCP, UDP and their kin. Empty: all of them, and what has no ports.
     pub ports: Vec<RangeInclusive<u16>>,
@@ -24,7 +30,7 @@ impl Rule {
     /// Everything from everybody.
     pub fn all() -> Self {
         let sources = vec![IpNet::V4(Default::default()), IpNet::V6(Default::default())];
-        Self { sources, destinations: Vec::new(), protocol: Protocol::Any, ports: Vec::new() }
+        Self { sources, destinations: Vec::new(), services: vec![Service::any()] }
     }
 }
 
@@ -51,29 +57,52 @@ impl Protocol {
     }
 }
 
-/// A rule without its sources.
-#[derive(Debug)]
-struct Service {
-    destinations: Vec<IpNet>,
-    protocol: Protocol,
-    ports: Vec<RangeInclusive<u16>>,
-}
-
 impl Service {
+    /// Whatever is asked for.
+    pub fn any() -> Self {
+        Self { protocol: Protocol::Any, ports: Vec::new() }
+    }
+
     fn is(&self, to: &Ends) -> bool {
         self.protocol.is(to.protocol)
             && (self.ports.is_empty()
                 || (to.has_ports() && self.ports.iter().any(|ports| ports.contains(&to.destination_port))))
-            && (self.destinations.is_empty()
-                || self.destinations.iter().any(|prefix| prefix.contains(&to.destination)))
+    }
+}
+
+/// A rule without its sources.
+#[derive(Debug)]
+struct Target {
+    /// In order, and none inside another. `None`: all of them.
+    destinations: Option<Vec<IpNet>>,
+    services: Vec<Service>,
+}
+
+impl Target {
+    fn new(mut destinations: Vec<IpNet>, services: Vec<Service>) -> Self {
+        destinations.iter_mut().for_each(|prefix| *prefix = prefix.trunc());
+        destinations.sort_unstable_by_key(|prefix| (prefix.addr(), prefix.prefix_len()));
+        // Of two prefixes that overlap one holds the other, and comes before it.
+        destinations.dedup_by(|later, kept| kept.contains(&*later));
+        Self { destinations: Some(destinations).filter(|prefixes| !prefixes.is_empty()), services }
+    }
+
+    fn is(&self, to: &Ends) -> bool {
+        self.services.iter().any(|service| service.is(to)) && self.holds(to.destination)
+    }
+
+    fn holds(&self, address: IpAddr) -> bool {
+        let Some(destinations) = &self.destinations else { return true };
+        let after = destinations.partition_point(|prefix| prefix.addr() <= address);
+        after.checked_sub(1).is_some_and(|at| destinations[at].contains(&address))
     }
 }
 
 /// The rules, ready to be asked.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
-    services: Vec<Service>,
-    /// What the addresses of a prefix may reach, as places in `services`.
+    targets: Vec<Target>,
+    /// What the addresses of a prefix may reach, as places in `targets`.
     by_source: HashMap<IpNet, Vec<u32>>,
     /// The prefix lengths in use.
     lengths_v4: Vec<u8>,
@@ -85,10 +114,10 @@ impl Rules {
         let mut compiled = Self::default();
         for (place, rule) in (0..).zip(rules) {
             for source in &rule.sources {
-                let services = compiled.by_source.entry(source.trunc()).or_default();
+                let targets = compiled.by_source.entry(source.trunc()).or_default();
                 // A prefix that one rule names twice.
-                if services.last() != Some(&place) {
-                    services.push(place);
+                if targets.last() != Some(&place) {
+                    targets.push(place);
                 }
                 let lengths = match source {
                     IpNet::V4(_) => &mut compiled.lengths_v4,
@@ -98,8 +127,7 @@ impl Rules {
                     lengths.push(source.prefix_len());
                 }
             }
-            let Rule { destinations, protocol, ports, sources: _ } = rule;
-            compiled.services.push(Service { destinations, protocol, ports });
+            compiled.targets.push(Target::new(rule.destinations, rule.services));
         }
         compiled
     }
@@ -111,7 +139,33 @@ impl Rules {
             IpAddr::V6(_) => &self.lengths_v6,
         };
         let prefixes = lengths.iter().filter_map(|len| IpNet::new(ends.source, *len).ok());
-        let mut services = prefixes.filter_map(|prefix| self.by_source.get(&prefix.trunc())).flatten();
-        services.any(|place| self.services[*place as usize].is(ends))
+        let mut targets = prefixes.filter_map(|prefix| self.by_source.get(&prefix.trunc())).flatten();
+        targets.any(|place| self.targets[*place as usize].is(ends))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_found_among_many_whatever_their_order_and_overlaps() {
+        let texts = ["10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.9.0.7/24", "10.9.0.0/25", "0.0.0.0/32"];
+        let texts =
+            texts.into_iter().chain(["fd00::/64", "fd00::1/128", "255.255.255.255/32", "10.1.0.0/16"]);
+        let mut prefixes: Vec<IpNet> = texts.map(|text| text.parse().unwrap()).collect();
+        let ends = ["0.0.0.1", "9.255.255.255", "10.0.255.255", "10.2.0.0", "10.9.1.0", "::", "fd00:0:0:1::"];
+        let ends = ends.map(|text| text.parse::<IpAddr>().unwrap());
+        for _ in 0..prefixes.len() {
+            prefixes.rotate_left(1);
+            let target = Target::new(prefixes.clone(), Vec::new());
+            assert_eq!(target.destinations.as_ref().map(Vec::len), Some(5));
+            for address in prefixes.iter().flat_map(|net| [net.network(), net.broadcast()]).chain(ends) {
+                let is_in = prefixes.iter().any(|prefix| prefix.contains(&address));
+                assert_eq!(target.holds(address), is_in, "{address}");
+            }
+        }
+        let all = Target::new(vec!["0.0.0.0/0".parse().unwrap()], Vec::new());
+        assert!(all.holds(ends[0]) && !all.holds(ends[6]));
     }
 }

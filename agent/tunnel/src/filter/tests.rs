@@ -65,7 +65,8 @@ fn told_by(teller: &str, about: &[u8]) -> Vec<u8> {
 }
 
 fn rule(source: &str, protocol: Protocol, ports: &[RangeInclusive<u16>]) -> Rule {
-    Rule { sources: vec![source.parse().unwrap()], destinations: vec![], protocol, ports: ports.to_vec() }
+    let services = vec![Service { protocol, ports: ports.to_vec() }];
+    Rule { sources: vec![source.parse().unwrap()], destinations: vec![], services }
 }
 
 /// A filter, and its time.

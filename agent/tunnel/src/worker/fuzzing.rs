@@ -19,7 +19,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Local, Worker};
 use crate::{
-    Command, Config, DEFAULT_MTU, Device, Drops, Filter, Peer, Policy, PrivateKey, PublicKey, Rule,
+    Command, Config, DEFAULT_MTU, Device, Drops, Filter, Peer, Policy, PrivateKey, PublicKey, Rule, Service,
     answers::Answers,
     device::Reader,
     limit::{Activity, Strangers},
@@ -111,7 +111,8 @@ pub fn filter(bytes: &[u8]) {
 /// Of some ports, from the lower half of the prefixes in use.
 fn rule() -> Rule {
     let sources = ["100.64.0.0/25", "fd00::/9"].map(|prefix| prefix.parse().expect("a prefix"));
-    Rule { sources: sources.to_vec(), ports: vec![22..=80], ..Rule::all() }
+    let services = vec![Service { ports: vec![22..=80], ..Service::any() }];
+    Rule { sources: sources.to_vec(), services, ..Rule::all() }
 }
 
 fn with_bench(work: impl FnOnce(&mut Bench)) {
