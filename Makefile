@@ -76,8 +76,11 @@ wireguard-tests:
 
 # So many live datagrams through a network with every fault, within one process. `make test` sends 100,000.
 FAULTS ?= 10000000
+FAULTS_TEST = worker::fuzzing::faults::live_datagrams_survive_every_fault_and_nothing_wrong_is_delivered
 faults:
-	HOLDFAST_FAULTS=$(FAULTS) $(CARGO) test --release --quiet -p agent-tunnel --lib live_datagrams -- --nocapture
+	@$(CARGO) test --release --quiet -p agent-tunnel --lib -- --list --exact $(FAULTS_TEST) | grep -q ': test$$' || \
+		{ echo "there is no test $(FAULTS_TEST)" >&2; exit 1; }
+	HOLDFAST_FAULTS=$(FAULTS) $(CARGO) test --release --quiet -p agent-tunnel --lib -- --nocapture --exact $(FAULTS_TEST)
 
 # Every decoder of foreign bytes, for SECONDS each (FUZZ=name: those whose name contains it). Needs cargo-fuzz (`cargo install cargo-fuzz`), for its instruments a nightly's
 # flags, and for the tunnel's root. What is found lies in */fuzz/artifacts; once it is mended it belongs into the corpus.
@@ -86,6 +89,7 @@ FUZZ ?=
 FUZZ_DIR = $(or $(CARGO_TARGET_DIR),target)/fuzz
 fuzz:
 	@$(CARGO) fuzz --version >/dev/null || { echo "cargo install cargo-fuzz" >&2; exit 1; }
+	@for crate in proto agent server; do ls $$crate/fuzz/corpus; done | grep -q -- '$(FUZZ)' || { echo "no fuzz target's name contains $(FUZZ)" >&2; exit 1; }
 	@set -e; for crate in proto agent server; do \
 		cp Cargo.lock $$crate/fuzz/Cargo.lock; \
 		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz build --fuzz-dir $$crate/fuzz --target-dir $(FUZZ_DIR) -s none; \

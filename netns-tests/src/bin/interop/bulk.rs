@@ -4,10 +4,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
@@ -29,12 +31,18 @@ impl Bulk {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             Self::Listen { address, bytes } => {
-                let (stream, _) = TcpListener::bind(address)?.accept()?;
-                exchange(&stream, bytes, 1, 2)
+                exchange(&accept(&TcpListener::bind(address)?, PATIENCE)?, bytes, 1, 2)
             }
             Self::Connect { address, bytes } => exchange(&connect(address)?, bytes, 2, 1),
         }
     }
+}
+
+fn accept(listener: &TcpListener, patience: Duration) -> Result<TcpStream> {
+    let milliseconds = PollTimeout::try_from(patience)?;
+    let mut readable = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    ensure!(poll(&mut readable, milliseconds)? > 0, "nobody connected within {patience:?}");
+    Ok(listener.accept()?.0)
 }
 
 /// The other end may not listen yet.
@@ -54,7 +62,12 @@ fn exchange(stream: &TcpStream, bytes: usize, own_seed: u64, their_seed: u64) ->
     stream.set_write_timeout(Some(PATIENCE))?;
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| send(stream, bytes, own_seed));
-        receive(stream, bytes, their_seed)?;
+        let received = receive(stream, bytes, their_seed);
+        if received.is_err() {
+            // So that the sender ends, too, and the other side learns of it.
+            stream.shutdown(Shutdown::Both).ok();
+        }
+        received?;
         sender.join().map_err(|_| anyhow::anyhow!("the sending thread panicked"))?
     })
 }
@@ -91,6 +104,14 @@ fn receive(mut stream: impl Read, bytes: usize, seed: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_waits_for_a_connection_gives_up() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        assert!(accept(&listener, Duration::from_millis(1)).is_err());
+        let _caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(accept(&listener, PATIENCE).is_ok());
+    }
 
     #[test]
     fn what_was_sent_is_taken_and_any_other_byte_is_not() {

@@ -124,12 +124,14 @@ impl Pair {
         let bytes = self.bulk_bytes.to_string();
         let to = format!("{}:{BULK_PORT}", self.listener().inner_address());
         let begun = Instant::now();
-        let listening = std::thread::scope(|scope| {
+        let (speaking, listening) = std::thread::scope(|scope| {
             let listener = scope.spawn(|| self.listener().output(program, &["bulk", "listen", &to, &bytes]));
-            self.speaker().output(program, &["bulk", "connect", &to, &bytes])?;
-            listener.join().map_err(|_| anyhow::anyhow!("the listening thread panicked"))?
+            let speaking = self.speaker().output(program, &["bulk", "connect", &to, &bytes]);
+            (speaking, listener.join())
         });
-        listening?;
+        // Why the listener ended is often why the speaker found nobody.
+        listening.map_err(|_| anyhow!("the listening thread panicked"))?.context("who listens")?;
+        speaking.context("who connects")?;
         shown.note(format!("{} MB each way as sent in {}", self.bulk_bytes >> 20, ms(begun.elapsed())));
         Ok(())
     }

@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     for file in [arguments.peers.join("versions"), arguments.guest.join("version")] {
         print!("{}", std::fs::read_to_string(file).unwrap_or_default());
     }
-    let plans: Vec<Plan> = plan::all().into_iter().filter(|plan| plan.is_wanted(&arguments.only)).collect();
+    let plans = plan::wanted(&arguments.only)?;
     let lab = Lab::new(&arguments, root.path())?;
     let results = lab.run(&plans)?;
     print!("\n{}", plan::table(&results));

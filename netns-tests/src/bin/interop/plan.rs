@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use netns_tests::figures::ms;
 
 use crate::Outcome;
@@ -43,6 +44,21 @@ pub(crate) fn all() -> Vec<Plan> {
     plans
 }
 
+/// Those whose name contains one of `only`; a part that none contains is a mistake.
+pub(crate) fn wanted(only: &[String]) -> Result<Vec<Plan>> {
+    let mut plans = all();
+    for part in only {
+        let is_known = plans.iter().any(|plan| plan.name().contains(part));
+        ensure!(is_known, "no pair's name contains {part:?}; they are\n{}", names(&plans));
+    }
+    plans.retain(|plan| only.is_empty() || only.iter().any(|part| plan.name().contains(part)));
+    Ok(plans)
+}
+
+fn names(plans: &[Plan]) -> String {
+    plans.iter().map(Plan::name).collect::<Vec<_>>().join("\n")
+}
+
 impl Plan {
     pub(crate) fn name(&self) -> String {
         let begins = if self.ours_begins { "ours begins" } else { "theirs begins" };
@@ -57,11 +73,6 @@ impl Plan {
         };
         let preshared = if self.preshared { "preshared key" } else { "no preshared key" };
         format!("{}, {course}, {begins}, {underlay}, {preshared}", self.other)
-    }
-
-    pub(crate) fn is_wanted(&self, only: &[String]) -> bool {
-        let name = self.name();
-        only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
     }
 
     /// boringtun begins no handshake for the sake of keepalives.
@@ -115,6 +126,14 @@ mod tests {
                 assert!(of.iter().any(|plan| plan.underlay == Underlay::V6));
             }
         }
+    }
+
+    #[test]
+    fn pairs_are_chosen_by_parts_of_their_names_and_an_unknown_part_is_refused() {
+        let wanted_of = |parts: &[&str]| wanted(&parts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(wanted_of(&[]).unwrap().len(), all().len());
+        assert!(wanted_of(&["kernel, busy"]).unwrap().iter().all(|plan| plan.other == KERNEL));
+        assert!(wanted_of(&["kernel", "kernle"]).unwrap_err().to_string().contains("kernle"));
     }
 
     #[test]

@@ -222,7 +222,9 @@ fn resident() -> u64 {
 
 #[test]
 fn live_datagrams_survive_every_fault_and_nothing_wrong_is_delivered() {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let number = |name| {
+        std::env::var(name).ok().map(|text| text.parse().expect("HOLDFAST_FAULTS and its seed are numbers"))
+    };
     let count = number("HOLDFAST_FAULTS").unwrap_or(SHORT);
     let seed = number("HOLDFAST_FAULTS_SEED").unwrap_or(1);
     let started_at = Instant::now();
