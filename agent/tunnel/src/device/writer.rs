@@ -18,7 +18,8 @@ const PAUSE: u32 = 16_384;
 
 /// The slots packets are collected in before one batch is written; a slot's pages are touched only when used.
 pub(crate) struct Writer {
-    slots: Vec<Box<[u8]>>,
+    /// In one piece, which the system gives zeroed page by page.
+    slots: Box<[u8]>,
     /// Of the packets kept, each behind room for the kernel's header.
     lens: Vec<usize>,
     joiner: Joiner,
@@ -33,7 +34,7 @@ impl Writer {
 
     pub(super) fn with_slots(count: usize) -> Self {
         Self {
-            slots: (0..count).map(|_| vec![0; SLOT_BYTES].into_boxed_slice()).collect(),
+            slots: vec![0; count * SLOT_BYTES].into_boxed_slice(),
             lens: Vec::with_capacity(count),
             joiner: Joiner::new(count),
             pauses: [0; 2],
@@ -41,12 +42,13 @@ impl Writer {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.lens.len() == self.slots.len()
+        self.lens.len() == self.slots.len() / SLOT_BYTES
     }
 
     /// Room for the next packet. It counts only once [`Writer::keep`] is called. There must be a free slot.
     pub(crate) fn room(&mut self) -> &mut [u8] {
-        &mut self.slots[self.lens.len()][vnet::LEN..]
+        let start = self.lens.len() * SLOT_BYTES;
+        &mut self.slots[start + vnet::LEN..start + SLOT_BYTES]
     }
 
     /// Keeps the first `len` bytes of the room.
@@ -57,7 +59,7 @@ impl Writer {
     /// Shows what was kept, and does not write it.
     #[cfg(test)]
     pub(crate) fn take(&mut self, mut show: impl FnMut(&[u8])) {
-        let kept = self.slots.iter().zip(&self.lens);
+        let kept = self.slots.chunks(SLOT_BYTES).zip(&self.lens);
         kept.for_each(|(slot, &len)| show(&slot[vnet::LEN..vnet::LEN + len]));
         self.lens.clear();
     }
@@ -88,12 +90,12 @@ impl Writer {
         mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
     ) -> u64 {
         let Self { slots, lens, joiner, pauses } = self;
-        let packet = |index: usize| &slots[index][vnet::LEN..vnet::LEN + lens[index]];
+        let packet = |index: usize| &slot(slots, index)[vnet::LEN..vnet::LEN + lens[index]];
         let is_on = pauses.map(|pause| pause == 0);
         joiner.plan(lens.len(), packet, |kind| joins[kind as usize] && is_on[kind as usize]);
         let start = if has_header { 0 } else { vnet::LEN };
         let single = |index: usize, write: &mut dyn FnMut(&[IoSlice<'_>]) -> io::Result<()>| {
-            write(&[IoSlice::new(&slots[index][start..vnet::LEN + lens[index]])])
+            write(&[IoSlice::new(&slot(slots, index)[start..vnet::LEN + lens[index]])])
         };
         let mut refused = 0;
         for &group in joiner.groups() {
@@ -119,6 +121,10 @@ impl Writer {
         lens.clear();
         refused
     }
+}
+
+fn slot(slots: &[u8], index: usize) -> &[u8] {
+    &slots[index * SLOT_BYTES..(index + 1) * SLOT_BYTES]
 }
 
 /// `None` if it is a single packet.
