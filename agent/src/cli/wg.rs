@@ -8,7 +8,7 @@ use crate::{
     platform,
     wg::{Given, Interface},
 };
-use agent_tunnel::Workers;
+use agent_tunnel::{WantedWorkers, Workers};
 use anyhow::{Context as _, anyhow};
 use std::{
     ffi::{OsStr, OsString},
@@ -86,14 +86,18 @@ pub(super) async fn run(mut global: Global, mut args: Args) -> Result<(), Failur
     start(&global, &args.name, workers, is_heard)
 }
 
-fn workers(flag: Option<Workers>, variable: impl FnOnce(&str) -> Option<String>) -> Result<Workers, Failure> {
+fn workers(
+    flag: Option<Workers>,
+    variable: impl FnOnce(&str) -> Option<String>,
+) -> Result<WantedWorkers, Failure> {
     const NAME: &str = "HOLDFAST_WORKERS";
     match (flag, variable(NAME).filter(|value| !value.is_empty())) {
-        (Some(workers), _) => Ok(workers),
-        (None, Some(value)) => {
-            value.parse().map_err(|error| Failure::Usage(anyhow!("environment variable {NAME}: {error}")))
-        }
-        (None, None) => Ok(Workers::of_this_machine()),
+        (Some(workers), _) => Ok(WantedWorkers::Exactly(workers)),
+        (None, Some(value)) => value
+            .parse::<Workers>()
+            .map(WantedWorkers::Exactly)
+            .map_err(|error| Failure::Usage(anyhow!("environment variable {NAME}: {error}"))),
+        (None, None) => Ok(WantedWorkers::of_this_machine()),
     }
 }
 
@@ -106,7 +110,11 @@ fn filter(level: &str) -> &str {
     }
 }
 
-async fn open(name: &str, workers: Workers, given: Result<Given, Failure>) -> Result<Interface, Failure> {
+async fn open(
+    name: &str,
+    workers: WantedWorkers,
+    given: Result<Given, Failure>,
+) -> Result<Interface, Failure> {
     Interface::open(name, workers, given?).await.map_err(Failure::failed)
 }
 
@@ -117,7 +125,7 @@ async fn serve(interface: Interface) -> Result<(), Failure> {
 async fn detached(
     global: &Global,
     name: &str,
-    workers: Workers,
+    workers: WantedWorkers,
     given: Result<Given, Failure>,
 ) -> Result<(), Failure> {
     platform::detach().map_err(Failure::failed)?;
@@ -141,14 +149,19 @@ async fn detached(
 }
 
 /// Starts this program again in the background, and waits for what it says.
-fn start(global: &Global, name: &str, workers: Workers, is_heard: bool) -> Result<(), Failure> {
+fn start(global: &Global, name: &str, workers: WantedWorkers, is_heard: bool) -> Result<(), Failure> {
     let mut command = Command::new(std::env::current_exe().map_err(Failure::failed)?);
     if let Some(filter) = &global.log_level {
         command.args(["--log-level", filter]);
     }
     command
         .args(["--log-format", global.log_format.name()])
-        .args(["wg", "--workers", &workers.to_string(), DETACHED, "--", name])
+        .arg("wg")
+        .args(match workers {
+            WantedWorkers::Exactly(count) => vec!["--workers".to_owned(), count.to_string()],
+            WantedWorkers::AtMost(_) => Vec::new(),
+        })
+        .args([DETACHED, "--", name])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
@@ -230,10 +243,11 @@ mod tests {
     #[test]
     fn the_flag_goes_before_the_environment_and_a_bad_value_names_its_variable() {
         let two = Workers::new(2);
+        let exactly_two = two.map(WantedWorkers::Exactly);
         let of = |flag, value: &str| workers(flag, |_| Some(value.to_owned()));
-        assert_eq!(of(two, "3").ok(), two);
-        assert_eq!(of(None, "2").ok(), two);
-        assert_eq!(of(None, "").ok(), Some(Workers::of_this_machine()));
+        assert_eq!(of(two, "3").ok(), exactly_two);
+        assert_eq!(of(None, "2").ok(), exactly_two);
+        assert_eq!(of(None, "").ok(), Some(WantedWorkers::of_this_machine()));
         let error = of(None, "many").unwrap_err().to_string();
         assert!(error.contains("HOLDFAST_WORKERS") && error.contains("many"), "{error}");
     }

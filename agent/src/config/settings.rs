@@ -2,7 +2,7 @@
 
 use super::{ModeRule, Options};
 use agent_core::config::{ControlConfig, MIN_IDLE_TIMEOUT, PeerConfig, PeerMode};
-use agent_tunnel::Workers;
+use agent_tunnel::WantedWorkers;
 use proto::{server_url::ServerUrl, session::Facts};
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,7 +14,7 @@ pub(crate) struct Settings {
     pub(crate) servers: Vec<ServerUrl>,
     pub(crate) hostname: String,
     pub(crate) listen_port: u16,
-    pub(crate) workers: Workers,
+    pub(crate) workers: WantedWorkers,
     pub(crate) keepalive: Duration,
     pub(crate) peer_timeout: Duration,
     pub(crate) idle_timeout: Duration,
@@ -56,7 +56,9 @@ impl Settings {
             servers: options.servers.map(|list| list.0).unwrap_or_default(),
             hostname: options.hostname.unwrap_or(hostname),
             listen_port: options.listen_port.unwrap_or(LISTEN_PORT),
-            workers: options.workers.map_or_else(Workers::of_this_machine, |workers| workers.0),
+            workers: options
+                .workers
+                .map_or_else(WantedWorkers::of_this_machine, |workers| WantedWorkers::Exactly(workers.0)),
             keepalive,
             peer_timeout,
             idle_timeout,

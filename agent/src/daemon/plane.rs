@@ -10,7 +10,7 @@ use crate::{
 use agent_core::io::{TunnelCommand, TunnelEvent};
 use agent_tunnel::{
     Command, Config, DEFAULT_MTU, Device, DeviceError, Event, Peer, Policy, PrivateKey, StartError, Tunnel,
-    Workers,
+    WantedWorkers,
 };
 use ipnet::IpNet;
 use proto::{AGENT_PORT, key::NodeSecret};
@@ -49,7 +49,7 @@ pub(super) enum Configured {
 pub(super) struct Plane {
     interface: String,
     listen_port: u16,
-    workers: Workers,
+    workers: WantedWorkers,
     secret: NodeSecret,
     device: Option<Device>,
     tunnel: Option<Arc<Tunnel>>,
@@ -230,7 +230,7 @@ impl Plane {
     }
 }
 
-async fn create(interface: &str, workers: Workers) -> Result<Device, DeviceError> {
+async fn create(interface: &str, workers: WantedWorkers) -> Result<Device, DeviceError> {
     let mut retries = NAME_RETRIES;
     loop {
         match Device::create_for(workers, interface, DEFAULT_MTU) {

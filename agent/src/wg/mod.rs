@@ -10,7 +10,9 @@ pub(crate) use client::{Caller, CallerError};
 pub(crate) use server::{Access, serve};
 
 use crate::platform::{StopSignals, UapiError, UapiListener};
-use agent_tunnel::{Config, DEFAULT_MTU, Device, DeviceError, Event, Policy, StartError, Tunnel, Workers};
+use agent_tunnel::{
+    Config, DEFAULT_MTU, Device, DeviceError, Event, Policy, StartError, Tunnel, WantedWorkers,
+};
 use std::{io, sync::Arc};
 use tokio::sync::mpsc;
 
@@ -52,7 +54,7 @@ pub(crate) struct Interface {
 
 impl Interface {
     /// The interface is down, without key and peers, and its socket listens.
-    pub(crate) async fn open(name: &str, workers: Workers, mut given: Given) -> Result<Self, WgError> {
+    pub(crate) async fn open(name: &str, workers: WantedWorkers, mut given: Given) -> Result<Self, WgError> {
         let device = device(name, workers, &mut given)?;
         let name = device.name().to_owned();
         let listener = listener(&name, &mut given).await?;
@@ -120,7 +122,7 @@ fn end(event: Event) -> Option<End> {
 }
 
 /// Where it is not made by us, its name is its own, and it has one queue.
-fn device(name: &str, workers: Workers, given: &mut Given) -> Result<Device, DeviceError> {
+fn device(name: &str, workers: WantedWorkers, given: &mut Given) -> Result<Device, DeviceError> {
     #[cfg(unix)]
     if let Some(descriptor) = given.tun.take() {
         return Device::adopt(descriptor);

@@ -10,13 +10,13 @@ use std::{
 use crate::{initiation, peer::PeerId};
 
 /// Between the first and the last copy: paths differ by a relay's detour, not by more.
-const REMEMBERED_FOR: Duration = Duration::from_secs(2);
+pub(crate) const REMEMBERED_FOR: Duration = Duration::from_secs(2);
 const MAX_ANSWERS: usize = 64;
 /// Where an initiation's first MAC lies. It differs with every initiation.
-const MAC: std::ops::Range<usize> = initiation::LEN - 32..initiation::LEN - 16;
+pub(crate) const MAC: std::ops::Range<usize> = initiation::LEN - 32..initiation::LEN - 16;
 
 struct Answer {
-    mac: [u8; 16],
+    mac: [u8; MAC.end - MAC.start],
     peer: PeerId,
     message: Box<[u8]>,
     at: Instant,
@@ -43,7 +43,7 @@ impl Answers {
         if self.0.len() >= MAX_ANSWERS {
             self.0.pop_front();
         }
-        let mut mac = [0; 16];
+        let mut mac = [0; MAC.end - MAC.start];
         mac.copy_from_slice(&initiation[MAC]);
         self.0.push_back(Answer { mac, peer, message: message.into(), at: now });
     }

@@ -69,7 +69,9 @@ pub struct Peer {
     /// Where its packets go (longest prefix wins; a prefix belongs to the peer that was given it last). The first
     /// entry is the peer's own address: messages go there and are taken from there only.
     pub allowed_ips: Vec<IpNet>,
-    /// What it may send from: every packet that leaves its tunnel is checked. Several peers may share a prefix here.
+    /// What it may send from: every packet that leaves its tunnel is checked. Several peers may share a prefix here. With several
+    /// workers each tracks the connections of its own peers: the answers of one that went out to a peer come in by peers of the
+    /// same worker, until a packet of it goes out to another's.
     pub sources: Vec<IpNet>,
     pub preshared_key: Option<PresharedKey>,
 }

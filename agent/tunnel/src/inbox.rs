@@ -51,10 +51,10 @@ impl Inboxes {
         &self.all[number]
     }
 
-    /// Sends everybody one.
+    /// Sends everybody one, the first last: it tells the kernel of routes, and then packets come to others.
     pub(crate) fn send_all(&self, mut request: impl FnMut() -> Request) {
         let _order = (self.all.len() > 1).then(|| self.order.lock().unwrap_or_else(PoisonError::into_inner));
-        self.all.iter().for_each(|inbox| inbox.send(request()));
+        self.all.iter().rev().for_each(|inbox| inbox.send(request()));
     }
 
     /// Asks everybody, and waits for the answers, in order of the workers. Whoever has ended gives none.
@@ -65,6 +65,6 @@ impl Inboxes {
             answers.push(answer);
             request(reply)
         });
-        answers.into_iter().map(|answer| answer.recv().ok()).collect()
+        answers.into_iter().rev().map(|answer| answer.recv().ok()).collect()
     }
 }

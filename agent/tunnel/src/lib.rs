@@ -30,6 +30,7 @@ mod load;
 mod noise;
 mod outbox;
 mod packet;
+mod passed;
 mod peer;
 mod peers;
 mod queue;
@@ -50,7 +51,7 @@ pub use device::{Device, DeviceError};
 pub use event::Event;
 pub use filter::{Filter, Protocol, Refusal, Rule, Service};
 pub use key::{PresharedKey, PrivateKey, PublicKey};
-pub use shard::{InvalidWorkers, Workers};
+pub use shard::{InvalidWorkers, WantedWorkers, Workers};
 pub use stats::{Counters, Drops, PeerDrops, PeerStats, Traffic};
 pub use tunnel::{ConfigureError, StartError, Tunnel, start};
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,34 +18,87 @@ const PER_SECOND: f64 = 500.0;
 /// Sources at once: some 400 KB. With more, everybody is asked for cookies, which need no table.
 const MAX_SOURCES: usize = 8192;
 
-/// The time that handshakes take.
+/// The time that handshakes take: this thread's, and where it admits for several, that of all, which have as much time each.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
+    own: Meter,
+    all: Meter,
+    others: u32,
+}
+
+impl Load {
+    pub(crate) fn spend(&mut self, time: Duration, now: Instant) {
+        self.own.spend(time, MAX_TIME, now);
+        self.all.spend(time, self.max_of_all(), now);
+    }
+
+    /// What so many other threads have spent together since.
+    pub(crate) fn spend_elsewhere(&mut self, time: Duration, others: u32, now: Instant) {
+        self.others = others;
+        self.all.spend(time, self.max_of_all(), now);
+    }
+
+    pub(crate) fn is_high(&mut self, now: Instant) -> bool {
+        self.own.is_high(MAX_TIME, now) || self.all.is_high(self.max_of_all(), now)
+    }
+
+    fn max_of_all(&self) -> Duration {
+        MAX_TIME * (self.others + 1)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Meter {
     began_at: Option<Instant>,
     spent: Duration,
     /// So it was in the span before.
     was_high: bool,
 }
 
-impl Load {
-    pub(crate) fn spend(&mut self, time: Duration, now: Instant) {
-        self.pass(now);
+impl Meter {
+    fn spend(&mut self, time: Duration, max: Duration, now: Instant) {
+        self.pass(max, now);
         self.spent += time;
     }
 
-    pub(crate) fn is_high(&mut self, now: Instant) -> bool {
-        self.pass(now);
-        self.was_high || self.spent >= MAX_TIME
+    fn is_high(&mut self, max: Duration, now: Instant) -> bool {
+        self.pass(max, now);
+        self.was_high || self.spent >= max
     }
 
-    fn pass(&mut self, now: Instant) {
+    fn pass(&mut self, max: Duration, now: Instant) {
         let began_at = *self.began_at.get_or_insert(now);
         let age = now.saturating_duration_since(began_at);
         if age >= SPAN {
-            self.was_high = self.spent >= MAX_TIME && age < 2 * SPAN;
+            self.was_high = self.spent >= max && age < 2 * SPAN;
             (self.began_at, self.spent) = (Some(now), Duration::ZERO);
         }
     }
+}
+
+/// Time that threads tell another they have spent. What nobody asked for within its second is forgotten: it says nothing about
+/// the load later. Above the second's number, below nanoseconds.
+#[derive(Debug, Default)]
+pub(crate) struct Spent(AtomicU64);
+
+impl Spent {
+    pub(crate) fn add(&self, time: Duration, second: u32) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let add = |word| {
+            let sum = nanos_of(word, second).saturating_add(nanos).min(u32::MAX.into());
+            Some(u64::from(second) << 32 | sum)
+        };
+        // It is never refused.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    pub(crate) fn take(&self, second: u32) -> Duration {
+        Duration::from_nanos(nanos_of(self.0.swap(0, Ordering::Relaxed), second))
+    }
+}
+
+fn nanos_of(word: u64, second: u32) -> u64 {
+    if word >> 32 == u64::from(second) { word & u64::from(u32::MAX) } else { 0 }
 }
 
 /// Token buckets by source: an IPv4 address, or an IPv6 network of 64 bits, within which one machine has them all.
@@ -114,6 +168,33 @@ mod tests {
         assert!(!load.is_high(start + 2 * SPAN));
         load.spend(MAX_TIME, start + 2 * SPAN);
         assert!(!load.is_high(start + 60 * SPAN));
+    }
+
+    #[test]
+    fn several_threads_have_each_as_much_time() {
+        let (start, mut load) = (Instant::now(), Load::default());
+        load.spend_elsewhere(MAX_TIME, 3, start);
+        load.spend(MAX_TIME / 2, start);
+        assert!(!load.is_high(start));
+        load.spend_elsewhere(MAX_TIME * 5 / 2, 3, start);
+        assert!(load.is_high(start));
+        load.spend(MAX_TIME, start + 60 * SPAN);
+        assert!(load.is_high(start + 60 * SPAN));
+    }
+
+    #[test]
+    fn time_is_told_within_its_second_and_forgotten_later() {
+        let (spent, ms) = (Spent::default(), Duration::from_millis);
+        spent.add(ms(100), 7);
+        spent.add(ms(50), 7);
+        assert_eq!((spent.take(7), spent.take(7)), (ms(150), ms(0)));
+        spent.add(ms(100), 7);
+        assert_eq!(spent.take(8), ms(0));
+        spent.add(ms(100), 8);
+        spent.add(ms(20), 9);
+        assert_eq!(spent.take(9), ms(20));
+        (0..100).for_each(|_| spent.add(ms(1000), 9));
+        assert_eq!(spent.take(9), Duration::from_nanos(u32::MAX.into()));
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl Identity {
     pub(crate) fn spend(&mut self, time: Duration, now: Instant) {
         self.load.spend(time, now);
     }
+
+    /// Those of so many other threads, since this was last told.
+    pub(crate) fn spend_elsewhere(&mut self, time: Duration, others: u32, now: Instant) {
+        self.load.spend_elsewhere(time, others, now);
+    }
 }
 
 /// What a datagram turned out to be.

@@ -11,6 +11,28 @@ use crate::PublicKey;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workers(u8);
 
+/// For how many workers an interface is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WantedWorkers {
+    Exactly(Workers),
+    /// One, where the kernel does not tell their packets apart: several would hand everything over, which is slower.
+    AtMost(Workers),
+}
+
+impl WantedWorkers {
+    /// At most as many as this machine has use for: others need its cores, too, and two cores are best used by one worker.
+    pub fn of_this_machine() -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self::AtMost(Workers(if cfg!(target_os = "linux") { wanted(cores) } else { 1 }))
+    }
+
+    pub(crate) fn count(self) -> Workers {
+        match self {
+            Self::Exactly(workers) | Self::AtMost(workers) => workers,
+        }
+    }
+}
+
 /// Not a number of workers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no number of workers: 1 to {max}", max = Workers::MAX)]
@@ -25,14 +47,13 @@ impl Workers {
         (1..=Self::MAX).contains(&count).then_some(Self(count))
     }
 
-    /// As many as this machine has use for: others need its cores, too, and two cores are best used by one worker.
-    pub fn of_this_machine() -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self(if cfg!(target_os = "linux") { wanted(cores) } else { 1 })
-    }
-
     pub fn count(self) -> usize {
         self.0.into()
+    }
+
+    /// Which of them, from 0, a peer belongs to.
+    pub fn owner(self, peer: &PublicKey) -> usize {
+        owner(peer, self.count())
     }
 }
 

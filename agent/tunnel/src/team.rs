@@ -4,10 +4,13 @@
 //! channel: initiations, which are admitted in one place; a packet or datagram that the kernel gave to the wrong one. New
 //! sockets are made for all at once, as the kernel numbers them in the order in which they are bound.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
-    mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -15,7 +18,9 @@ use crate::{
     device::{Parcel, Reader},
     inbox::Inbox,
     initiation::{self, Sender as InitiationSender},
+    load::Spent,
     noise::{Cookies, Identity},
+    passed::PassedOn,
     shard::{Shard, Workers},
     socket::{Ecn, Path, Sockets},
     tunnel::Request,
@@ -23,9 +28,12 @@ use crate::{
 
 /// Per worker.
 const MAX_HANDED: usize = 4096;
-/// When so many bytes wait for a worker, no more is read from the interface for anybody, as it is when a worker alone has too
+/// When so many bytes of packets wait for a worker, no more is read from the interface for anybody, as it is when a worker alone has too
 /// much to do: the kernel keeps packets, and slows TCP down.
 const MAX_QUEUED: usize = 1 << 20;
+/// More bytes of datagrams are dropped. Anybody can send these: they must neither hold packets up nor take the room of
+/// initiations that were admitted.
+const MAX_DATAGRAMS: usize = 2 << 20;
 /// What each thing handed over counts besides its bytes.
 const COST: usize = 1024;
 const NOBODY: usize = usize::MAX;
@@ -56,10 +64,36 @@ impl Handed {
     }
 }
 
+/// What waits for a worker, in bytes.
+#[derive(Default)]
+struct Backlog {
+    packets: AtomicUsize,
+    datagrams: AtomicUsize,
+}
+
+impl Backlog {
+    /// Where it counts.
+    fn of(&self, handed: &Handed) -> Option<&AtomicUsize> {
+        match handed {
+            Handed::Datagram { .. } => Some(&self.datagrams),
+            Handed::Initiation { .. } => None,
+            Handed::Packets(_) => Some(&self.packets),
+        }
+    }
+
+    fn has_room(&self, handed: &Handed) -> bool {
+        match handed {
+            Handed::Datagram { .. } => {
+                self.datagrams.load(Ordering::Relaxed) + handed.cost() <= MAX_DATAGRAMS
+            }
+            Handed::Initiation { .. } | Handed::Packets(_) => true,
+        }
+    }
+}
+
 #[derive(Clone)]
 struct Sibling {
-    /// What waits there.
-    queued: Arc<AtomicUsize>,
+    backlog: Arc<Backlog>,
     handed: SyncSender<Handed>,
     inbox: Inbox,
     is_to_wake: bool,
@@ -71,18 +105,24 @@ pub(crate) struct Team {
     /// By number; none in its own place.
     siblings: Vec<Option<Sibling>>,
     handed: Receiver<Handed>,
-    queued: Arc<AtomicUsize>,
+    backlog: Arc<Backlog>,
     meeting: Meeting,
     shared: Arc<Shared>,
     handed_over: u64,
+    pub(crate) passed_on: PassedOn,
+    /// The kernel did not take every prefix.
+    pub(crate) lacks_prefixes: bool,
+    /// Packets of others are lost at present.
+    pub(crate) loses: bool,
     /// Holds packets that were handed over while they are sent.
     pub(crate) reader: Option<Reader>,
 }
 
 /// What all workers of a tunnel have in common.
 struct Shared {
-    /// Time spent on handshakes that was not yet counted by the one who admits them, in nanoseconds.
-    handshake_ns: AtomicU64,
+    began_at: Instant,
+    /// Time spent on handshakes that was not yet counted by the one who admits them.
+    handshakes: Spent,
     /// Who reports why the tunnel ended.
     reporter: AtomicUsize,
     /// Of the present key.
@@ -93,7 +133,8 @@ impl Team {
     /// A place for each worker, in order. `inboxes` are theirs.
     pub(crate) fn gather(workers: Workers, inboxes: &[Inbox]) -> Vec<Self> {
         let shared = Arc::new(Shared {
-            handshake_ns: AtomicU64::new(0),
+            began_at: Instant::now(),
+            handshakes: Spent::default(),
             reporter: AtomicUsize::new(NOBODY),
             cookies: Mutex::default(),
         });
@@ -102,7 +143,7 @@ impl Team {
             .map(|inbox| {
                 let (handed, receiver) = sync_channel(MAX_HANDED);
                 let door =
-                    Sibling { queued: Arc::default(), handed, inbox: inbox.clone(), is_to_wake: false };
+                    Sibling { backlog: Arc::default(), handed, inbox: inbox.clone(), is_to_wake: false };
                 (door, receiver)
             })
             .unzip();
@@ -114,8 +155,19 @@ impl Team {
                 .enumerate()
                 .map(|(number, door)| (number != own).then(|| door.clone()))
                 .collect();
-            let (queued, shared) = (doors[own].queued.clone(), shared.clone());
-            Self { shard, siblings, handed, queued, meeting, shared, handed_over: 0, reader: None }
+            Self {
+                shard,
+                siblings,
+                handed,
+                backlog: doors[own].backlog.clone(),
+                meeting,
+                shared: shared.clone(),
+                handed_over: 0,
+                passed_on: PassedOn::default(),
+                lacks_prefixes: false,
+                loses: false,
+                reader: None,
+            }
         });
         team.collect()
     }
@@ -137,15 +189,22 @@ impl Team {
         };
         let Some(sibling) = self.siblings.get_mut(to).and_then(Option::as_mut) else { return false };
         sibling.is_to_wake = true;
-        let cost = what.cost();
-        sibling.queued.fetch_add(cost, Ordering::Relaxed);
+        let (backlog, cost) = (&sibling.backlog, what.cost());
+        if !backlog.has_room(&what) {
+            return false;
+        }
+        if let Some(bytes) = backlog.of(&what) {
+            bytes.fetch_add(cost, Ordering::Release);
+        }
         match sibling.handed.try_send(what) {
             Ok(()) => {
                 self.handed_over += counted;
                 true
             }
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                sibling.queued.fetch_sub(cost, Ordering::Relaxed);
+            Err(TrySendError::Full(what) | TrySendError::Disconnected(what)) => {
+                if let Some(bytes) = backlog.of(&what) {
+                    bytes.fetch_sub(cost, Ordering::Relaxed);
+                }
                 false
             }
         }
@@ -163,23 +222,45 @@ impl Team {
     /// What the others have handed over.
     pub(crate) fn next(&self) -> Option<Handed> {
         let next = self.handed.try_recv().ok()?;
-        self.queued.fetch_sub(next.cost(), Ordering::Relaxed);
+        if let Some(bytes) = self.backlog.of(&next) {
+            bytes.fetch_sub(next.cost(), Ordering::Relaxed);
+        }
         Some(next)
+    }
+
+    /// Whether packets wait here.
+    pub(crate) fn has_packets(&self) -> bool {
+        self.backlog.packets.load(Ordering::Acquire) > 0
     }
 
     /// Whether another has so much to do that nothing more should be read.
     pub(crate) fn is_held_up(&self) -> bool {
-        self.siblings.iter().flatten().any(|sibling| sibling.queued.load(Ordering::Relaxed) > MAX_QUEUED)
+        let packets = |sibling: &Sibling| sibling.backlog.packets.load(Ordering::Relaxed);
+        self.siblings.iter().flatten().any(|sibling| packets(sibling) > MAX_QUEUED)
     }
 
     /// Handshakes were worked on for so long; all count where they are admitted.
-    pub(crate) fn spend(&self, ns: u64) {
-        self.shared.handshake_ns.fetch_add(ns, Ordering::Relaxed);
+    pub(crate) fn spend(&self, time: Duration, now: Instant) {
+        self.shared.handshakes.add(time, self.second(now));
     }
 
-    /// What the others have spent since, to be counted by who admits.
-    pub(crate) fn take_spent_ns(&self) -> u64 {
-        self.shared.handshake_ns.swap(0, Ordering::Relaxed)
+    /// What the others have spent lately, to be counted by who admits.
+    pub(crate) fn take_spent(&self, now: Instant) -> Duration {
+        self.shared.handshakes.take(self.second(now))
+    }
+
+    fn second(&self, now: Instant) -> u32 {
+        // It wraps after a century.
+        now.saturating_duration_since(self.shared.began_at).as_secs() as u32
+    }
+
+    pub(crate) fn others(&self) -> u32 {
+        self.siblings.iter().flatten().count() as u32
+    }
+
+    /// Whether this is the one who admits initiations.
+    pub(crate) fn is_first(&self) -> bool {
+        self.shard.number() == 0
     }
 
     /// Whether it is this worker's to say why the tunnel ended.

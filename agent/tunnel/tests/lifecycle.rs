@@ -10,7 +10,7 @@ use std::{
 };
 
 use agent_tunnel::{
-    Config, ConfigureError, Device, DeviceError, Event, Policy, Tunnel, start,
+    Config, ConfigureError, Device, DeviceError, Event, Policy, Tunnel, WantedWorkers, start,
     uapi::{Decoder, Request},
 };
 use support::{Netns, Node, PATIENCE};
@@ -138,7 +138,7 @@ fn plain(netns: &Netns, events: impl FnMut(Event) + Send + 'static) -> Tunnel {
         let config = Config {
             private_key: None,
             policy: Policy::WireGuard,
-            device: Device::create_down_for(support::workers(), "hf0", 1420).unwrap(),
+            device: Device::create_down_for(WantedWorkers::Exactly(support::workers()), "hf0", 1420).unwrap(),
             listen_port: 0,
             fwmark: None,
             addresses: Vec::new(),

@@ -10,27 +10,10 @@ use agent_tunnel::Command;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use support::{Node, Pair, RIGHT, Wire, peer};
 
-/// From now on, as in a kernel that does not know it, this thread and its children are refused TUNSETOFFLOAD.
+/// As in a kernel that does not know them.
 fn refuse_offloads() {
     const TUNSETOFFLOAD: u32 = 0x4004_54d0;
-    let bpf = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (load, equals) = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ);
-    let mut filter = [
-        // The call's number; then its second argument.
-        bpf(load, 0, 0, 0),
-        bpf(equals, 0, 3, libc::SYS_ioctl as u32),
-        bpf(load, 0, 0, 24),
-        bpf(equals, 0, 1, TUNSETOFFLOAD),
-        bpf(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32),
-        bpf(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program and its instructions live through the call.
-    let refused = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-    };
-    assert_eq!(refused, 0, "{}", std::io::Error::last_os_error());
+    support::refuse(libc::SYS_ioctl, Some(TUNSETOFFLOAD), libc::EINVAL);
 }
 
 /// One by one: of several, ping calls lost what comes later than two round trips, as it does on a busy machine.

@@ -49,7 +49,7 @@ fn events_within(node: &Node, span: Duration) -> Vec<Event> {
 fn voluntary_switches() -> u64 {
     let tasks = std::fs::read_dir("/proc/thread-self/../").unwrap();
     let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("status")).ok());
-    let tunnels = statuses.filter(|status| status.starts_with("Name:\ttunnel\n"));
+    let tunnels = statuses.filter(|status| status.starts_with("Name:\ttunnel"));
     let count = |status: String| {
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         line.unwrap().trim().parse::<u64>().unwrap()

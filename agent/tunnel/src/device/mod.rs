@@ -44,7 +44,7 @@ pub(crate) use system::{Device as System, Reader, Writer};
 #[cfg(not(target_os = "linux"))]
 pub(crate) use unsupported::{LinkWatch, Steering};
 
-use crate::shard::Workers;
+use crate::shard::{WantedWorkers, Workers};
 
 /// How the interface is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,11 +103,11 @@ impl Device {
     /// Makes an interface in the calling thread's network namespace. Other programs' interfaces are never taken over.
     /// It is up.
     pub fn create(name: &str, mtu: u16) -> Result<Self, DeviceError> {
-        Self::create_for(Workers::ONE, name, mtu)
+        Self::create_for(WantedWorkers::Exactly(Workers::ONE), name, mtu)
     }
 
     /// As [`Device::create`], with a queue for each worker: a tunnel has as many as its interface has queues.
-    pub fn create_for(workers: Workers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
+    pub fn create_for(workers: WantedWorkers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
         let device = Self::create_down_for(workers, name, mtu)?;
         device.inner.bring_up(name)?;
         Ok(device)
@@ -115,11 +115,26 @@ impl Device {
 
     /// As [`Device::create`], for whoever leaves it to others to bring it up.
     pub fn create_down(name: &str, mtu: u16) -> Result<Self, DeviceError> {
-        Self::create_down_for(Workers::ONE, name, mtu)
+        Self::create_down_for(WantedWorkers::Exactly(Workers::ONE), name, mtu)
     }
 
     /// As [`Device::create_for`], for whoever leaves it to others to bring it up.
-    pub fn create_down_for(workers: Workers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
+    pub fn create_down_for(workers: WantedWorkers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
+        let made = Self::create_with_queues(workers.count(), name, mtu)?;
+        match workers {
+            WantedWorkers::AtMost(count) if count != Workers::ONE && made.steering.is_none() => {
+                drop(made);
+                tracing::info!(
+                    interface = name,
+                    "so there is one worker; --workers makes several all the same"
+                );
+                Self::create_with_queues(Workers::ONE, name, mtu)
+            }
+            WantedWorkers::AtMost(_) | WantedWorkers::Exactly(_) => Ok(made),
+        }
+    }
+
+    fn create_with_queues(workers: Workers, name: &str, mtu: u16) -> Result<Self, DeviceError> {
         let inner = system::Device::create(name, mtu, workers)?;
         let (queues, steering) = inner.open_queues(name, workers)?;
         Ok(Self { inner, name: name.to_owned(), mtu, queues, steering })

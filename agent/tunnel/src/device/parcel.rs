@@ -20,6 +20,10 @@ impl Parcel {
         self.bytes.len()
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.sizes.len()
+    }
+
     pub(crate) fn packets(&self) -> impl Iterator<Item = &[u8]> {
         let mut rest = &*self.bytes;
         self.sizes.iter().map(move |&size| {

@@ -11,8 +11,9 @@ use std::{
 
 use ipnet::IpNet;
 
-/// Prefixes. The table takes memory for those that there are.
-const MAX_PREFIXES: u32 = 1 << 20;
+/// Prefixes, tried in order. The table takes memory for those that there are, but kernels before 5.11 count all of them against
+/// RLIMIT_MEMLOCK, which is 64 KB or 8 MB. What a full table lacks is handed over.
+const MAX_PREFIXES: [u32; 4] = [1 << 18, 1 << 15, 1 << 12, 1 << 9];
 /// _IOR('T', 224, int) and _IOW('T', 217, int).
 const TUNSETSTEERINGEBPF: libc::Ioctl = 0x8004_54e0_u32 as libc::Ioctl;
 const TUNSETQUEUE: libc::Ioctl = 0x4004_54d9;
@@ -64,18 +65,7 @@ pub(crate) struct Steering {
 impl Steering {
     /// From now on packets go where the table says, and else to the first queue.
     pub(super) fn attach(interface: RawFd) -> io::Result<Self> {
-        let table = bpf(
-            BPF_MAP_CREATE,
-            &MapCreate {
-                map_type: BPF_MAP_TYPE_LPM_TRIE,
-                key_size: KEY_BYTES,
-                value_size: size_of::<u32>() as u32,
-                max_entries: MAX_PREFIXES,
-                map_flags: BPF_F_NO_PREALLOC,
-            },
-        )?;
-        // SAFETY: the kernel has just made this descriptor, for us.
-        let table = unsafe { OwnedFd::from_raw_fd(table) };
+        let table = create_table()?;
         let steps = program(table.as_raw_fd());
         let program = bpf(
             BPF_PROG_LOAD,
@@ -114,6 +104,27 @@ impl Steering {
             MapChange { table: self.table.as_raw_fd() as u64, key: &raw const *key as u64, value, flags: 0 };
         bpf(what, &change).map(drop)
     }
+}
+
+/// As large as the kernel grants.
+fn create_table() -> io::Result<OwnedFd> {
+    let mut result = Err(io::ErrorKind::OutOfMemory.into());
+    for max_entries in MAX_PREFIXES {
+        let arguments = MapCreate {
+            map_type: BPF_MAP_TYPE_LPM_TRIE,
+            key_size: KEY_BYTES,
+            value_size: size_of::<u32>() as u32,
+            max_entries,
+            map_flags: BPF_F_NO_PREALLOC,
+        };
+        // SAFETY: the kernel has just made this descriptor, for us.
+        result = bpf(BPF_MAP_CREATE, &arguments).map(|table| unsafe { OwnedFd::from_raw_fd(table) });
+        match &result {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOMEM)) => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    result
 }
 
 /// Nothing is read from this queue any more; it can still be written to.

@@ -12,6 +12,7 @@ use super::{Stop, Worker, inbound::ROAMING_HOLD};
 use crate::{
     Command, Counters, Drops, MAX_ENDPOINTS, Peer, PublicKey,
     capture::{Direction, Fate},
+    device::Reader,
     packet::udp_packet,
     peer::{PeerId, PeerState},
     socket::{Path, Sockets, leads_somewhere},
@@ -24,27 +25,36 @@ const MAX_REQUESTS: usize = 256;
 
 impl Worker {
     /// Whether there was anything.
-    pub(super) fn handle_requests(&mut self, inbox: &Receiver<Request>) -> Result<bool, Stop> {
+    pub(super) fn handle_requests(
+        &mut self,
+        inbox: &Receiver<Request>,
+        reader: &mut Reader,
+    ) -> Result<bool, Stop> {
         for handled in 0..MAX_REQUESTS {
             if !self.handshakes.may_begin() {
                 break;
             }
             match inbox.try_recv() {
-                Ok(request) => self.handle_request(request)?,
+                Ok(request) => self.handle_request(request, reader)?,
                 Err(TryRecvError::Empty) if handled == 0 => return Ok(false),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Err(Stop::Ordered),
             }
         }
-        self.steer();
+        self.steer(reader);
         Ok(true)
     }
 
-    fn handle_request(&mut self, request: Request) -> Result<(), Stop> {
+    fn handle_request(&mut self, request: Request, reader: &mut Reader) -> Result<(), Stop> {
         match request {
-            Request::Command(command) => return self.handle_command(command),
+            Request::Command(command) => {
+                return self.handle_command(command);
+            }
             Request::Configure(changes, reply) => {
-                let _ = reply.send(self.configure(*changes));
+                let done = self.configure(*changes);
+                // Whoever asked may send at once.
+                self.steer(reader);
+                let _ = reply.send(done);
             }
             Request::Describe(reply) => {
                 let _ = reply.send(self.describe());

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use super::Worker;
+use ipnet::IpNet;
+
+use super::{Worker, outbound::MAX_SEGMENTS};
 use crate::{
-    device::{Parcel, Reader},
+    device::{Parcel, Read, Reader},
     initiation::{self, Sender},
     peer::PeerId,
     peers::Peers,
@@ -12,8 +14,10 @@ use crate::{
     team::{Handed, Team},
 };
 
-/// Per turn, as from the interface.
+/// Per turn. Segments are bounded as those from the interface.
 const MAX_TAKEN: usize = 64;
+/// A queue of the interface holds no more packets.
+const MAX_WAITING: usize = 1024;
 
 impl Worker {
     /// This worker is one of several from now on.
@@ -48,20 +52,23 @@ impl Worker {
 
     /// Works on what the others have handed over; whether there was anything.
     pub(super) fn take_handed(&mut self) -> bool {
-        for taken in 0..MAX_TAKEN {
-            let Some(handed) = self.team.as_deref().and_then(Team::next) else { return taken > 0 };
+        let (mut taken, mut segments) = (0, 0);
+        while taken < MAX_TAKEN && segments < MAX_SEGMENTS {
+            let Some(handed) = self.team.as_deref().and_then(Team::next) else { break };
             match handed {
-                Handed::Datagram { path, ecn, bytes } => {
-                    self.handle_datagram(path, ecn, &bytes);
-                    self.write();
-                }
+                Handed::Datagram { path, ecn, bytes } => self.handle_datagram(path, ecn, &bytes),
                 Handed::Initiation { path, sender, bytes } => {
                     self.timed(|worker| worker.handle_passed(path, &sender, &bytes));
                 }
-                Handed::Packets(parcel) => self.send_parcel(&parcel),
+                Handed::Packets(parcel) => {
+                    segments += parcel.count();
+                    self.send_parcel(&parcel);
+                }
             }
+            taken += 1;
         }
-        true
+        self.write();
+        taken > 0
     }
 
     fn send_parcel(&mut self, parcel: &Parcel) {
@@ -97,21 +104,67 @@ impl Worker {
         }
     }
 
-    /// Tells the kernel whose the destinations are that were changed.
-    pub(super) fn steer(&mut self) {
+    /// Tells the kernel whose the destinations are that were changed. What already waits at this queue is handed over before that,
+    /// and what comes meanwhile is lost: handed over later, newer packets would overtake it.
+    pub(super) fn steer(&mut self, reader: &mut Reader) {
         let changed = self.routes.take_changed();
-        let Some(steering) = self.device.steering() else { return };
-        for prefix in changed {
-            let owner = self.routes.owner(prefix).and_then(|id| self.peers.owner(id));
+        if self.device.steering().is_none() || changed.is_empty() {
+            return;
+        }
+        let own = self.peers.shard().number();
+        let owners: Vec<_> = changed
+            .into_iter()
+            .map(|prefix| (prefix, self.routes.owner(prefix).and_then(|id| self.peers.owner(id))))
+            .collect();
+        let are_others = owners.iter().any(|(_, owner)| owner.is_some_and(|owner| owner != own));
+        if are_others {
+            self.empty_queue(reader, false);
+        }
+        let has_told_all = self.tell(&owners);
+        if let Some(team) = &mut self.team {
+            team.lacks_prefixes |= !has_told_all;
+            if are_others && !team.lacks_prefixes {
+                self.empty_queue(reader, true);
+            }
+        }
+    }
+
+    /// Whether the kernel took all.
+    fn tell(&self, owners: &[(IpNet, Option<usize>)]) -> bool {
+        let Some(steering) = self.device.steering() else { return false };
+        let mut has_all = true;
+        for &(prefix, owner) in owners {
             let told = match owner {
                 Some(owner) => steering.set(prefix, owner),
                 None => steering.unset(prefix),
             };
             if let Err(error) = told {
                 // Its packets come to another worker, which hands them over.
+                has_all = false;
                 tracing::debug!(%error, %prefix, "the kernel does not take a route");
             }
         }
+        has_all
+    }
+
+    /// Sends what waits, and loses what is others' when it is late, or more than they can take.
+    fn empty_queue(&mut self, reader: &mut Reader, is_late: bool) {
+        for _ in 0..MAX_WAITING {
+            let loses = is_late || self.is_held_up();
+            self.team.iter_mut().for_each(|team| team.loses = loses);
+            match reader.read(self.device.system()) {
+                Read::Segments(count) => self.send_segments(reader, count),
+                Read::Malformed => self.drops.malformed += 1,
+                // Errors come again.
+                Read::Empty | Read::Gone | Read::Failed(_) => break,
+            }
+        }
+        self.team.iter_mut().for_each(|team| team.loses = false);
+    }
+
+    /// Whatever was handed over is older than what the own queue gives from now on.
+    pub(super) fn send_handed(&mut self) {
+        while self.team.as_deref().is_some_and(Team::has_packets) && self.take_handed() {}
     }
 
     /// A datagram of a session that is not here: to the worker whose it would be. `false` if that is this one.
@@ -144,11 +197,38 @@ impl Worker {
         if owner == team.shard().number() {
             return false;
         }
-        let handed = Handed::Initiation { path, sender: sender.clone(), bytes: Box::new(*initiation) };
-        if !team.hand_over(owner, handed) {
-            self.drops.under_load += 1;
+        team.passed_on.insert(initiation, owner, sender, self.now);
+        self.hand_initiation(owner, path, sender.clone(), initiation);
+        true
+    }
+
+    /// One that needs no more work here. `false` if it is yet to be admitted here.
+    pub(super) fn forward_initiation(&mut self, path: Path, initiation: &[u8; initiation::LEN]) -> bool {
+        let Some(team) = self.team.as_deref_mut() else { return false };
+        if team.is_first() {
+            let Some((owner, sender)) = team.passed_on.take(initiation, self.now) else { return false };
+            self.hand_initiation(owner, path, sender, initiation);
+            return true;
+        }
+        // The kernel looks at the first of several datagrams only.
+        let handed = Handed::Datagram { path, ecn: None, bytes: Box::new(*initiation) };
+        if !team.hand_over(0, handed) {
+            self.drops.overrun += 1;
         }
         true
+    }
+
+    fn hand_initiation(
+        &mut self,
+        owner: usize,
+        path: Path,
+        sender: Sender,
+        initiation: &[u8; initiation::LEN],
+    ) {
+        let handed = Handed::Initiation { path, sender, bytes: Box::new(*initiation) };
+        if !self.team.as_deref_mut().is_some_and(|team| team.hand_over(owner, handed)) {
+            self.drops.under_load += 1;
+        }
     }
 
     /// Segments for another worker's peer. `false` if it is this one's.
@@ -157,6 +237,10 @@ impl Worker {
         if owner == team.shard().number() {
             return false;
         }
+        if team.loses {
+            self.drops.overrun += count as u64;
+            return true;
+        }
         if !team.hand_over(owner, Handed::Packets(reader.pack(count))) {
             self.drops.overrun += count as u64;
         }
@@ -164,14 +248,16 @@ impl Worker {
     }
 
     /// Handshakes took so long. All are counted by the first, which admits them.
-    pub(super) fn count_time(&mut self, took: Duration) -> Duration {
+    pub(super) fn count_time(&mut self, took: Duration) {
+        let now = self.now;
+        let Some(local) = &mut self.local else { return };
+        local.identity.spend(took, now);
         match self.team.as_deref() {
-            None => took,
-            Some(team) if team.shard().number() == 0 => took + Duration::from_nanos(team.take_spent_ns()),
-            Some(team) => {
-                team.spend(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-                took
+            None => {}
+            Some(team) if team.is_first() => {
+                local.identity.spend_elsewhere(team.take_spent(now), team.others(), now);
             }
+            Some(team) => team.spend(took, now),
         }
     }
 }

@@ -303,10 +303,7 @@ impl Worker {
     pub(super) fn timed(&mut self, handle: impl FnOnce(&mut Self)) {
         let begin = Instant::now();
         handle(self);
-        let (took, now) = (self.count_time(begin.elapsed()), self.now);
-        if let Some(local) = &mut self.local {
-            local.identity.spend(took, now);
-        }
+        self.count_time(begin.elapsed());
     }
 
     pub(super) fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
@@ -315,7 +312,7 @@ impl Worker {
             self.outbox.send(None, answer, path);
             return;
         }
-        if !self.admit(path, datagram) {
+        if self.forward_initiation(path, initiation) || !self.admit(path, datagram) {
             return;
         }
         let Some(local) = &self.local else { return };

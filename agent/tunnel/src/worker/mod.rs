@@ -211,7 +211,7 @@ impl Worker {
     ) -> Result<(), Stop> {
         self.now = Instant::now();
         self.handshakes.begin_turn();
-        let ordered = self.handle_requests(inbox)?;
+        let ordered = self.handle_requests(inbox, reader)?;
         let handed = self.take_handed();
         let received = self.receive(arena);
         reader.fit(self.device.mtu());

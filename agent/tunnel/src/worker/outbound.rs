@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Per turn: four large packets of 45 segments, or that many small ones.
-const MAX_SEGMENTS: usize = 180;
+pub(super) const MAX_SEGMENTS: usize = 180;
 const MAX_READS: usize = 64;
 
 impl Worker {
@@ -24,6 +24,7 @@ impl Worker {
         for reads in 0..MAX_READS {
             match reader.read(self.device.system()) {
                 Read::Segments(count) => {
+                    self.send_handed();
                     self.send_segments(reader, count);
                     segments += count;
                 }

@@ -22,7 +22,8 @@ use std::{
 };
 
 use agent_tunnel::{
-    Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Rule, Tunnel, Workers, start,
+    Config, DEFAULT_MTU, Device, Event, Peer, Policy, PrivateKey, PublicKey, Rule, Tunnel, WantedWorkers,
+    Workers, start,
 };
 
 /// Longer than anything awaited here takes on a busy machine.
@@ -134,15 +135,28 @@ pub struct Node {
 
 /// How many workers a tunnel has here: the tests of other files run again in `two_workers`.
 pub fn workers() -> Workers {
-    match env!("CARGO_CRATE_NAME") {
-        "two_workers" => Workers::new(2).unwrap(),
-        _ => Workers::ONE,
+    match env!("CARGO_CRATE_NAME").starts_with("two_workers") {
+        true => Workers::new(2).unwrap(),
+        false => Workers::ONE,
     }
 }
 
 /// What is different about the two sides.
 pub fn key(number: u8) -> PrivateKey {
-    PrivateKey::from([number; 32])
+    PrivateKey::from(secret(number))
+}
+
+/// Of a node that belongs to its peers' last worker: with several, the first admits its handshakes for another.
+pub fn secret(number: u8) -> [u8; 32] {
+    let workers = workers();
+    let secrets = (0..=u8::MAX).map(|salt| {
+        let mut secret = [number; 32];
+        secret[0] ^= salt;
+        secret
+    });
+    let is_lasts =
+        |secret: &[u8; 32]| workers.owner(&PrivateKey::from(*secret).public_key()) + 1 == workers.count();
+    secrets.into_iter().find(is_lasts).unwrap()
 }
 
 pub fn overlay(number: u8) -> IpAddr {
@@ -162,7 +176,7 @@ impl Node {
     pub fn start_filtered(netns: &Netns, number: u8, port: u16, filter: Option<Vec<Rule>>) -> Self {
         let (sender, events) = mpsc::channel();
         let tunnel = netns.run(move || {
-            let device = Device::create_for(workers(), "hf0", DEFAULT_MTU).unwrap();
+            let device = Device::create_for(WantedWorkers::Exactly(workers()), "hf0", DEFAULT_MTU).unwrap();
             device.set_addresses(&[format!("{}/10", overlay(number)).parse().unwrap()]).unwrap();
             let config = Config {
                 private_key: Some(key(number)),
@@ -205,6 +219,34 @@ impl Node {
             _ => None,
         })
     }
+}
+
+/// From now on, as in a kernel that does not know it, this thread and its children are refused a system call, or the one
+/// whose second argument is this.
+pub fn refuse(call: libc::c_long, argument: Option<u32>, error: i32) {
+    let bpf = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, equals) = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ);
+    let is_refused = bpf(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32);
+    let is_allowed = bpf(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_ALLOW);
+    // The call's number is at 0, its second argument at 24.
+    let mut filter = match argument {
+        Some(argument) => vec![
+            bpf(load, 0, 0, 0),
+            bpf(equals, 0, 3, call as u32),
+            bpf(load, 0, 0, 24),
+            bpf(equals, 0, 1, argument),
+            is_refused,
+            is_allowed,
+        ],
+        None => vec![bpf(load, 0, 0, 0), bpf(equals, 0, 1, call as u32), is_refused, is_allowed],
+    };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its instructions live through the call.
+    let refused = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    assert_eq!(refused, 0, "{}", io::Error::last_os_error());
 }
 
 /// Waits until a condition holds.

@@ -5,7 +5,7 @@ use std::{net::UdpSocket, time::Duration};
 use agent_tunnel::{Command, Rule};
 use boringtun::noise::{Tunn, TunnResult};
 
-use super::{Netns, Node, PATIENCE, peer};
+use super::{Netns, Node, PATIENCE, peer, secret};
 
 /// Number 7, on loopback beside the node.
 pub struct Stranger {
@@ -19,8 +19,7 @@ impl Stranger {
         let socket = netns.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
         socket.connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        // The same secret as the support's key 7, whose bytes are private to the crate.
-        let noise = Tunn::new([7; 32].into(), node.key.0.into(), None, None, 1, None);
+        let noise = Tunn::new(secret(7).into(), node.key.0.into(), None, None, 1, None);
         Self { socket, noise }
     }
 
