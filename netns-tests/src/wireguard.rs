@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::Process;
 use crate::topology::Host;
@@ -17,6 +17,8 @@ use crate::wait::wait_until;
 /// Where tools look for interfaces; one directory for all hosts.
 pub const SOCKETS: &str = "/var/run/wireguard";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of which one is as wanted: that half of all are not happens never.
+const MAX_KEYS: usize = 100;
 
 /// How a program is asked for an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +193,25 @@ pub struct KeyPair {
 
 impl KeyPair {
     pub fn generate(host: &Host, file: PathBuf) -> Result<Self> {
+        Self::generate_where(host, file, |_| Ok(true))
+    }
+
+    /// The first whose public key is as wanted; one of a few must be.
+    pub fn generate_where(
+        host: &Host,
+        file: PathBuf,
+        is_wanted: impl Fn(&str) -> Result<bool>,
+    ) -> Result<Self> {
+        for _ in 0..MAX_KEYS {
+            let made = Self::generate_one(host, file.clone())?;
+            if is_wanted(&made.public)? {
+                return Ok(made);
+            }
+        }
+        bail!("none of {MAX_KEYS} keys is as wanted")
+    }
+
+    fn generate_one(host: &Host, file: PathBuf) -> Result<Self> {
         let private = host.namespace.output("wg", &["genkey"])?;
         std::fs::write(&file, &private)?;
         let script = format!("wg pubkey <'{}'", file.display());

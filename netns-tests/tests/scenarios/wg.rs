@@ -38,8 +38,19 @@ impl Node {
     }
 
     pub(crate) fn configure(s: &Scenario, device: Device, number: u8) -> Result<Self> {
+        Self::configure_where(s, device, number, |_| Ok(true))
+    }
+
+    /// With a public key that is as wanted.
+    pub(crate) fn configure_where(
+        s: &Scenario,
+        device: Device,
+        number: u8,
+        is_wanted: impl Fn(&str) -> Result<bool>,
+    ) -> Result<Self> {
         let name = device.name.clone();
-        let keys = KeyPair::generate(&device.host, s.directory.join(format!("{name}.key")))?;
+        let file = s.directory.join(format!("{name}.key"));
+        let keys = KeyPair::generate_where(&device.host, file, is_wanted)?;
         device.set(&format!("private-key {} listen-port 51820", keys.private.display()))?;
         let node = Self { device, keys, number };
         node.ip(&format!("address add {}/24 dev {name}", node.inner()))?;

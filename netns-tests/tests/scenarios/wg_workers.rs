@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   hub   eth0 203.0.113.1 ──┐            inside: hub 10.77.0.1,
-//!   peers eth0 203.0.113.2 ──┤ switch     peers 10.77.0.2 to 10.77.0.5, whose keys belong to
-//!   ..                       ┘            different workers of the hub, by chance
+//!   peers eth0 203.0.113.2 ──┤ switch     peers 10.77.0.2 to 10.77.0.5, whose keys belong to the
+//!   ..                       ┘            hub's workers in turn; the hub's to the peers' second
 //! ```
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use agent_tunnel::{PublicKey, Workers};
 use anyhow::{Context, Result, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use netns_tests::agent::Agent;
 use netns_tests::figures::ms;
 use netns_tests::mesh::{Mesh, overlay_address};
@@ -48,13 +50,21 @@ fn star_of(s: &Scenario, prefix: &str, program: &Program) -> Result<(Vec<Node>, 
         let name = format!("{prefix}{number}");
         let host = Host::new(name.clone())?;
         switch.attach(&host, &format!("203.0.113.{number}/24"))?;
-        nodes.push(Node::configure(s, program.start(&host, &name, &s.directory)?, number)?);
+        let device = program.start(&host, &name, &s.directory)?;
+        let wanted = usize::from(number % WORKERS);
+        nodes.push(Node::configure_where(s, device, number, |key| Ok(owner(key)? == wanted))?);
     }
     for peer in &nodes[1..] {
         nodes[0].add(peer, &format!("endpoint {}", peer.outer()))?;
         peer.add(&nodes[0], &format!("endpoint {}", nodes[0].outer()))?;
     }
     Ok((nodes, switch))
+}
+
+/// The number of the worker that a peer with this key belongs to.
+fn owner(key: &str) -> Result<usize> {
+    let bytes = BASE64_STANDARD.decode(key)?.try_into().ok().context("a key of 32 bytes")?;
+    Ok(Workers::new(WORKERS).context("a number of workers")?.owner(&PublicKey(bytes)))
 }
 
 fn start(s: &Scenario, host: &Host, name: &str, number: u8, workers: u8) -> Result<Node> {
