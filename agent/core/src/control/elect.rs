@@ -79,8 +79,20 @@ impl Control {
         self.stale_leaps = 0;
         self.elect_at = None;
         if let Some(server) = server {
+            self.close_twins(server);
             self.note_served(server, url, now);
         }
+    }
+
+    /// A suspect is dialled beside its session. Once it serves on, a standby with the same server is none.
+    pub(super) fn close_twins(&mut self, server: ServerId) {
+        let serves = |c: &Connection| c.server == Some(server) && matches!(c.state, State::Serving);
+        if !self.connections.values().any(serves) {
+            return;
+        }
+        let is_twin = |c: &Connection| c.server == Some(server) && matches!(c.state, State::Standby);
+        let twins = self.connections.iter().filter(|(_, c)| is_twin(c)).map(|(conn, _)| *conn);
+        twins.collect::<Vec<_>>().into_iter().for_each(|twin| self.close(twin));
     }
 
     /// Servers believe the newest number that asked to serve, wherever it was said. Where the session that stays bears an older one (a suspect that
@@ -142,7 +154,6 @@ impl Control {
             self.elect_at = Some(now + self.spread.mul_f64(self.rng.random_range(0.0..=1.0)));
         }
         self.names.iter_mut().for_each(|name| name.look_up_soon(now));
-        self.redial.on_unserved(now);
         // The standby's last heartbeat may be 10 s old, so others are dialled beside it, and at once.
         self.next_dial_at = now;
     }

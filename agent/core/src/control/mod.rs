@@ -21,6 +21,7 @@ mod candidate;
 mod connection;
 mod dial;
 mod elect;
+mod end;
 mod heartbeat;
 mod news;
 mod redial;
@@ -276,6 +277,9 @@ impl Control {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         let State::Greeting { activate, .. } = connection.state else { return };
         connection.on_welcome(activate, welcome, &self.config, now);
+        // A suspect is dialled beside its session.
+        let is_twin = |(other, c): (&ConnId, &Connection)| *other != conn && c.server == Some(welcome.server);
+        let is_other = !self.connections.iter().any(is_twin);
         if activate && self.is_served() {
             // A suspect answered meanwhile, and serves on.
             self.stand_by(conn, now);
@@ -283,8 +287,11 @@ impl Control {
         if let Some(candidate) = self.candidate_of(conn) {
             candidate.on_success(welcome.server);
         }
+        self.close_twins(welcome.server);
         self.bad_news = None;
-        self.redial.on_found(now);
+        if is_other {
+            self.redial.on_found(now);
+        }
         self.handle_servers(&welcome.servers, now);
     }
 
@@ -328,6 +335,7 @@ impl Control {
         let alone = self.knows_one_server();
         if serving {
             self.on_unserved(now);
+            self.redial_on_lost(now);
         }
         // Nobody to move to, or nothing to move: the server need not wait for us.
         if alone || !serving {
@@ -489,6 +497,7 @@ impl Control {
                 State::Serving if late => {
                     connection.state = State::Suspect;
                     self.on_unserved(now);
+                    self.redial_on_doubt(now);
                 }
                 State::Activating { late_at } if late || now >= late_at => {
                     connection.state = State::Suspect;
@@ -558,41 +567,6 @@ impl Control {
     fn knows_one_server(&self) -> bool {
         let addresses: usize = self.names.iter().map(|name| name.candidates.len()).sum();
         addresses <= 1 && self.redial.is_single()
-    }
-
-    /// A connection ended against our will.
-    fn fail(&mut self, conn: ConnId, error: String, at_least: Duration, now: BootTime) {
-        self.end(conn, error, at_least, now);
-        self.run(now);
-    }
-
-    fn end(&mut self, conn: ConnId, error: String, at_least: Duration, now: BootTime) {
-        let Some(connection) = self.connections.get(&conn) else { return };
-        let was_serving = matches!(connection.state, State::Serving) && !connection.draining;
-        // A server that drains comes back when it has restarted, not at once.
-        let at_least = if connection.draining { at_least.max(self.config.backoff_base) } else { at_least };
-        let (url, addr) = (connection.url.clone(), connection.addr);
-        self.close(conn);
-        let is_there = |c: &Connection| c.is_at(&url, addr) && c.has_session() && c.is_worth_keeping();
-        // Another machine may answer at the same address by now.
-        if self.connections.values().any(is_there) {
-            self.redial.wait_until(now + at_least);
-        } else if let Some(name) = self.names.iter_mut().find(|name| name.url == url) {
-            name.look_up_soon(now);
-            let (config, rng) = (&self.config, &mut self.rng);
-            if let Some(candidate) = name.candidates.iter_mut().find(|candidate| candidate.addr == addr) {
-                candidate.on_failure(error, at_least, config, rng, now);
-            }
-        }
-        if was_serving {
-            self.on_unserved(now);
-        }
-    }
-
-    fn close(&mut self, conn: ConnId) {
-        if self.connections.remove(&conn).is_some() {
-            self.outputs.push_back(Output::Close { conn });
-        }
     }
 
     fn candidate_of(&mut self, conn: ConnId) -> Option<&mut Candidate> {

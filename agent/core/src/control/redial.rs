@@ -2,8 +2,9 @@
 //! certificate, and one that reaches a server that we have is closed before it says anything.
 //!
 //! It is tried while servers say that another one lives and no address of its own is known: a few times in a row, then ever more rarely, at last once in minutes: each try is a TLS handshake, and a
-//! balancer that routes by source leads thousands of agents to where they are, for ever. A server that joins, another network, another list or an outage begins the count anew, so that
-//! what can be found is found within about the time for which it can be.
+//! balancer that routes by source leads thousands of agents to where they are, for ever. A server that joins, another network, another list or a session that is lost begins the count anew, so
+//! that what can be found is found within about the time for which it can be. What befalls all agents of a server at once is answered by each after a delay of its own, and a server that only
+//! stutters is no reason to begin anew: it is the one that would have to answer them all.
 
 use super::{
     Control,
@@ -19,7 +20,7 @@ use std::{collections::BTreeSet, time::Duration};
 /// Tries in a row: of two servers, a balancer that turns or draws leads to the other almost surely.
 const BURST: u32 = 4;
 const BASE: Duration = Duration::from_secs(1);
-/// Of 10,000 agents that are led to where they are, 45 a second ask.
+/// Of 10,000 agents that are led to where they are, 45 a second ask; a doubt makes one try so often at most.
 const CAP: Duration = Duration::from_secs(300);
 /// While they are served, agents that hear of a new server come over so many times the span that servers spread a failover over: 5,000 a second come to one that dies, 100 to one that joins ..
 const JOIN_SPREADS: u32 = 50;
@@ -34,6 +35,8 @@ pub(super) struct Redial {
     live: BTreeSet<ServerId>,
     tries: u32,
     not_before: BootTime,
+    /// Until then doubts hasten nothing.
+    next_doubt_at: BootTime,
 }
 
 impl Redial {
@@ -45,7 +48,7 @@ impl Redial {
     /// Another server was found. One that ends what it welcomed is not asked again at once.
     pub(super) fn on_found(&mut self, now: BootTime) {
         self.tries = 0;
-        self.not_before = now + BASE;
+        self.not_before = self.not_before.max(now + BASE);
     }
 
     /// What failed may work now.
@@ -59,11 +62,23 @@ impl Redial {
         self.not_before = self.not_before.max(at);
     }
 
-    /// Whoever serves us was in doubt: a standby is worth more than it seemed. What a server asked for stands.
-    pub(super) fn on_unserved(&mut self, now: BootTime) {
-        if self.tries > BURST {
-            self.retry_now(now);
+    /// Whoever serves us is in doubt, but not lost yet: one try, no new count.
+    fn on_doubt(&mut self, delay: Duration, now: BootTime) {
+        if now >= self.next_doubt_at {
+            self.next_doubt_at = now + CAP;
+            self.hasten(now + delay);
         }
+    }
+
+    /// A session ended against our will.
+    fn on_lost(&mut self, delay: Duration, now: BootTime) {
+        self.hasten(now + delay);
+        self.tries = 0;
+    }
+
+    /// What a server asked for stands.
+    fn hasten(&mut self, at: BootTime) {
+        self.not_before = if self.tries > BURST { self.not_before.min(at) } else { self.not_before.max(at) };
     }
 
     pub(super) fn load(&self) -> usize {
@@ -83,7 +98,19 @@ impl Control {
         }
     }
 
-    /// How long after its siblings an agent dials a server that joined.
+    /// Seeks what may stand by, where whoever serves us is late.
+    pub(super) fn redial_on_doubt(&mut self, now: BootTime) {
+        let delay = self.join_delay();
+        self.redial.on_doubt(delay, now);
+    }
+
+    /// .. and where a session is lost.
+    pub(super) fn redial_on_lost(&mut self, now: BootTime) {
+        let delay = self.join_delay();
+        self.redial.on_lost(delay, now);
+    }
+
+    /// How long after its siblings an agent seeks another server, for a reason that all of them have.
     pub(super) fn join_delay(&mut self) -> Duration {
         let spread = (self.spread * JOIN_SPREADS).clamp(JOIN_SPREAD.0, JOIN_SPREAD.1);
         spread.mul_f64(self.rng.random_range(0.0..=1.0))

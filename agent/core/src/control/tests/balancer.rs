@@ -68,10 +68,11 @@ fn who_asks_rarely_asks_at_once_when_the_network_the_list_or_the_server_gives_re
             bench.control.handle_servers(&told, bench.now);
         },
         |bench| {
+            bench.behind = [1, 2].into();
             bench.mood(1, Mood::Silent);
             bench.run(ms(1500));
             bench.mood(1, Mood::Well);
-            bench.run(ms(500));
+            answer_heartbeats(bench);
         },
     ];
     for (at, reason) in reasons.iter().enumerate() {
@@ -84,6 +85,86 @@ fn who_asks_rarely_asks_at_once_when_the_network_the_list_or_the_server_gives_re
     let mut bench = calm();
     bench.run(secs(2));
     assert_eq!(bench.standbys().len(), 0, "without one it waits");
+}
+
+/// Dials to the first server that hung are answered.
+fn answer_dials(bench: &mut Bench) {
+    let hung = bench.control.connections.iter().filter(|(_, c)| matches!(c.state, State::Dialling { .. }));
+    for conn in hung.map(|(conn, _)| *conn).collect::<Vec<_>>() {
+        bench.control.handle_connected(conn, id(1), bench.now);
+        bench.drain();
+    }
+}
+
+/// .. and heartbeats.
+fn answer_heartbeats(bench: &mut Bench) {
+    for conn in bench.control.sessions().collect::<Vec<_>>() {
+        let of_it = |(_, output): &(BootTime, Output)| {
+            let Output::Heartbeat { conn: at, sequence, .. } = output else { return None };
+            (*at == conn).then_some(*sequence)
+        };
+        let ack = bench.seen.iter().rev().find_map(of_it).map(|sequence| bench.ack(id(1), sequence));
+        ack.iter().for_each(|ack| bench.control.handle_heartbeat(conn, ack, bench.now));
+        bench.drain();
+    }
+}
+
+/// Thousands behind a balancer that has led them to the first server for long.
+fn one_of_thousands(seed: u64) -> Bench {
+    let mut bench = behind(&[1, 2, 3]);
+    let urls = [ServerUrl::from(BALANCER)];
+    bench.control = Control::new(ControlConfig::default(), &urls, &[], (1, seed), START);
+    (bench.behind, bench.spread) = ([1].into(), ms(200));
+    let mut bench = bench.start();
+    bench.run(secs(700));
+    bench
+}
+
+#[test]
+fn a_server_that_stutters_is_not_asked_at_once_by_all_who_are_led_to_it() {
+    const AGENTS: usize = 40;
+    let orders: [[fn(&mut Bench); 2]; 2] =
+        [[answer_heartbeats, answer_dials], [answer_dials, answer_heartbeats]];
+    for (order, answers) in orders.iter().enumerate() {
+        let mut dials = vec![0; 6 * 15];
+        for seed in 0..AGENTS {
+            let mut bench = one_of_thousands(seed as u64);
+            for stutter in 0..6 {
+                bench.mood(1, Mood::Silent);
+                bench.run(ms(1400));
+                bench.mood(1, Mood::Well);
+                answers.iter().for_each(|answer| answer(&mut bench));
+                let back_at = bench.now;
+                bench.run(ms(14_990));
+                assert_eq!((bench.serving(), bench.control.failovers()), (Some(id(1)), 0));
+                for (at, _) in bench.dials_since(back_at) {
+                    dials[stutter * 15 + at.since(back_at).as_secs() as usize] += 1;
+                }
+            }
+        }
+        let (all, most) = (dials.iter().sum::<usize>(), dials.iter().max().copied());
+        assert!(all <= 2 * AGENTS, "order {order}: {all} dials of {AGENTS} agents: {dials:?}");
+        assert!(most <= Some(AGENTS / 4), "order {order}: {dials:?}");
+    }
+}
+
+#[test]
+fn who_lost_a_session_seeks_a_standby_in_its_turn_and_a_server_to_serve_it_at_once() {
+    let mut first = Vec::new();
+    for seed in 0..40 {
+        let mut bench = one_of_thousands(seed);
+        bench.behind = [2].into();
+        let lost_at = bench.now;
+        bench.kill(1);
+        bench.run(ms(250));
+        assert_eq!(bench.serving(), Some(id(2)));
+        bench.behind = [3].into();
+        bench.run(secs(11));
+        assert_eq!(bench.standbys(), [id(3)].into());
+        first.push(bench.dials_since(lost_at + ms(250))[0].0.since(lost_at));
+    }
+    first.sort_unstable();
+    assert!((secs(3)..secs(7)).contains(&first[20]) && first[39] > secs(8), "{first:?}");
 }
 
 #[test]
