@@ -1,5 +1,6 @@
-//! The data plane as `agent wg` runs it, without the agent: makes the interface and is configured by `wg`. `--filter` has every packet
-//! judged as in the mesh, and lets all pass. For measuring, `make bench-tunnel`: built with the compiler's flag `--cfg holdfast_copy_instead_of_aead` it copies packets in the
+//! The data plane as `agent wg` runs it, without the agent: makes the interface and is configured by `wg`. With `--filter all` every packet
+//! is judged as in the mesh, by one rule that lets all pass; with `--filter mesh` by hundreds, of which the last let pass what measuring needs. `--workers N` as with the
+//! agent, but one by default. For measuring, `make bench-tunnel`: built with the compiler's flag `--cfg holdfast_copy_instead_of_aead` it copies packets in the
 //! clear instead of encrypting them, and says so.
 //!
 //!     cargo run --release -p agent-tunnel --example endpoint -- wg0
@@ -14,7 +15,7 @@ use std::{
 };
 
 use agent_tunnel::{
-    Config, DEFAULT_MTU, Device, Event, Policy, Rule, Tunnel,
+    Config, DEFAULT_MTU, Device, Event, Policy, Protocol, Rule, Service, Tunnel, WantedWorkers, Workers,
     uapi::{self, Decoder, Request, errno},
 };
 
@@ -23,24 +24,19 @@ const SOCKETS: &str = "/var/run/wireguard";
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (name, is_filtered) = match arguments.as_slice() {
-        [name] => (name, false),
-        [name, option] if option == "--filter" => (name, true),
-        _ => return Err("usage: endpoint INTERFACE [--filter]".into()),
-    };
+    let Arguments { name, workers, filter } = Arguments::parse()?;
     if cfg!(holdfast_copy_instead_of_aead) {
         println!("NOTHING IS ENCRYPTED: this program measures what encryption costs");
     }
     let config = Config {
         private_key: None,
         policy: Policy::WireGuard,
-        device: Device::create_down(name, DEFAULT_MTU)?,
+        device: Device::create_down_for(WantedWorkers::Exactly(workers), &name, DEFAULT_MTU)?,
         listen_port: 0,
         fwmark: None,
         addresses: Vec::new(),
         message_port: None,
-        filter: is_filtered.then(|| vec![Rule::all()]),
+        filter,
     };
     let tunnel = agent_tunnel::start(config, |event| {
         if matches!(event, Event::Fault { .. } | Event::Gone { .. }) {
@@ -53,6 +49,52 @@ fn main() -> Result<()> {
         let _ = converse(caller?, &tunnel);
     }
     Ok(())
+}
+
+const USAGE: &str = "usage: endpoint INTERFACE [--workers N] [--filter all|mesh]";
+
+struct Arguments {
+    name: String,
+    workers: Workers,
+    filter: Option<Vec<Rule>>,
+}
+
+impl Arguments {
+    fn parse() -> Result<Self> {
+        let mut words = std::env::args().skip(1);
+        let name = words.next().ok_or(USAGE)?;
+        let mut arguments = Self { name, workers: Workers::ONE, filter: None };
+        while let Some(option) = words.next() {
+            match (option.as_str(), words.next().as_deref()) {
+                ("--workers", Some(count)) => arguments.workers = count.parse()?,
+                ("--filter", Some("all")) => arguments.filter = Some(vec![Rule::all()]),
+                ("--filter", Some("mesh")) => arguments.filter = Some(mesh_rules()?),
+                _ => return Err(USAGE.into()),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+/// Two hundred networks that nobody here is in, and two hundred services for 198.18.0.0/24 of which iperf3's is the last; pings, and
+/// datagrams to high ports.
+fn mesh_rules() -> Result<Vec<Rule>> {
+    let rule = |source: &str, protocol, ports| -> Result<Rule> {
+        let services = vec![Service { protocol, ports }];
+        Ok(Rule { sources: vec![source.parse()?], destinations: Vec::new(), services })
+    };
+    let here = "198.18.0.0/24";
+    let mut rules = Vec::new();
+    for number in 0..200u16 {
+        let protocol = if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
+        let ports = vec![443..=443, 8000 + number..=8000 + number];
+        rules.push(rule(&format!("100.64.{number}.0/24"), protocol, ports.clone())?);
+        rules.push(rule(here, protocol, ports)?);
+    }
+    rules.push(rule(here, Protocol::Icmp, Vec::new())?);
+    rules.push(rule(here, Protocol::Tcp, vec![5201..=5201])?);
+    rules.push(rule(here, Protocol::Udp, vec![5201..=5201, 20_000..=29_999])?);
+    Ok(rules)
 }
 
 /// The file appears under its name when it can be connected to: `wg` deletes those that cannot.

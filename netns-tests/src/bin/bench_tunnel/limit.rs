@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-use crate::load::{LOADS, Work};
+use crate::load::{Work, few};
 use crate::table::{Table, median, spread};
-use crate::{COPY, OURS};
+use crate::{COPY, ENDPOINT};
 
 /// One figure comes of so many packets, and of so many figures the median is taken.
 const PACKETS: u32 = 2000;
@@ -53,11 +53,21 @@ pub(crate) struct Limits<'a> {
 }
 
 impl Limits<'_> {
+    fn limit(&self, (_, copy, aead): &(f64, f64, f64)) -> f64 {
+        copy + aead / self.threads as f64
+    }
+
+    /// In per cent, round by round.
+    pub(crate) fn reached(&self, load: &'static str, work: Work) -> Vec<f64> {
+        let rounds = self.rounds(load, work);
+        rounds.iter().map(|round| 100.0 * self.limit(round) / round.0).collect()
+    }
+
     /// Nanoseconds per packet, round by round: with encryption, with copies, and for encryption alone.
     fn rounds(&self, load: &'static str, work: Work) -> Vec<(f64, f64, f64)> {
         let of = |program, unit| self.table.of((load, unit), program);
-        let (ours, copy) = (of(OURS, work.unit()), of(COPY, work.unit()));
-        let aead = self.table.of((work.aead_name(), "ns"), OURS);
+        let (ours, copy) = (of(ENDPOINT, work.unit()), of(COPY, work.unit()));
+        let aead = self.table.of((work.aead_name(), "ns"), ENDPOINT);
         let rounds = ours.iter().zip(copy).zip(aead);
         rounds
             .map(|((ours, copy), aead)| (work.ns_per_packet(*ours), work.ns_per_packet(*copy), *aead))
@@ -75,20 +85,20 @@ impl Display for Limits<'_> {
         )?;
         writeln!(
             f,
-            "| load | copy | seal and open | limit | {OURS} | of the limit, % |\n|{}",
+            "| load | copy | seal and open | limit | {ENDPOINT} | of the limit, % |\n|{}",
             "---|".repeat(6)
         )?;
-        for (name, work) in LOADS.iter().filter_map(|load| Some((load.name, load.work?))) {
+        for (name, work) in few() {
             let rounds = self.rounds(name, work);
             let column =
                 |of: &dyn Fn(&(f64, f64, f64)) -> f64| spread(&rounds.iter().map(of).collect::<Vec<_>>());
-            let limit = |(_, copy, aead): &(f64, f64, f64)| copy + aead / self.threads as f64;
+            let limit = |round: &(f64, f64, f64)| self.limit(round);
             let columns = [
                 column(&|round| round.1),
                 column(&|round| round.2),
                 column(&limit),
                 column(&|round| round.0),
-                column(&|round| 100.0 * limit(round) / round.0),
+                spread(&self.reached(name, work)),
             ];
             writeln!(f, "| {name} | {} |", columns.join(" | "))?;
         }
@@ -104,12 +114,11 @@ mod tests {
     #[test]
     fn ours_is_compared_with_copying_and_encryption_on_as_many_threads() {
         let mut table = Table::default();
-        let load = LOADS.iter().find(|load| load.name == "UDP, 100 bytes").unwrap();
-        let work = load.work.unwrap();
+        let (load, work) = few().find(|(_, work)| *work == Work::SmallUdp).unwrap();
         // 1000 ns a packet against 700 ns of copying and 300 ns of encryption, on two threads.
-        table.add(OURS, load.name, vec![Figure::more("thousand/s", 1000.0)]);
-        table.add(COPY, load.name, vec![Figure::more("thousand/s", 1e6 / 700.0)]);
-        table.add(OURS, work.aead_name(), vec![Figure::less("ns", 300.0)]);
+        table.add(ENDPOINT, load, vec![Figure::more("thousand/s", 1000.0)]);
+        table.add(COPY, load, vec![Figure::more("thousand/s", 1e6 / 700.0)]);
+        table.add(ENDPOINT, work.aead_name(), vec![Figure::less("ns", 300.0)]);
         let text = Limits { table: &table, threads: 2 }.to_string();
         assert!(text.contains("| 850 (850 to 850) | 1000 (1000 to 1000) | 85.0 (85.0 to 85.0) |"), "{text}");
     }

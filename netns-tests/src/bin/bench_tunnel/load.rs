@@ -73,8 +73,11 @@ impl Work {
     }
 }
 
-const GIGABITS: &str = "Gbit/s";
-const PACKETS: &str = "thousand/s";
+pub(crate) const GIGABITS: &str = "Gbit/s";
+pub(crate) const PER_CPU: &str = "Gbit per CPU s";
+pub(crate) const RETRANSMITS: &str = "retransmits";
+pub(crate) const MEDIAN_MS: &str = "p50 ms";
+pub(crate) const PACKETS: &str = "thousand/s";
 
 const fn load(
     name: &'static str,
@@ -84,16 +87,31 @@ const fn load(
     Load { name, work, run }
 }
 
+pub(crate) const PING: &str = "idle ping";
+pub(crate) const TCP: &str = "TCP, 1 stream";
+pub(crate) const REVERSE: &str = "TCP, reverse";
+pub(crate) const STREAMS: &str = "TCP, 4 streams";
+pub(crate) const BOTH_WAYS: &str = "TCP, both ways";
+pub(crate) const SMALL_UDP: &str = "UDP, 100 bytes";
+
+/// Loads that tell what parts of the data plane cost.
+pub(crate) const FEW: [&str; 3] = [TCP, BOTH_WAYS, SMALL_UDP];
+
 pub(crate) const LOADS: [Load; 8] = [
-    load("idle ping", None, ping),
-    load("TCP, 1 stream", Some(Work::Tcp), |pair, time| tcp(pair, time, &[])),
-    load("TCP, reverse", Some(Work::Tcp), |pair, time| tcp(pair, time, &["-R"])),
-    load("TCP, 4 streams", Some(Work::Tcp), |pair, time| tcp(pair, time, &["-P", "4"])),
-    load("TCP, both ways", Some(Work::Tcp), |pair, time| tcp(pair, time, &["--bidir"])),
-    load("UDP, 100 bytes", Some(Work::SmallUdp), |pair, time| udp(pair, time, Work::SmallUdp)),
+    load(PING, None, ping),
+    load(TCP, Some(Work::Tcp), |pair, time| tcp(pair, time, &[])),
+    load(REVERSE, Some(Work::Tcp), |pair, time| tcp(pair, time, &["-R"])),
+    load(STREAMS, Some(Work::Tcp), |pair, time| tcp(pair, time, &["-P", "4"])),
+    load(BOTH_WAYS, Some(Work::Tcp), |pair, time| tcp(pair, time, &["--bidir"])),
+    load(SMALL_UDP, Some(Work::SmallUdp), |pair, time| udp(pair, time, Work::SmallUdp)),
     load("UDP, 1300 bytes", Some(Work::LargeUdp), |pair, time| udp(pair, time, Work::LargeUdp)),
     load("idle", None, idle),
 ];
+
+/// Those of [`FEW`], with what their packets are.
+pub(crate) fn few() -> impl Iterator<Item = (&'static str, Work)> {
+    LOADS.into_iter().filter(|load| FEW.contains(&load.name)).filter_map(|load| Some((load.name, load.work?)))
+}
 
 /// Round trips of small packets, one at a time.
 fn ping(pair: &Pair, _: Duration) -> Result<Vec<Figure>> {
@@ -104,7 +122,7 @@ fn ping(pair: &Pair, _: Duration) -> Result<Vec<Figure>> {
     ensure!(!times.is_empty(), "ping printed no round trips");
     let of = |percent| percentile(&times, percent);
     Ok(vec![
-        Figure::less("p50 ms", of(50)),
+        Figure::less(MEDIAN_MS, of(50)),
         Figure::less("p99 ms", of(99)),
         Figure::less("worst ms", of(100)),
     ])
@@ -113,21 +131,20 @@ fn ping(pair: &Pair, _: Duration) -> Result<Vec<Figure>> {
 fn tcp(pair: &Pair, time: Duration, options: &[&str]) -> Result<Vec<Figure>> {
     let (report, cpu) = iperf(pair, time, options)?;
     let end = &report["end"];
-    let (mut bits, mut again) = (0.0, 0);
+    let (mut bits, mut again) = (0.0, 0.0);
     // With --bidir there is a second pair of sums, for the other way.
-    for (received, sent) in
-        [("sum_received", "sum_sent"), ("sum_received_bidir_reverse", "sum_sent_bidir_reverse")]
-    {
-        bits += end[received]["bits_per_second"].as_f64().unwrap_or_default();
-        again += end[sent]["retransmits"].as_u64().unwrap_or_default();
+    let ways: &[&str] = if options.contains(&"--bidir") { &["", "_bidir_reverse"] } else { &[""] };
+    for way in ways {
+        bits += number(end, &format!("sum_received{way}"), "bits_per_second")?;
+        again += number(end, &format!("sum_sent{way}"), "retransmits")?;
     }
-    let seconds = end["sum_received"]["seconds"].as_f64().context("iperf3: no time")?;
+    let seconds = number(end, "sum_received", "seconds")?;
     let gigabits = bits / 1e9;
     let mut figures = vec![Figure::more(GIGABITS, gigabits)];
     if !cpu.is_zero() {
-        figures.push(Figure::more("Gbit per CPU s", gigabits * seconds / cpu.as_secs_f64()));
+        figures.push(Figure::more(PER_CPU, gigabits * seconds / cpu.as_secs_f64()));
     }
-    figures.push(Figure::less("retransmits", again as f64));
+    figures.push(Figure::less(RETRANSMITS, again));
     Ok(figures)
 }
 
@@ -135,14 +152,18 @@ fn tcp(pair: &Pair, time: Duration, options: &[&str]) -> Result<Vec<Figure>> {
 fn udp(pair: &Pair, time: Duration, work: Work) -> Result<Vec<Figure>> {
     let length = work.payload_bytes().to_string();
     let (report, cpu) = iperf(pair, time, &["-u", "-b", "0", "-l", &length])?;
-    let sum = &report["end"]["sum"];
-    let number = |key: &str| sum[key].as_f64().with_context(|| format!("iperf3: no {key}"));
+    let number = |key| number(&report["end"], "sum", key);
     let arrived = number("packets")? - number("lost_packets")?;
     let mut figures = vec![Figure::more(PACKETS, arrived / number("seconds")? / 1e3)];
     if !cpu.is_zero() {
         figures.push(Figure::more("thousand per CPU s", arrived / cpu.as_secs_f64() / 1e3));
     }
     Ok(figures)
+}
+
+/// What iperf3 always tells; nothing of it is taken for zero if it is missing.
+fn number(end: &Value, sum: &str, key: &str) -> Result<f64> {
+    end[sum][key].as_f64().with_context(|| format!("iperf3 tells no {key} in {sum}"))
 }
 
 /// What a tunnel costs that has nothing to do.
@@ -178,6 +199,14 @@ mod tests {
         for work in Work::ALL {
             assert!(work.aead_name().contains(&format!(" {} ", work.packet_bytes())), "{work:?}");
         }
+    }
+
+    #[test]
+    fn what_iperf3_does_not_tell_is_an_error_and_not_zero() {
+        let end = serde_json::json!({"sum_sent": {"retransmits": 0}});
+        assert_eq!(number(&end, "sum_sent", "retransmits").unwrap(), 0.0);
+        assert!(number(&end, "sum_sent", "seconds").is_err());
+        assert!(number(&end, "sum_sent_bidir_reverse", "retransmits").is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Two hosts on one cable, with a tunnel of one program between them, or none.
 
+use std::net::UdpSocket;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +16,12 @@ use crate::table::Figure;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const PORT: u16 = 51820;
 const MTU: u16 = 1420;
+const LEFT: &str = "198.18.0.1";
+/// Which the example's rules of a mesh allow.
+const FLOW_PORTS: Range<u16> = 20_000..22_000;
+/// What an interface's queue takes at once, and how long it gets.
+const FLOW_BURST: usize = 100;
+const FLOW_PAUSE: Duration = Duration::from_millis(1);
 
 /// Ends that reach each other at [`Pair::target`].
 pub(crate) struct Pair {
@@ -55,6 +63,18 @@ impl Pair {
             namespace.ip(&format!("addr add 198.18.0.{number}/24 dev {}", device.name))?;
             namespace.ip(&format!("link set {} mtu {MTU} up", device.name))?;
             self.devices.push(device);
+        }
+        Ok(())
+    }
+
+    /// Datagrams both ways to thousands of ports, as a filter's table has them in a mesh. They were answered by nobody.
+    pub(crate) fn open_flows(&self) -> Result<()> {
+        for (host, to) in [(&self.left, self.target), (&self.right, LEFT)] {
+            let socket = host.namespace.run(|| UdpSocket::bind(("0.0.0.0", 0)))??;
+            for ports in FLOW_PORTS.collect::<Vec<u16>>().chunks(FLOW_BURST) {
+                ports.iter().try_for_each(|&port| socket.send_to(&[0], (to, port)).map(drop))?;
+                std::thread::sleep(FLOW_PAUSE);
+            }
         }
         Ok(())
     }

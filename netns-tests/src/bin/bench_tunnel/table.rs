@@ -3,11 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result, Write};
 
-use crate::load::LOADS;
-use crate::{COPY, FILTER, OURS};
-
-/// Not compared with as with others.
-const IS_OURS: [&str; 3] = [OURS, FILTER, COPY];
+use crate::load::{Work, few};
+use crate::{ENDPOINT, FILTER, OURS, PARTS, RULES};
 
 /// One figure of one round.
 #[derive(Clone, Copy, Debug)]
@@ -60,26 +57,35 @@ impl Table {
     }
 
     /// Ours against `other`, round by round: how many times better.
-    fn ratios(&self, row: Row, more: bool, other: &str) -> Vec<f64> {
+    pub(crate) fn ratios(&self, row: Row, more: bool, other: &str) -> Vec<f64> {
         let rounds = self.of(row, OURS).iter().zip(self.of(row, other));
         let ratios = rounds.map(|(ours, theirs)| if more { ours / theirs } else { theirs / ours });
         ratios.filter(|ratio| ratio.is_finite()).collect()
     }
 }
 
-/// What the filter takes, in per cent of the speed: the difference of two programs, round by round.
+/// What the filter takes, in per cent of the speed: one program with it and without.
 pub(crate) struct Cost<'a>(pub &'a Table);
+
+impl Cost<'_> {
+    /// Round by round.
+    pub(crate) fn of(&self, load: &'static str, work: Work, filter: &str) -> Vec<f64> {
+        let of = |program| self.0.of((load, work.unit()), program).iter();
+        of(ENDPOINT).zip(of(filter)).map(|(without, with)| 100.0 * (1.0 - with / without)).collect()
+    }
+}
 
 impl Display for Cost<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         writeln!(f, "What the filter costs, in % of the speed without it, round by round.\n")?;
-        writeln!(f, "| load | {OURS} | {FILTER} | cost, % |\n|{}", "---|".repeat(4))?;
-        for (name, work) in LOADS.iter().filter_map(|load| Some((load.name, load.work?))) {
-            let (without, with) =
-                (self.0.of((name, work.unit()), OURS), self.0.of((name, work.unit()), FILTER));
-            let costs: Vec<f64> =
-                without.iter().zip(with).map(|(without, with)| 100.0 * (1.0 - with / without)).collect();
-            writeln!(f, "| {name} | {} | {} | {} |", spread(without), spread(with), spread(&costs))?;
+        writeln!(f, "| load | {ENDPOINT} | {FILTER} | cost, % | {RULES} | cost, % |\n|{}", "---|".repeat(6))?;
+        for (name, work) in few() {
+            write!(f, "| {name} | {} |", spread(self.0.of((name, work.unit()), ENDPOINT)))?;
+            for filter in [FILTER, RULES] {
+                let with = spread(self.0.of((name, work.unit()), filter));
+                write!(f, " {with} | {} |", spread(&self.of(name, work, filter)))?;
+            }
+            f.write_char('\n')?;
         }
         Ok(())
     }
@@ -96,7 +102,7 @@ impl Display for Table {
             f.write_char('\n')?;
         }
         let others: Vec<&String> =
-            self.programs.iter().filter(|name| !IS_OURS.contains(&name.as_str())).collect();
+            self.programs.iter().filter(|name| *name != OURS && !PARTS.contains(&name.as_str())).collect();
         writeln!(f, "\n{OURS} against others, round by round: above 1 is better.\n")?;
         write!(f, "| load | unit |")?;
         others.iter().try_for_each(|name| write!(f, " times {name} |"))?;
@@ -147,6 +153,7 @@ fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::TCP;
 
     fn table() -> Table {
         let mut table = Table::default();
@@ -182,8 +189,8 @@ mod tests {
     fn the_filter_costs_what_its_rounds_lost_and_what_it_gained_is_below_nothing() {
         let mut table = Table::default();
         for (without, with) in [(10.0, 9.8), (10.0, 10.1), (8.0, 7.6)] {
-            table.add(OURS, "TCP, reverse", vec![Figure::more("Gbit/s", without)]);
-            table.add(FILTER, "TCP, reverse", vec![Figure::more("Gbit/s", with)]);
+            table.add(ENDPOINT, TCP, vec![Figure::more("Gbit/s", without)]);
+            table.add(FILTER, TCP, vec![Figure::more("Gbit/s", with)]);
         }
         let text = Cost(&table).to_string();
         assert!(text.contains("| 2.00 (-1.00 to 5.00) |"), "{text}");
