@@ -3,7 +3,12 @@
 //! A map never goes backwards, and a peer is in it only with a certificate under a trusted root that no removal ends, whoever told that. What is not understood or not proven stays among the
 //! objects (so that the digest is the servers') but has no effect.
 
-use crate::{cache::Cached, removals::Removals, rules::is_about_rules, trust::Trust};
+use crate::{
+    cache::Cached,
+    removals::Removals,
+    rules::is_about_rules,
+    trust::{Learned, Trust},
+};
 use proto::{
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
@@ -144,15 +149,15 @@ impl NetMap {
     ///
     /// # Errors
     /// The list is no chain.
-    pub fn learn_roots(&mut self, list: &RootList) -> Result<Option<Changes>, StatementError> {
+    pub fn learn_roots(&mut self, list: &RootList) -> Result<Option<(Learned, Changes)>, StatementError> {
         let Some(trust) = &mut self.trust else { return Ok(None) };
         let Some(learned) = trust.learn(list)? else { return Ok(None) };
-        Ok(Some(if learned.newer { self.judge_unjudged() } else { Changes::default() }))
+        Ok(Some((learned, if learned.newer { self.judge_unjudged() } else { Changes::default() })))
     }
 
-    /// The roots that a peer leads to from the newest known here. `None`: nothing is new.
-    pub fn follow_roots(&mut self, links: &[Vec<u8>]) -> Option<Changes> {
-        self.trust.as_mut()?.follow(links).then(|| self.judge_unjudged())
+    /// The roots that a peer leads to from the newest known here; they prove removals and nothing else. Whether one is new.
+    pub fn follow_roots(&mut self, links: &[Vec<u8>]) -> bool {
+        self.trust.as_mut().is_some_and(|trust| trust.follow(links))
     }
 
     fn judge_unjudged(&mut self) -> Changes {
@@ -201,14 +206,14 @@ impl NetMap {
         }
     }
 
-    /// A removal that a peer told: it counts only under the root's signature. `None`: no root signed it that is believed here.
+    /// A removal that a peer told: it counts only under a root's signature. `None`: no root signed it that is known here, or that peers led to.
     pub fn on_removal(&mut self, signed: &[u8]) -> Option<Changes> {
         let mut changes = Changes::default();
         let Some(trust) = self.trust.as_ref().filter(|_| !self.removals.cover(signed)) else {
             return Some(changes);
         };
-        match trust.verify(signed) {
-            Ok((Statement::Removal(removal), _)) => self.learn(removal, signed, &mut changes),
+        match trust.verify_told(signed) {
+            Ok(Statement::Removal(removal)) => self.learn(removal, signed, &mut changes),
             Err(StatementError::Signature) => return None,
             Ok(_) | Err(_) => {}
         }

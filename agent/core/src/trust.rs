@@ -3,6 +3,9 @@
 //!
 //! A root that servers name no more proves nothing new at once. What it proved before stands until the map has what took its place, and the own certificate, too: lists come
 //! before maps, and from servers that are ahead of the one which serves us.
+//!
+//! What peers lead to is provisional: it proves removals, which spread without servers, and nothing else, until a server's list confirms it. Somebody may have kept the secret of a
+//! root that was replaced, and lead away whoever missed that.
 
 use proto::{
     map::MapVersion,
@@ -27,6 +30,15 @@ pub struct Trust {
     retired: Vec<Fingerprint>,
     /// The statements by which roots named the next, up to the newest: to lead others, whom no server reaches.
     links: Vec<Vec<u8>>,
+    /// Where peers led to from the newest, each after the one that it follows upon; there may be forks.
+    led: Vec<Led>,
+}
+
+/// A root that no server confirmed, and the statement that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Led {
+    root: RootKey,
+    link: Vec<u8>,
 }
 
 /// A root that proves nothing new.
@@ -64,6 +76,10 @@ pub struct Learned {
     pub newer: bool,
     /// Former roots prove nothing new any more.
     pub retiring: bool,
+    /// Others can be led from roots from which they could not.
+    pub links: bool,
+    /// Peers led to roots that are none of the cluster's.
+    pub strays: bool,
 }
 
 impl Trust {
@@ -79,11 +95,17 @@ impl Trust {
         retiring: Vec<Retiring>,
         retired: Vec<Fingerprint>,
     ) -> Self {
-        Self { network, newest, former, retiring, retired, links: Vec::new() }
+        Self { network, newest, former, retiring, retired, links: Vec::new(), led: Vec::new() }
     }
 
     pub fn with_links(self, links: Vec<Vec<u8>>) -> Self {
         Self { links, ..self }
+    }
+
+    /// By what peers told earlier.
+    pub fn with_led(mut self, links: &[Vec<u8>]) -> Self {
+        self.follow(links);
+        self
     }
 
     /// What an enrolment told, over a connection to a server of the cluster.
@@ -126,6 +148,17 @@ impl Trust {
         &self.links
     }
 
+    /// By what peers lead on from there.
+    pub fn led(&self) -> impl Iterator<Item = &[u8]> {
+        self.led.iter().map(|led| led.link.as_slice())
+    }
+
+    /// What peers are told who ask how they come to the roots of this agent's removals: as many as they take.
+    pub fn told_links(&self) -> Vec<Vec<u8>> {
+        let all = self.links.iter().map(Vec::as_slice).chain(self.led());
+        all.take(MAX_ROOTS - 1).map(<[u8]>::to_vec).collect()
+    }
+
     pub fn pins(&self) -> Pins {
         let retiring = self.retiring.iter().map(|retiring| &retiring.root);
         let former = self.former.iter().chain(retiring).map(RootKey::fingerprint);
@@ -153,6 +186,16 @@ impl Trust {
         self.verify_under(believed.chain(retiring), signed)
     }
 
+    /// The same of what a peer tells, who may know roots that no server told here yet. Good for removals alone.
+    ///
+    /// # Errors
+    /// As [`Statement::verify`].
+    pub fn verify_told(&self, signed: &[u8]) -> Result<Statement, StatementError> {
+        let led = self.led.iter().rev().map(|led| &led.root);
+        let believed = [&self.newest].into_iter().chain(self.former.iter().rev());
+        self.verify_under(believed.chain(led), signed).map(|(statement, _)| statement)
+    }
+
     fn verify_under<'r>(
         &self,
         roots: impl Iterator<Item = &'r RootKey>,
@@ -177,43 +220,74 @@ impl Trust {
         // A list that does not know the newest has nothing to say to who does.
         let Some(at) = told.iter().position(|root| *root == self.newest) else { return Ok(None) };
         let newer = told.split_off(at + 1);
-        self.keep_links(&list.next);
+        let links = self.keep_links(&list.next);
         // Of several that leave a root out, the first may be told last.
         for retiring in self.retiring.iter_mut().filter(|retiring| !told.contains(&retiring.root)) {
             retiring.after = retiring.after.min(list.after);
         }
         let (kept, left_out): (Vec<RootKey>, Vec<RootKey>) =
             self.former.iter().partition(|root| told.contains(root));
-        let learned = Learned { newer: !newer.is_empty(), retiring: !left_out.is_empty() };
+        let (newer_any, retiring) = (!newer.is_empty(), !left_out.is_empty());
         self.former = kept;
         for root in newer {
             self.former.push(std::mem::replace(&mut self.newest, root));
         }
         self.retiring.extend(left_out.into_iter().map(|root| Retiring { root, after: list.after }));
-        Ok((learned.newer || learned.retiring).then_some(learned))
+        let strays = newer_any && self.drop_strays();
+        let learned = Learned { newer: newer_any, retiring, links, strays };
+        Ok((newer_any || retiring || links).then_some(learned))
     }
 
-    /// Goes on from the newest root by what a peer tells, as far as that leads; former roots are believed on, since only servers know who still needs them. Whether it
-    /// led anywhere.
+    /// Whether a list goes on from a root that is known here otherwise than servers told before: somebody has the secret of a former root, or the cluster was forked.
+    pub fn is_forked_by(&self, list: &RootList) -> bool {
+        let Ok(told) = list.verified(self.network) else { return false };
+        let pins = self.pins();
+        let knows = |root: &RootKey| pins.knows(root.fingerprint());
+        !told.contains(&self.newest) && told.iter().any(knows) && !told.iter().all(knows)
+    }
+
+    /// Goes on from the newest root by what a peer tells, as far as that leads: provisionally, and for removals alone. Beyond a bound the oldest of it goes. Whether it led to a root
+    /// that was not known.
     pub fn follow(&mut self, links: &[Vec<u8>]) -> bool {
-        let before = self.newest;
-        for signed in links {
-            if let Ok(Statement::NextRoot(next)) = Statement::verify(signed, self.network, &self.newest)
-                && !self.pins().knows(next.fingerprint())
-                && self.former.len() + 1 < MAX_ROOTS
-            {
-                self.former.push(std::mem::replace(&mut self.newest, next));
-                self.keep_links(std::slice::from_ref(signed));
+        let mut led_on = false;
+        for link in
+            links.iter().filter(|link| !self.links.contains(link)).take(MAX_ROOTS - 1).collect::<Vec<_>>()
+        {
+            let Some(root) = self.next_by(link) else { continue };
+            if !self.pins().knows(root.fingerprint()) && !self.led.iter().any(|led| led.root == root) {
+                self.led.push(Led { root, link: link.clone() });
+                self.led.drain(..self.led.len().saturating_sub(MAX_ROOTS - 1));
+                led_on = true;
             }
         }
-        self.newest != before
+        led_on
     }
 
-    fn keep_links(&mut self, told: &[Vec<u8>]) {
+    fn next_by(&self, link: &[u8]) -> Option<RootKey> {
+        let led = self.led.iter().rev().map(|led| &led.root);
+        match self.verify_under(led.chain([&self.newest]), link) {
+            Ok((Statement::NextRoot(next), _)) => Some(next),
+            Ok((Statement::Membership(_) | Statement::Removal(_) | Statement::Unknown, _)) | Err(_) => None,
+        }
+    }
+
+    /// A server told of newer roots: what peers led to either goes on from the newest, or is known now, or was never the cluster's. Whether there was any of the last.
+    fn drop_strays(&mut self) -> bool {
+        let before = std::mem::take(&mut self.led);
+        let links: Vec<Vec<u8>> = before.iter().map(|led| led.link.clone()).collect();
+        self.follow(&links);
+        let pins = self.pins();
+        before.iter().any(|led| !pins.knows(led.root.fingerprint()) && !self.led.contains(led))
+    }
+
+    /// Whether that changed anything.
+    fn keep_links(&mut self, told: &[Vec<u8>]) -> bool {
+        let before = self.links.clone();
         // Those that are not told lead to the first that is.
         self.links.retain(|link| !told.contains(link));
         self.links.extend_from_slice(told);
         self.links.drain(..self.links.len().saturating_sub(MAX_ROOTS - 1));
+        self.links != before
     }
 
     /// Ends the trust in roots that nothing needs any more: the map is at `level`, and `own`, this agent's certificate, stands under another. Returns whether there were
@@ -272,7 +346,8 @@ mod tests {
     fn who_was_away_for_two_changes_learns_both_and_believes_what_each_signed() {
         let mut trust = Trust::new(NETWORK, root(1).public());
         let learned = trust.learn(&list(&[1, 2, 3]));
-        assert_eq!(learned, Ok(Some(Learned { newer: true, retiring: false })));
+        let newer = Learned { newer: true, retiring: false, links: true, strays: false };
+        assert_eq!(learned, Ok(Some(newer)));
         assert_eq!((believes(&trust), trust.pins().newest), (vec![1, 2, 3], root(3).public().fingerprint()));
         assert_eq!(trust.verify(&signed(1)), Ok((Statement::Unknown, 2)));
         assert_eq!(trust.learn(&list(&[1, 2, 3])), Ok(None));
@@ -283,7 +358,8 @@ mod tests {
         let mut trust = Trust::new(NETWORK, root(1).public());
         trust.learn(&list(&[1, 2, 3])).unwrap();
         assert_eq!(trust.learn(&list(&[1, 2])), Ok(None), "a server that is behind");
-        assert_eq!(trust.learn(&list(&[3])), Ok(Some(Learned { newer: false, retiring: true })));
+        let retiring = Learned { newer: false, retiring: true, links: false, strays: false };
+        assert_eq!(trust.learn(&list(&[3])), Ok(Some(retiring)));
         for _ in 0..2 {
             assert_eq!(trust.learn(&list(&[1, 2, 3])), Ok(None));
             assert_eq!(believes(&trust), [3]);
@@ -327,22 +403,66 @@ mod tests {
         assert!(trust.release(at(7), &signed(2)));
     }
 
+    fn next(by: u8, to: u8) -> Vec<u8> {
+        Statement::NextRoot(root(to).public()).sign(NETWORK, &root(by))
+    }
+
+    /// Of whom a peer's removals are believed.
+    fn proves(trust: &Trust) -> Vec<u8> {
+        (1..9).filter(|seed| trust.verify_told(&signed(*seed)).is_ok()).collect()
+    }
+
     #[test]
-    fn a_peer_leads_forward_as_far_as_its_links_go_on_from_the_newest_and_nowhere_else() {
+    fn a_peer_leads_forward_as_far_as_its_links_go_on_from_the_newest_and_only_for_removals() {
         let mut trust = Trust::new(NETWORK, root(1).public());
         assert!(!trust.follow(&list(&[2, 3]).next), "a link is missing");
         assert!(!trust.follow(&[signed(1), vec![7]]));
         assert!(trust.follow(&list(&[1, 2, 3]).next) && !trust.follow(&list(&[1, 2, 3]).next));
-        assert_eq!((believes(&trust), trust.pins().newest), (vec![1, 2, 3], root(3).public().fingerprint()));
+        assert_eq!((proves(&trust), believes(&trust), bears(&trust)), (vec![1, 2, 3], vec![1], vec![1]));
+        assert_eq!(trust.pins(), Pins::only(root(1).public().fingerprint()), "what servers must show");
         assert!(!trust.follow(&list(&[3, 1]).next), "not in a circle");
         assert!(trust.follow(&list(&[2, 3, 4]).next));
-        let links = trust.links().to_vec();
+        let links = trust.told_links();
         assert_eq!(links, list(&[1, 2, 3, 4]).next);
         let mut other = Trust::new(NETWORK, root(2).public());
         assert!(other.follow(&links));
-        assert_eq!(believes(&other), [2, 3, 4]);
-        trust.learn(&list(&[4])).unwrap();
-        assert_eq!(trust.links(), links, "who is behind may still be led");
+        assert_eq!(proves(&other), [2, 3, 4]);
+        let kept = Trust::new(NETWORK, root(1).public()).with_led(&links);
+        assert_eq!(proves(&kept), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_list_confirms_what_peers_led_to_and_drops_what_went_elsewhere() {
+        let mut trust = Trust::new(NETWORK, root(1).public());
+        assert!(trust.follow(&[next(1, 8), next(1, 2), next(8, 7), next(2, 3)]));
+        assert_eq!(proves(&trust), [1, 2, 3, 7, 8], "a fork hides nothing");
+        let learned = trust.learn(&list(&[1, 2])).unwrap().unwrap();
+        assert!(learned.newer && learned.strays);
+        assert_eq!((proves(&trust), believes(&trust)), (vec![1, 2, 3], vec![1, 2]));
+        let learned = trust.learn(&list(&[1, 2, 3])).unwrap().unwrap();
+        assert!(learned.newer && !learned.strays);
+        assert_eq!(trust.led().count(), 0);
+        trust.learn(&list(&[3])).unwrap();
+        assert_eq!(trust.told_links(), list(&[1, 2, 3]).next, "who is behind may still be led");
+    }
+
+    #[test]
+    fn a_list_that_goes_another_way_is_told_from_one_that_is_behind_and_from_a_strangers() {
+        let mut trust = Trust::new(NETWORK, root(1).public());
+        trust.learn(&list(&[1, 2, 3])).unwrap();
+        assert!(trust.is_forked_by(&list(&[1, 8])) && trust.is_forked_by(&list(&[2, 8, 7])));
+        for seeds in [&[1, 2][..], &[2], &[1, 2, 3], &[3, 4], &[8, 7]] {
+            assert!(!trust.is_forked_by(&list(seeds)), "{seeds:?}");
+        }
+    }
+
+    #[test]
+    fn links_without_another_root_are_news_once() {
+        let mut trust = Trust::new(NETWORK, root(2).public());
+        let links = Learned { newer: false, retiring: false, links: true, strays: false };
+        assert_eq!(trust.learn(&list(&[1, 2])), Ok(Some(links)));
+        assert_eq!(trust.learn(&list(&[1, 2])), Ok(None));
+        assert_eq!(trust.links(), list(&[1, 2]).next);
     }
 
     #[test]
@@ -351,8 +471,13 @@ mod tests {
         let mut trust = Trust::new(NETWORK, root(1).public());
         for pair in seeds.windows(2) {
             trust.follow(&list(pair).next);
+            trust.follow(&[next(1, 100 + pair[0])]);
         }
-        assert_eq!((trust.former().len(), trust.links().len()), (MAX_ROOTS - 1, MAX_ROOTS - 1));
+        assert_eq!((trust.former().len(), trust.led().count()), (0, MAX_ROOTS - 1));
+        for pair in seeds.windows(2) {
+            trust.learn(&list(pair)).unwrap();
+        }
+        assert_eq!((trust.links().len(), trust.told_links().len()), (MAX_ROOTS - 1, MAX_ROOTS - 1));
     }
 
     #[test]

@@ -3,13 +3,15 @@
 //! A removal that is news is told to every peer with a live tunnel, once. When a tunnel comes up, who knows removals says what the newest of them hash
 //! to; a peer that knows others answers with its own hash, and both tell what they have. One datagram at a time is under way to a peer; the next follows its answer.
 //!
-//! A removal under a root that is not known here is not answered: the peer is asked how it came to its newest root, and what it told is judged again after its answer.
+//! A datagram with a removal under a root that is not known here is not answered: the peer is asked how it came to its newest root, and what it told is judged again after its answer.
+//! Roots that nobody asked for are not looked at.
 
 use super::Agent;
 use crate::{
     io::{ConnId, Output},
     removals,
     time::BootTime,
+    trust::Trust,
 };
 use proto::{
     key::PublicKey,
@@ -29,6 +31,8 @@ const DATAGRAM: usize = 1000;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// After so many in vain the peer is told nothing until its tunnel comes up again. An older agent never answers.
 const ATTEMPTS: u32 = 5;
+/// So often a peer is asked for the roots of one datagram.
+const QUESTIONS: u32 = 2;
 /// A peer's summary is answered once within this, and its roots are asked for: two that have nothing to tell, but differ, would answer each other for ever.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// What one peer tells is verified at this rate, with as much in store: a signature costs a tenth of a millisecond.
@@ -42,6 +46,15 @@ struct Sent {
     keys: Vec<PublicKey>,
     attempts: u32,
     again_at: BootTime,
+}
+
+/// What a peer told under roots that are not known here.
+#[derive(Debug)]
+struct Unproven {
+    removals: Vec<Vec<u8>>,
+    id: u64,
+    asked_at: BootTime,
+    questions: u32,
 }
 
 /// What one peer is still to be told.
@@ -64,8 +77,8 @@ pub(super) struct Gossip {
     telling: BTreeMap<PublicKey, Telling>,
     budgets: BTreeMap<PublicKey, Budget>,
     /// What a peer told, the last datagram of it, until it answers how it came to its newest root.
-    unproven: BTreeMap<PublicKey, (Vec<Vec<u8>>, u64)>,
-    /// When a peer was last asked for roots, and led to none that is not known here.
+    unproven: BTreeMap<PublicKey, Unproven>,
+    /// When a peer was last asked for roots, and led to none that is not known here, or did not answer.
     asked_in_vain: BTreeMap<PublicKey, BootTime>,
     /// When a peer was last told of roots.
     roots_told: BTreeMap<PublicKey, BootTime>,
@@ -150,11 +163,11 @@ impl Agent {
     fn tell_removed(&mut self, peer: PublicKey) {
         if let Some(signed) = self.netmap.removals().signed(&peer) {
             let removals = vec![signed.to_vec()];
-            // It cannot ask any more.
-            if self.netmap.trust().is_some_and(|trust| !trust.links().is_empty()) {
+            self.send_to_peer(peer, Body::Removed { removals, id: 0 }, None);
+            // If it asks, nobody hears it any more.
+            if self.netmap.trust().is_some_and(|trust| !trust.told_links().is_empty()) {
                 self.tell_roots(peer);
             }
-            self.send_to_peer(peer, Body::Removed { removals, id: 0 }, None);
         }
     }
 
@@ -181,6 +194,7 @@ impl Agent {
     }
 
     pub(super) fn on_removed_told(&mut self, peer: PublicKey, removals: &[Vec<u8>], id: u64) {
+        let mut is_proven = true;
         for signed in removals {
             if self.netmap.removals().holds(signed) {
                 continue;
@@ -189,30 +203,60 @@ impl Agent {
                 // Without an answer it is told again.
                 return;
             }
-            if !self.on_removal(peer, signed) && self.gossip.may_ask(&peer, self.now) {
-                // Without an answer it is told again.
-                self.gossip.unproven.insert(peer, (removals.to_vec(), id));
-                return self.send_to_peer(peer, Body::RootsWanted, None);
-            }
+            is_proven &= self.on_removal(peer, signed);
         }
+        // Without an answer it is told again.
+        if !is_proven && self.waits_for_roots(peer, removals, id) {
+            return;
+        }
+        self.gossip.unproven.remove(&peer);
         if id != 0 && self.peers.contains_key(&peer) {
             self.send_to_peer(peer, Body::RemovedSeen(id), None);
         }
     }
 
+    /// Whether the peer is to lead to the roots of what it told: then it is asked, when that comes again once more. An older agent never answers.
+    fn waits_for_roots(&mut self, peer: PublicKey, removals: &[Vec<u8>], id: u64) -> bool {
+        let now = self.now;
+        if !self.gossip.may_ask(&peer, now) {
+            return false;
+        }
+        let asked = self.gossip.unproven.get(&peer);
+        let asked = asked.filter(|asked| asked.id == id && asked.removals == removals);
+        // The network may deliver twice what was sent once.
+        if asked.is_some_and(|asked| now < asked.asked_at + FIRST_RETRY / 2) {
+            return true;
+        }
+        let questions = asked.map_or(0, |asked| asked.questions);
+        if questions >= QUESTIONS {
+            self.gossip.asked_in_vain.insert(peer, now);
+            return false;
+        }
+        let unproven = Unproven { removals: removals.to_vec(), id, asked_at: now, questions: questions + 1 };
+        self.gossip.unproven.insert(peer, unproven);
+        self.send_to_peer(peer, Body::RootsWanted, None);
+        true
+    }
+
     pub(super) fn on_roots_told(&mut self, peer: PublicKey, links: &[Vec<u8>]) {
+        if !self.gossip.unproven.contains_key(&peer) {
+            return;
+        }
         let trust = self.netmap.trust();
-        let is_news = |link: &&Vec<u8>| trust.is_some_and(|trust| !trust.links().contains(link));
-        let news: Vec<Vec<u8>> = links.iter().filter(is_news).cloned().collect();
+        let is_known = |link: &Vec<u8>| {
+            trust.is_some_and(|trust| trust.links().contains(link) || trust.led().any(|led| led == link))
+        };
+        let news: Vec<Vec<u8>> = links.iter().filter(|link| !is_known(link)).cloned().collect();
         if !news.iter().all(|_| self.gossip.may_verify(peer, self.now)) {
             return;
         }
-        let unproven = self.gossip.unproven.remove(&peer);
-        if !self.follow_roots(&news) && unproven.is_some() {
-            self.gossip.asked_in_vain.insert(peer, self.now);
-        }
-        if let Some((removals, id)) = unproven {
-            self.on_removed_told(peer, &removals, id);
+        let Some(Unproven { removals, id, .. }) = self.gossip.unproven.remove(&peer) else { return };
+        let led = self.follow_roots(&news);
+        // It is not asked again about the same.
+        self.gossip.asked_in_vain.insert(peer, self.now);
+        self.on_removed_told(peer, &removals, id);
+        if led {
+            self.gossip.asked_in_vain.remove(&peer);
         }
     }
 
@@ -226,7 +270,7 @@ impl Agent {
     }
 
     fn tell_roots(&mut self, peer: PublicKey) {
-        let links = self.netmap.trust().map_or_else(Vec::new, |trust| trust.links().to_vec());
+        let links = self.netmap.trust().map_or_else(Vec::new, Trust::told_links);
         self.send_to_peer(peer, Body::Roots(links), None);
     }
 

@@ -28,11 +28,16 @@ impl Agent {
     pub(super) fn on_roots(&mut self, list: &RootList) {
         let before = self.newest_root();
         match self.netmap.learn_roots(list) {
-            Ok(None) => {}
-            Ok(Some(changes)) => {
+            Ok(None) => self.look_for_fork(list),
+            Ok(Some((learned, changes))) => {
                 let root = self.newest_root();
                 if root != before {
                     tracing::info!(root = root.map(tracing::field::display), "the cluster has a new root");
+                }
+                if learned.strays {
+                    tracing::warn!(
+                        "peers led to a root that is none of the cluster's: somebody may have the secret of a former root, and sign removals"
+                    );
                 }
                 self.on_trust_changed(changes);
             }
@@ -42,16 +47,24 @@ impl Agent {
         }
     }
 
-    /// A peer leads on from the newest root known here. Whether it did.
+    fn look_for_fork(&self, list: &RootList) {
+        if let Some(trust) = self.netmap.trust().filter(|trust| trust.is_forked_by(list)) {
+            let root = trust.newest().fingerprint();
+            tracing::warn!(
+                %root,
+                "a server tells of roots that go another way than to the newest known here, and is not believed: somebody may have the secret of a former root"
+            );
+        }
+    }
+
+    /// A peer leads on from the newest root known here: its removals can be judged. Servers must show no other root for that. Whether it did.
     pub(super) fn follow_roots(&mut self, links: &[Vec<u8>]) -> bool {
-        let Some(changes) = self.netmap.follow_roots(links) else { return false };
-        let root = self.newest_root();
-        tracing::info!(
-            root = root.map(tracing::field::display),
-            "the cluster has a new root, as a peer could prove"
-        );
-        self.on_trust_changed(changes);
-        true
+        let led = self.netmap.follow_roots(links);
+        if led {
+            tracing::debug!("a peer leads to a root that no server told of");
+            self.outputs.push_back(Output::SaveState);
+        }
+        led
     }
 
     /// What servers named no more goes when nothing needs it; called where that may have come true.

@@ -40,6 +40,9 @@ struct Network {
     /// By which the roots named the next.
     #[serde(default)]
     root_links: Vec<Vec<u8>>,
+    /// By which peers led on from the newest.
+    #[serde(default)]
+    led_links: Vec<Vec<u8>>,
     /// Our own certificate, as signed.
     membership: Vec<u8>,
 }
@@ -91,13 +94,13 @@ impl Saved {
     }
 
     pub(super) fn trust(&self) -> Option<Trust> {
-        let Network { id, root, former_roots, retiring_roots, retired_roots, root_links, membership: _ } =
-            self.network.as_ref()?;
+        let Network { id, root, former_roots, retiring_roots, retired_roots, .. } = self.network.as_ref()?;
+        let Network { root_links, led_links, .. } = self.network.as_ref()?;
         let newest = RootKey::from_bytes(root).ok()?;
         let retiring = retiring_roots.iter().map(Retiring::from).collect();
         let trust =
             Trust::restored(NetworkId(*id), newest, former_roots.clone(), retiring, retired_roots.clone());
-        Some(trust.with_links(root_links.clone()))
+        Some(trust.with_links(root_links.clone()).with_led(led_links))
     }
 
     pub(super) fn membership(&self) -> Option<(Vec<u8>, Membership)> {
@@ -132,6 +135,7 @@ impl Agent {
             retiring_roots: trust.retiring().iter().map(RetiringRoot::from).collect(),
             retired_roots: trust.retired().to_vec(),
             root_links: trust.links().to_vec(),
+            led_links: trust.led().map(<[u8]>::to_vec).collect(),
             membership: signed.clone(),
         });
         let servers = self.control.known().into_iter();
