@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 impl Driver<'_> {
-    pub(super) fn answer(&mut self, call: Call, now: BootTime) {
+    pub(super) async fn answer(&mut self, call: Call, now: BootTime) {
         let Call { request, answer } = call;
         let answered = match request {
             _ if self.is_ending() => Answer::Refused(Refusal::ending()),
@@ -20,8 +20,8 @@ impl Driver<'_> {
                 let first = self.snapshot();
                 Answer::Watch(self.world.watchers.add(first))
             }
-            Request::Up { options, setup_key } => outcome(self.up(options, setup_key, now)),
-            Request::Set { options } => outcome(self.set(options, now)),
+            Request::Up { options, setup_key } => outcome(self.up(options, setup_key, now).await),
+            Request::Set { options } => outcome(self.set(options, now).await),
             Request::Down => return self.leave(End::Stop, Farewell::Drain, "the agent is stopped", answer),
             Request::Drain => {
                 return self.leave(
@@ -46,8 +46,13 @@ impl Driver<'_> {
     }
 
     /// Returns what the person should know, if there is anything.
-    fn up(&mut self, options: Options, key: Option<SecretKey>, now: BootTime) -> Result<String, Refusal> {
-        self.set(options, now)?;
+    async fn up(
+        &mut self,
+        options: Options,
+        key: Option<SecretKey>,
+        now: BootTime,
+    ) -> Result<String, Refusal> {
+        self.set(options, now).await?;
         let unused = key.and_then(|SecretKey(key)| self.take_setup_key(key, now));
         match self.agent.is_enrolled() || self.world.setup_key.is_some() {
             true => Ok(unused.unwrap_or_default()),
@@ -68,7 +73,7 @@ impl Driver<'_> {
     }
 
     /// Takes settings over earlier ones, and keeps them for later starts.
-    fn set(&mut self, options: Options, now: BootTime) -> Result<String, Refusal> {
+    async fn set(&mut self, options: Options, now: BootTime) -> Result<String, Refusal> {
         if options.is_empty() {
             return Ok("nothing to set".into());
         }
@@ -76,7 +81,10 @@ impl Driver<'_> {
         let kept = options.clone().or(&self.world.kept);
         let settings =
             super::settings(&given, &self.world.file, &kept).map_err(|e| Refusal::usage(e.to_string()))?;
-        self.world.serve_metrics(settings.metrics_listen).map_err(Refusal::failed)?;
+        if options.metrics_listen.is_some() {
+            let moved = self.world.metrics.move_to(settings.metrics_listen, now).await;
+            moved.map_err(Refusal::failed)?;
+        }
         self.world.given = given;
         self.world.kept = kept;
         self.world.disk.save_settings(self.world.kept.clone());

@@ -208,7 +208,7 @@ impl<'w> Driver<'w> {
                 .set(self.deadline())
                 .map_err(|source| DaemonError::System { what: "set a timer", source })?;
             let input = self.wait().await;
-            self.handle(input)?;
+            self.handle(input).await?;
             self.handle_timeout().await?;
         }
     }
@@ -234,7 +234,7 @@ impl<'w> Driver<'w> {
         }
     }
 
-    fn handle(&mut self, input: Input) -> Result<(), DaemonError> {
+    async fn handle(&mut self, input: Input) -> Result<(), DaemonError> {
         let now = boot_time();
         self.world.watchers.on_event();
         match input {
@@ -246,7 +246,7 @@ impl<'w> Driver<'w> {
                 }
             },
             Input::Event(event) => return self.handle_event(event, now),
-            Input::Call(call) => self.answer(call, now),
+            Input::Call(call) => self.answer(call, now).await,
             Input::Network(network) => self.on_network(network, now),
             Input::Alarm => {}
             Input::Signal => {
@@ -267,6 +267,9 @@ impl<'w> Driver<'w> {
         let now = boot_time();
         if self.agent.poll_timeout().is_some_and(|deadline| deadline.at <= now) {
             self.agent.handle_timeout(now);
+        }
+        if self.world.metrics.due().is_some_and(|at| at <= now) {
+            self.world.metrics.retry(now);
         }
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew_at = None;
@@ -336,8 +339,9 @@ impl<'w> Driver<'w> {
     fn deadline(&self) -> Option<BootTime> {
         let core = self.agent.poll_timeout().map(|deadline| deadline.at);
         let ending = self.ending.map(|ending| ending.give_up_at);
-        let own = [self.renew_at, self.world.watchers.due(), Some(self.wall_clock_at)];
-        own.into_iter().chain([core, ending]).flatten().min()
+        let world = [self.world.watchers.due(), self.world.metrics.due()];
+        let own = [self.renew_at, Some(self.wall_clock_at)];
+        own.into_iter().chain(world).chain([core, ending]).flatten().min()
     }
 
     /// Notices that the machine slept, and tells the wall clock's time now and then.
@@ -401,7 +405,7 @@ impl<'w> Driver<'w> {
         let mut status = self.agent.status(boot_time());
         self.world.plane.interface().clone_into(&mut status.own.interface);
         status.own.listen_port = self.world.plane.listen_port();
-        status.warnings.extend(self.world.metrics_trouble.clone());
+        status.warnings.extend(self.world.metrics.trouble());
         Snapshot { status, tunnel: self.world.plane.tunnel() }
     }
 

@@ -19,9 +19,9 @@ mod watchers;
 
 use crate::{
     config::{Options, Settings, SettingsError},
-    local::{self, Answer, Asked, Call},
-    metrics::Listener,
-    platform::{self, Alarm, LocalListener, Network, NetworkWatch, StopSignals},
+    local::{self, Answer, Asked},
+    metrics::Serving,
+    platform::{self, Alarm, LocalListener, Network, NetworkWatch, StopSignals, boot_time},
     state_dir::{KeyError, OpenError, State, StateDir, socket_path},
 };
 use agent_core::{
@@ -120,11 +120,7 @@ struct World {
     plane: Plane,
     tunnel_events: plane::Events,
     calls: Asked,
-    /// For those who ask without the local socket.
-    caller: mpsc::Sender<Call>,
-    metrics: Option<Listener>,
-    /// Why metrics are not served, where they should be.
-    metrics_trouble: Option<String>,
+    metrics: Serving,
     network_watch: NetworkWatch,
     network: Network,
     signals: StopSignals,
@@ -179,7 +175,7 @@ impl World {
         let listener = LocalListener::bind(&path).map_err(|source| DaemonError::Socket { path, source })?;
         let (calls_sender, calls) = mpsc::channel(64);
         let local = tokio::spawn(local::serve(listener, calls_sender.clone()));
-        let mut world = Self {
+        let world = Self {
             secret,
             given: launch.given,
             file: launch.file,
@@ -189,9 +185,7 @@ impl World {
             plane,
             tunnel_events,
             calls,
-            caller: calls_sender,
-            metrics: None,
-            metrics_trouble: None,
+            metrics: Serving::new(settings.metrics_listen, calls_sender, boot_time()),
             network: network_watch.changed().await,
             network_watch,
             signals,
@@ -205,30 +199,11 @@ impl World {
             cached: found.map,
             _state_dir: state_dir,
         };
-        if let Err(error) = world.serve_metrics(settings.metrics_listen) {
-            tracing::warn!("{error}");
-            world.metrics_trouble = Some(error);
-        }
         Ok((world, local))
     }
 
     fn settings(&self) -> Result<Settings, SettingsError> {
         settings(&self.given, &self.file, &self.kept)
-    }
-
-    /// Serves metrics there, or nowhere; where that cannot be, things stay as they are.
-    fn serve_metrics(&mut self, address: Option<SocketAddr>) -> Result<(), String> {
-        if address == self.metrics.as_ref().map(|listener| listener.address) {
-            return Ok(());
-        }
-        let start = |address| {
-            Listener::start(address, self.caller.clone()).map_err(|error| {
-                format!("metrics cannot be served at {address} ({error}): choose another address with `agent set --metrics-listen`")
-            })
-        };
-        self.metrics = address.map(start).transpose()?;
-        self.metrics_trouble = None;
-        Ok(())
     }
 
     /// Another interface and tunnel, after the settings, the addresses or a fault asked for it.

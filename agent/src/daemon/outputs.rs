@@ -64,7 +64,8 @@ impl Driver<'_> {
 
     async fn configure(&mut self, addresses: Vec<IpAddr>, overlay: Vec<IpNet>) -> Result<(), DaemonError> {
         match self.world.plane.configure(addresses, overlay).await? {
-            Configured::Done => {}
+            // They may be served at an address of the interface.
+            Configured::Done => self.world.metrics.retry(boot_time()),
             Configured::NeedsRestart => {
                 tracing::info!("the node's addresses are others now; the tunnel is made again");
                 self.end(End::RestartAll, Farewell::None);

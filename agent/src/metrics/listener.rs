@@ -26,20 +26,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An address that is served for as long as this is held.
 #[derive(Debug)]
-pub(crate) struct Listener {
-    pub(crate) address: SocketAddr,
+pub(super) struct Listener {
+    pub(super) address: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl Listener {
     /// # Errors
     /// The address cannot be had.
-    pub(crate) fn start(address: SocketAddr, calls: mpsc::Sender<Call>) -> io::Result<Self> {
+    pub(super) fn start(address: SocketAddr, calls: mpsc::Sender<Call>) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         tracing::info!(%address, "metrics are served");
         Ok(Self { address, task: tokio::spawn(serve(listener, calls)) })
+    }
+
+    /// Then the address is free.
+    pub(super) async fn stop(mut self) {
+        self.task.abort();
+        // It ends by that.
+        let _ = (&mut self.task).await;
     }
 }
 

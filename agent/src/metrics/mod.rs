@@ -17,14 +17,16 @@
 //! ```
 
 mod listener;
+mod serving;
 
 use agent_core::{
     cache::Source,
     status::{Control, ControlState, Peer, RunState, ServerState, Status, TunnelState},
 };
-pub(crate) use listener::Listener;
+use listener::Listener;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
+pub(crate) use serving::Serving;
 
 /// Prometheus' text format, whose names the module lists.
 pub(crate) fn render(status: &Status, peers: bool) -> String {
