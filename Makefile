@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DATABASE ?= sqlite
 
-.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel interop wireguard-tests faults fuzz deps clean
+.PHONY: all build demo test lint docs unit scenarios bench bench-tunnel bench-many interop wireguard-tests faults fuzz deps clean
 
 all: build
 

@@ -138,7 +138,7 @@ fn head(text: &mut String, view: &View) -> std::fmt::Result {
 
 /// Drops that say something is wrong, most frequent first. The others are everyday: scans, stray packets, a peer that restarted.
 fn notable(drops: &BTreeMap<String, u64>) -> String {
-    const NOTABLE: [&str; 10] = [
+    const NOTABLE: [&str; 11] = [
         "bad_source",
         "denied",
         "malformed_inside",
@@ -149,6 +149,7 @@ fn notable(drops: &BTreeMap<String, u64>) -> String {
         "write_failed",
         "under_load",
         "no_endpoint",
+        "too_large",
     ];
     let is_notable = |(reason, count): &(&String, &u64)| **count > 0 && NOTABLE.contains(&reason.as_str());
     let mut found: Vec<_> = drops.iter().filter(is_notable).collect();
@@ -191,6 +192,15 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_readme_explains_every_reason_for_a_drop() {
+        let readme = include_str!("../../../README.md");
+        let table = readme.split_once("| dropped as |").unwrap().1.split_once("\n\n").unwrap().0;
+        for (reason, _) in agent_tunnel::Drops::default().named() {
+            assert!(table.contains(&format!("`{reason}`")), "{reason} is missing in README.md");
+        }
+    }
 
     const STATUS: &str = r#"{
         "state": "running",
