@@ -5,6 +5,8 @@
 mod endpoints;
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod floods;
 
 use std::{
     cell::RefCell,

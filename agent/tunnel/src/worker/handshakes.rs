@@ -73,8 +73,12 @@ impl Handshakes {
 }
 
 impl Worker {
-    /// A handshake message has arrived: it is worked on, or put by.
-    pub(super) fn hear_handshake(&mut self, path: Path, datagram: &[u8]) {
+    /// A handshake message has arrived: it is worked on, or put by. What anybody can send, without so much as the node's key,
+    /// takes neither a turn nor a place from others.
+    pub(super) fn hear_handshake(&mut self, path: Path, kind: Kind, datagram: &[u8]) {
+        if !self.is_worth_work(path, kind, datagram) {
+            return;
+        }
         let handshakes = &mut self.handshakes;
         if handshakes.hear > 0 && handshakes.waiting.is_empty() {
             self.work_on_handshake(path, datagram);

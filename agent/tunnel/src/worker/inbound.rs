@@ -65,7 +65,7 @@ impl Worker {
         self.outbox.sockets.on_arrival(path.from);
         match Kind::of(datagram) {
             Some(Kind::Data(session)) => self.handle_data(path, session, ecn, datagram),
-            Some(Kind::Initiation | Kind::Response(_)) => self.hear_handshake(path, datagram),
+            Some(kind @ (Kind::Initiation | Kind::Response(_))) => self.hear_handshake(path, kind, datagram),
             Some(kind @ Kind::Cookie(session)) => self.handle_cookie(path, kind, session, datagram),
             None => self.drops.not_wireguard += 1,
         }
@@ -299,6 +299,38 @@ impl Worker {
         false
     }
 
+    /// Whether a handshake message is admitted, and for this worker.
+    pub(super) fn is_worth_work(&mut self, path: Path, kind: Kind, datagram: &[u8]) -> bool {
+        match kind {
+            Kind::Initiation => {
+                let initiation = <&[u8; initiation::LEN]>::try_from(datagram).ok();
+                let is_done = self.answer_again(path, datagram)
+                    || initiation.is_none_or(|initiation| self.forward_initiation(path, initiation));
+                !is_done && self.admit(path, datagram)
+            }
+            Kind::Response(session) => match self.peers.find_session(session) {
+                Some(id) => self.is_answer_due(id) || self.admit(path, datagram),
+                None => {
+                    if !self.pass_datagram(session, path, None, datagram) {
+                        self.drops.unknown_index += 1;
+                    }
+                    false
+                }
+            },
+            Kind::Cookie(_) | Kind::Data(_) => false,
+        }
+    }
+
+    /// Whether it is a copy of an initiation that was answered.
+    fn answer_again(&mut self, path: Path, datagram: &[u8]) -> bool {
+        let initiation = <&[u8; initiation::LEN]>::try_from(datagram).ok();
+        let answer = initiation.and_then(|initiation| self.answers.find(initiation, self.now));
+        if let Some(answer) = answer {
+            self.outbox.send(None, answer, path);
+        }
+        answer.is_some()
+    }
+
     /// Handshakes are limited by the time they take.
     pub(super) fn timed(&mut self, handle: impl FnOnce(&mut Self)) {
         let begin = Instant::now();
@@ -306,13 +338,10 @@ impl Worker {
         self.count_time(begin.elapsed());
     }
 
+    /// It was admitted, perhaps some turns ago.
     pub(super) fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
         let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
-        if let Some(answer) = self.answers.find(initiation, self.now) {
-            self.outbox.send(None, answer, path);
-            return;
-        }
-        if self.forward_initiation(path, initiation) || !self.admit(path, datagram) {
+        if self.answer_again(path, datagram) || self.forward_initiation(path, initiation) {
             return;
         }
         let Some(local) = &self.local else { return };
@@ -398,16 +427,12 @@ impl Worker {
         live.is_some_and(|live| live.is_initiating && std::mem::take(&mut live.is_answer_due))
     }
 
+    /// It was admitted, perhaps some turns ago.
     pub(super) fn handle_response(&mut self, path: Path, kind: Kind, session: u32, datagram: &[u8]) {
         let Some(id) = self.peers.find_session(session) else {
-            if !self.pass_datagram(session, path, None, datagram) {
-                self.drops.unknown_index += 1;
-            }
+            self.drops.unknown_index += 1;
             return;
         };
-        if !self.is_answer_due(id) && !self.admit(path, datagram) {
-            return;
-        }
         let Some(state) = self.peers.get(id) else { return };
         let Some(live) = state.live.as_deref_mut() else { return };
         match live.opener(session).open(kind, datagram, &mut self.scratch) {
