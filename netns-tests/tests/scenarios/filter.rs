@@ -15,13 +15,11 @@ use netns_tests::agent::Agent;
 use netns_tests::mesh::{FIVE_MS, Mesh, overlay_address, ping};
 use netns_tests::ping::Pinger;
 use netns_tests::scenario::Scenario;
-use netns_tests::wait::hold_for;
-use proto::map::Map;
+use netns_tests::wait::wait_until;
+use proto::map::{Content, Map};
 use proto::wire::ObjectKind;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Agents write what changes to disk with a delay that gathers changes.
-const SETTLED: Duration = Duration::from_secs(3);
 const REFUSED_AFTER: Duration = Duration::from_secs(1);
 
 /// By the servers' default everything flows. A map without rules lets nothing in that was not asked for, also at a start without servers; what
@@ -35,7 +33,7 @@ pub(crate) fn what_a_map_does_not_allow_is_refused(s: &mut Scenario) -> Result<(
     carries(&kept)?;
     carries(&dial(&mesh.agents[1], &own)?)?;
 
-    hold_for(SETTLED, || Ok(()))?;
+    wait_until("a1 keeps rules and the way to a2", TIMEOUT, || keeps_rules_and_peer(&mesh.agents[0]))?;
     mesh.servers[0].kill()?;
     mesh.agents[0].stop()?;
     forget_rules(&mesh.agents[0])?;
@@ -61,6 +59,17 @@ pub(crate) fn what_a_map_does_not_allow_is_refused(s: &mut Scenario) -> Result<(
 /// Of `to`, as `from` knows it.
 fn address(mesh: &Mesh, from: usize, to: usize) -> Result<Ipv4Addr> {
     overlay_address(&mesh.agents[from], &mesh.agents[to])
+}
+
+/// What changes is written to disk with a delay that gathers changes.
+fn keeps_rules_and_peer(agent: &Agent) -> Result<Option<()>> {
+    let Ok(bytes) = std::fs::read(agent.state_directory.join("map.cache")) else { return Ok(None) };
+    let objects = cache::decode(&bytes)?.objects;
+    let kept = objects.iter().map(|object| Content::decode(&object.id, &object.content));
+    let kept = kept.collect::<Result<Vec<_>, _>>()?;
+    let has_rule = kept.iter().any(|content| matches!(content, Content::Rule(_)));
+    let has_way = |content: &Content| matches!(content, Content::Peer(peer) if !peer.endpoints.is_empty());
+    Ok((has_rule && kept.iter().any(has_way)).then_some(()))
 }
 
 /// As if the agent's last server had allowed nothing.
