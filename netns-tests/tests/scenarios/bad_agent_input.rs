@@ -208,9 +208,18 @@ pub(crate) fn a_damaged_map_cache(s: &mut Scenario) -> Result<()> {
         agent.wait_now(TIMEOUT, "knows both others", |status| status.peers.len() == 2)?;
     }
     ping(&mesh.agents[0], &mesh.agents[1])?.finish()?;
+    // And the previous one knows them, too.
+    let cache = file_like(&mesh.agents[0], "map")?;
+    for (name, next) in [("a3", "once"), ("once", "twice")] {
+        let before = std::fs::read(&cache)?;
+        let renamed = mesh.servers[0].command(&["node", "rename", name, next]);
+        ensure!(renamed?.status.success(), "the node is not renamed");
+        wait_until("the map on disk is another", TIMEOUT, || {
+            Ok((std::fs::read(&cache)? != before).then_some(()))
+        })?;
+    }
     mesh.agents[0].stop()?;
     mesh.servers[0].kill()?;
-    let cache = file_like(&mesh.agents[0], "map")?;
     let whole = std::fs::read(&cache)?;
     let truncated = whole[..whole.len() / 2].to_vec();
     let mut flipped = whole.clone();

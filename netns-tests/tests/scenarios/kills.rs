@@ -231,14 +231,15 @@ impl Lab {
         if has_newcomer {
             killed_agents.push(agents);
         }
+        // First what ends by itself soon.
+        for victim in killed(servers + agents..all) {
+            self.tally.commands += usize::from(changes[victim].command.kill_unless_ended()?);
+        }
         for victim in &killed_servers {
             self.mesh.servers[*victim].kill()?;
         }
         for victim in &killed_agents {
             self.mesh.agents[*victim].kill()?;
-        }
-        for victim in killed(servers + agents..all) {
-            self.tally.commands += usize::from(changes[victim].command.kill_unless_ended()?);
         }
         self.tally.servers += killed_servers.len();
         self.tally.agents += killed_agents.len();

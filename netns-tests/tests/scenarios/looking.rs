@@ -25,6 +25,8 @@ const TO_A2: u16 = 4711;
 const TO_A3: u16 = 4712;
 const TCP_BYTES: usize = 2_000_000;
 const LIMIT: u64 = 40_000;
+/// An agent has no more at once.
+const MAX_CAPTURES: usize = 8;
 const METRICS_PORT: u16 = 9586;
 
 /// A capture that runs as a process of its own.
@@ -84,7 +86,7 @@ fn ensure_pings(recorded: &Recorded, identifier: u16, count: u16, peer: &str) ->
     Ok(())
 }
 
-/// Captures of all and of one peer, while pings and TCP cross; one with limits; one whose client is killed.
+/// Captures of all and of one peer, while pings and TCP cross; two with limits; as many as there may be, whose clients are killed.
 pub(crate) fn captures_show_what_crosses_and_end_with_their_client(s: &mut Scenario) -> Result<()> {
     let mesh = Mesh::plan(1, 3).start(s)?;
     let [a1, a2, a3] = &mesh.agents[..] else { anyhow::bail!("three agents") };
@@ -121,7 +123,7 @@ pub(crate) fn captures_show_what_crosses_and_end_with_their_client(s: &mut Scena
     let few = pcapng::read(&few.file)?;
     let is_cut = |packet: &pcapng::Packet| packet.bytes.len() == 40 && packet.len > 40;
     ensure!(few.packets.len() == 3 && few.packets.iter().all(is_cut), "{:?}", few.packets);
-    a_killed_client_ends_its_capture(s, a1, &to_a2)?;
+    killed_clients_end_their_captures(s, a1, &to_a2)?;
     mistakes_are_named(s, a1, a2)
 }
 
@@ -146,16 +148,32 @@ fn read_with_tcpdump(file: &Path, packets: usize) -> Result<()> {
     Ok(())
 }
 
-fn a_killed_client_ends_its_capture(s: &mut Scenario, agent: &Agent, address: &str) -> Result<()> {
+/// As many as there may be, and one more, which is refused; all are killed, and as many begin again.
+fn killed_clients_end_their_captures(s: &mut Scenario, agent: &Agent, address: &str) -> Result<()> {
     let ends = || -> Result<usize> {
         Ok(std::fs::read_to_string(agent.log())?.matches("a capture has ended").count())
     };
     let before = ends()?;
-    let mut killed = Running::start(s, agent, "killed", &[])?;
-    killed.process.kill()?;
-    wait_until("the capture ends", TIMEOUT, || Ok((ends()? == before + 1).then_some(())))?;
+    let mut killed = Vec::new();
+    for number in 0..MAX_CAPTURES {
+        killed.push(Running::start(s, agent, &format!("killed{number}"), &[])?);
+    }
+    let refused = agent.command(&["debug", "capture", "-w", "-"])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(1) && said.contains("captures run already"), "it says {said}");
+    killed.iter_mut().try_for_each(|capture| capture.process.kill().map(drop))?;
+    wait_until("the captures end", TIMEOUT, || Ok((ends()? >= before + MAX_CAPTURES).then_some(())))?;
+    let mut again = Vec::new();
+    for number in 0..MAX_CAPTURES {
+        again.push(Running::start(s, agent, &format!("again{number}"), &[])?);
+    }
     send_pings(agent, address, TO_A2, 3)?;
-    ensure!(pcapng::read(&killed.file)?.packets.is_empty(), "what came later is there");
+    again.into_iter().try_for_each(|capture| ensure_captured(&capture.finish()?))
+}
+
+fn ensure_captured(recorded: &Recorded) -> Result<()> {
+    let echoes = recorded.packets.iter().filter(|packet| packet.echo().is_some()).count();
+    ensure!(echoes == 6, "{echoes} echoes of 3 and their answers");
     Ok(())
 }
 
@@ -186,11 +204,21 @@ fn mistakes_are_named(s: &Scenario, agent: &Agent, peer: &Agent) -> Result<()> {
 
 /// `agent wg` has no mesh's socket: it is captured through its configuration socket, and `wg` goes on.
 pub(crate) fn a_plain_interface_is_captured(s: &mut Scenario) -> Result<()> {
-    let (left, right, _switch) = pair(s, "wgk")?;
+    let (left, right, _switch) = pair(s, "wgca")?;
     left.reaches(&right.inner())?;
     let file = s.directory.join("plain.pcapng");
     let mut command = left.device.host.namespace.command(&s.binaries.agent);
-    command.args(["--interface", "wgk1", "debug", "capture", "--count", "4", "--peer", &right.inner(), "-w"]);
+    command.args([
+        "--interface",
+        "wgca1",
+        "debug",
+        "capture",
+        "--count",
+        "4",
+        "--peer",
+        &right.inner(),
+        "-w",
+    ]);
     command.arg(&file);
     let mut capture = Process::start("capture", command, &s.directory.join("capture.txt"))?;
     wait_until("the capture begins", TIMEOUT, || Ok(pcapng::read(&file).is_ok().then_some(())))
@@ -203,14 +231,14 @@ pub(crate) fn a_plain_interface_is_captured(s: &mut Scenario) -> Result<()> {
     ensure!(kinds == [8, 0, 8, 0], "echoes of kinds {kinds:?}");
     let named = format!("peer {}", right.keys.public);
     ensure!(recorded.packets.iter().all(|packet| packet.comment == named), "{:?}", recorded.packets[0]);
-    left.wg(&["show", "wgk1", "dump"])?;
+    left.wg(&["show", "wgca1", "dump"])?;
     Ok(())
 }
 
 /// A peer that uses a wrong address is counted and named everywhere: status, metrics by command and by HTTP, and what `wg` reads over.
 pub(crate) fn counters_are_told_everywhere(s: &mut Scenario) -> Result<()> {
     let mut mesh = Mesh::plan(1, 0).servers_only(s)?;
-    for (number, interface) in (0..).zip(["wgm1", "wgm2"]) {
+    for (number, interface) in (0..).zip(["wgcb1", "wgcb2"]) {
         let agent = mesh.add_agent(number)?;
         interface.clone_into(&mut agent.interface);
         agent.options.extend(["--metrics-listen".to_owned(), METRICS_PORT.to_string()]);
@@ -219,7 +247,7 @@ pub(crate) fn counters_are_told_everywhere(s: &mut Scenario) -> Result<()> {
     let [a1, a2] = &mesh.agents[..] else { anyhow::bail!("two agents") };
     let (own, other) = (overlay_address(a2, a1)?, overlay_address(a1, a2)?.to_string());
     send_pings(a1, &other, TO_A2, 5)?;
-    a2.host.namespace.ip("address add 100.127.255.9/32 dev wgm2")?;
+    a2.host.namespace.ip("address add 100.127.255.9/32 dev wgcb2")?;
     let forged = ["-q", "-c", "1", "-W", "1", "-I", "100.127.255.9", &own.to_string()];
     ensure!(a2.host.namespace.tool("ping", &forged).is_err(), "an answer to a forged source");
     wait_until("it is counted", TIMEOUT, || Ok(a1.ask(&["status"])?.contains("1 bad source").then_some(())))?;
@@ -237,9 +265,9 @@ pub(crate) fn counters_are_told_everywhere(s: &mut Scenario) -> Result<()> {
         status["traffic"]
     );
     metrics_are_served(s, a1, &a2.name)?;
-    let shown = a1.host.namespace.output("wg", &["show", "wgm1", "dump"])?;
-    ensure!(shown.lines().count() == 2, "`wg show wgm1 dump` shows\n{shown}");
-    let told = configuration("wgm1")?;
+    let shown = a1.host.namespace.output("wg", &["show", "wgcb1", "dump"])?;
+    ensure!(shown.lines().count() == 2, "`wg show wgcb1 dump` shows\n{shown}");
+    let told = configuration("wgcb1")?;
     ensure!(
         told.matches("drop_bad_source=1\n").count() == 2 && told.contains("\nrx_packets=5\n"),
         "no counters"

@@ -255,7 +255,7 @@ pub(crate) fn a_session_is_renewed_under_traffic(s: &mut Scenario) -> Result<()>
 
 /// Who has said what there was to say says nothing at 120 s either. The session ends, and the next packet makes another.
 pub(crate) fn a_session_that_nobody_uses_is_not_renewed(s: &mut Scenario) -> Result<()> {
-    let (nodes, _switch) = nodes(s, "wgu", 2)?;
+    let (nodes, _switch) = nodes(s, "wgea", 2)?;
     let [left, right] = &nodes[..] else { bail!("two") };
     right.add(left, "")?;
     left.add(right, &format!("endpoint {}", right.outer()))?;

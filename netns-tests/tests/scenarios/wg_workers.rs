@@ -120,7 +120,7 @@ fn few_lost(s: &mut Scenario, tally: Tally) {
 
 /// Flows beside TCP in both directions; then through everything that makes sessions and sockets anew.
 pub(crate) fn keep_every_flow_in_order(s: &mut Scenario) -> Result<()> {
-    let (mut nodes, _switch) = star(s, "wgw")?;
+    let (mut nodes, _switch) = star(s, "wgba")?;
     for peer in &nodes[1..] {
         nodes[0].reaches(&peer.inner())?;
     }
@@ -216,7 +216,7 @@ fn restart(s: &Scenario, nodes: &mut Vec<Node>) -> Result<()> {
 /// Where the kernel is not told whose packets are whose, one worker reads them all and hands them over.
 pub(crate) fn hand_over_in_order(s: &mut Scenario) -> Result<()> {
     let program = Program::ours(&s.binaries.agent).with_workers(WORKERS).without_ebpf();
-    let (nodes, _switch) = star_of(s, "wgh", &program)?;
+    let (nodes, _switch) = star_of(s, "wgbb", &program)?;
     for node in &nodes {
         let log = node.device.process.log_tail(50);
         ensure!(log.contains("one worker reads them all"), "{} steers all the same: {log}", node.device.name);
@@ -237,9 +237,9 @@ pub(crate) fn move_to_another_namespace(s: &mut Scenario) -> Result<()> {
     let switch = Switch::new()?;
     let mut nodes = Vec::new();
     for number in 1..=2 {
-        let host = Host::new(format!("wgv{number}"))?;
+        let host = Host::new(format!("wgbe{number}"))?;
         switch.attach(&host, &format!("203.0.113.{number}/24"))?;
-        nodes.push(start(s, &host, &format!("wgv{number}"), number, WORKERS)?);
+        nodes.push(start(s, &host, &format!("wgbe{number}"), number, WORKERS)?);
     }
     move_away(&nodes[0], &nodes[1])
 }
@@ -270,7 +270,7 @@ fn workers(agent: &mut Agent) -> Result<usize> {
 
 /// Sessions are renewed under traffic, by whoever began them.
 pub(crate) fn renew_sessions_in_order(s: &mut Scenario) -> Result<()> {
-    let (nodes, _switch) = star(s, "wgy")?;
+    let (nodes, _switch) = star(s, "wgbc")?;
     for peer in &nodes[1..] {
         nodes[0].reaches(&peer.inner())?;
     }
@@ -291,9 +291,9 @@ pub(crate) fn load_thousands_of_peers(s: &mut Scenario) -> Result<()> {
     let switch = Switch::new()?;
     let mut nodes = Vec::new();
     for (number, workers) in [(1, WORKERS), (2, WORKERS), (3, 1)] {
-        let host = Host::new(format!("wgz{number}"))?;
+        let host = Host::new(format!("wgbd{number}"))?;
         switch.attach(&host, &format!("203.0.113.{number}/24"))?;
-        nodes.push(start(s, &host, &format!("wgz{number}"), number, workers)?);
+        nodes.push(start(s, &host, &format!("wgbd{number}"), number, workers)?);
     }
     let [left, right, alone] = &nodes[..] else { anyhow::bail!("three") };
     left.add(right, &format!("endpoint {}", right.outer()))?;
