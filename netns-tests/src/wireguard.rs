@@ -3,14 +3,12 @@
 //! All of them take the interface's name, serve the cross-platform configuration protocol at `/run/wireguard/NAME.sock`
 //! and stay in the foreground if asked. The names must differ within a run: the directory is one for all hosts.
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::Process;
 use crate::topology::Host;
@@ -133,7 +131,6 @@ impl Program {
 
     /// Makes the interface `name` on `host`, not yet configured.
     pub fn start(&self, host: &Host, name: &str, directory: &Path) -> Result<Device> {
-        reserve(name, directory)?;
         let mut command = self.command(host);
         match self.kind {
             Kind::Holdfast => command.args(["wg", name, "--foreground"]),
@@ -161,15 +158,6 @@ impl Program {
         ensure!(device.process.ended()?.is_none(), "{} ended: {}", self.name, device.process.log_tail(5));
         Ok(device)
     }
-}
-
-/// Whose name it is: within a run each belongs to one scenario, which may use it again.
-fn reserve(name: &str, directory: &Path) -> Result<()> {
-    static NAMES: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
-    let mut names = NAMES.lock().map_err(|_| anyhow!("the names of interfaces are lost"))?;
-    let owner = names.entry(name.to_owned()).or_insert_with(|| directory.to_owned());
-    ensure!(owner == directory, "the interface name {name} is used in {}: take another", owner.display());
-    Ok(())
 }
 
 /// A running interface. Dropping it ends its program.
