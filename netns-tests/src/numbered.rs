@@ -12,11 +12,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 
 use crate::namespace::Namespace;
+use crate::wait::retry;
 
 const BURST: u64 = 16;
 /// After the last datagram was sent, so long is waited for what is on its way.
 const QUIET: Duration = Duration::from_millis(500);
 const PAYLOAD_BYTES: usize = 200;
+const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One end of a flow.
 #[derive(Clone, Copy)]
@@ -78,8 +80,11 @@ impl std::fmt::Display for Tally {
 impl Flow {
     /// Begins to send from one end to a port of the other, a burst after each pause.
     pub fn start(from: End<'_>, to: End<'_>, port: u16, pause: Duration) -> Result<Self> {
-        let receiver = to.namespace.run(|| UdpSocket::bind((to.address, port)))?;
-        let receiver = receiver.with_context(|| format!("cannot listen at {}:{port}", to.address))?;
+        // An earlier flow's port is free once no program that is just being started holds a copy of its socket any more.
+        let receiver = retry("a flow's port is free", BIND_TIMEOUT, || {
+            let receiver = to.namespace.run(|| UdpSocket::bind((to.address, port)))?;
+            receiver.with_context(|| format!("cannot listen at {}:{port}", to.address))
+        })?;
         let sender = from.namespace.run(|| UdpSocket::bind((from.address, 0)))?;
         let sender = sender.with_context(|| format!("cannot send from {}", from.address))?;
         receiver.set_read_timeout(Some(QUIET))?;

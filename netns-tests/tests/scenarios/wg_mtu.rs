@@ -8,6 +8,8 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -137,7 +139,7 @@ fn stream(to: IpAddr) -> Result<()> {
 
 /// Gives back what comes to it, by UDP and TCP over both families, until it is dropped.
 struct Echo {
-    udp: UdpSocket,
+    stop: Arc<AtomicBool>,
     tcp: TcpListener,
 }
 
@@ -146,8 +148,10 @@ impl Echo {
         let (udp, tcp) = namespace.run(|| -> Result<_> {
             Ok((UdpSocket::bind(("::", ECHO_PORT))?, TcpListener::bind(("::", ECHO_PORT))?))
         })??;
-        let echo = Self { udp: udp.try_clone()?, tcp: tcp.try_clone()? };
-        std::thread::spawn(move || echo_datagrams(&udp));
+        udp.set_read_timeout(Some(UDP_TIMEOUT))?;
+        let echo = Self { stop: Arc::default(), tcp: tcp.try_clone()? };
+        let stop = Arc::clone(&echo.stop);
+        std::thread::spawn(move || echo_datagrams(&udp, &stop));
         std::thread::spawn(move || echo_streams(&tcp));
         Ok(echo)
     }
@@ -156,27 +160,19 @@ impl Echo {
 impl Drop for Echo {
     fn drop(&mut self) {
         use std::os::fd::AsRawFd;
-        // SAFETY: takes and returns integers; both are open. Whoever waits for something on them is woken, and ends.
-        unsafe {
-            libc::shutdown(self.udp.as_raw_fd(), libc::SHUT_RDWR);
-            libc::shutdown(self.tcp.as_raw_fd(), libc::SHUT_RDWR);
-        }
+        self.stop.store(true, Ordering::Relaxed);
+        // SAFETY: takes and returns integers; it is open. Whoever waits for a connection is woken, and ends.
+        unsafe { libc::shutdown(self.tcp.as_raw_fd(), libc::SHUT_RDWR) };
     }
 }
 
-fn echo_datagrams(socket: &UdpSocket) {
+fn echo_datagrams(socket: &UdpSocket, stop: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
-    let mut empty = 0;
-    // Shut down, it gives empty datagrams from nowhere for ever.
-    while empty < 100 {
-        match socket.recv_from(&mut buffer) {
-            Ok((len, from)) => {
-                empty = 0;
-                // What is larger than the way's MTU may be refused once, by which that is learned.
-                let _ = socket.send_to(&buffer[..len], from);
-            }
-            Err(_) => empty += 1,
-        }
+    while !stop.load(Ordering::Relaxed) {
+        // Nothing came for a while, or word of an earlier answer that nobody wanted.
+        let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
+        // What is larger than the way's MTU may be refused once, by which that is learned.
+        let _ = socket.send_to(&buffer[..len], from);
     }
 }
 
