@@ -88,8 +88,8 @@ fn digest(status: &Status) -> u64 {
         status.own.draining,
     )
         .hash(&mut hash);
-    (status.own.certificate.state as u8, status.own.certificate.not_after, status.warnings.len())
-        .hash(&mut hash);
+    (status.own.certificate.state as u8, status.own.certificate.not_after).hash(&mut hash);
+    hash_warnings(&status.warnings, &mut hash);
     (control.epoch, control.revision, control.failovers, control.map_source as u8, &control.refused)
         .hash(&mut hash);
     for server in [&control.server, &control.standby] {
@@ -106,4 +106,42 @@ fn digest(status: &Status) -> u64 {
         (claim.prefix, &claim.active, &claim.candidates, claim.switches).hash(&mut hash);
     }
     hash.finish()
+}
+
+/// All that they say but seconds, which pass.
+fn hash_warnings(warnings: &[String], hash: &mut impl Hasher) {
+    warnings.len().hash(hash);
+    for warning in warnings {
+        let mut words = warning.split_whitespace().peekable();
+        while let Some(word) = words.next() {
+            let unit = words.peek().map(|unit| unit.trim_end_matches([',', ';', '.', ':']));
+            if unit != Some("s") {
+                word.hash(hash);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(warnings: &[&str]) -> u64 {
+        let warnings: Vec<String> = warnings.iter().map(|warning| (*warning).to_owned()).collect();
+        let mut hash = DefaultHasher::new();
+        hash_warnings(&warnings, &mut hash);
+        hash.finish()
+    }
+
+    #[test]
+    fn a_warning_that_says_something_else_is_a_change_and_seconds_that_pass_are_none() {
+        let off = |by: &str| of(&[&format!("this machine's clock is {by} the servers': set it right")]);
+        assert_ne!(off("61 s behind"), off("6 h behind"));
+        assert_ne!(off("24 h behind"), off("6 h behind"));
+        assert_ne!(off("6 h ahead of"), off("6 h behind"));
+        assert_eq!(off("61 s behind"), off("62 s behind"));
+        assert_eq!(of(&["it ends in 90 s, and then"]), of(&["it ends in 5 s, and then"]));
+        assert_ne!(of(&["one", "two"]), of(&["one two"]));
+        assert_ne!(of(&["one"]), of(&[]));
+    }
 }

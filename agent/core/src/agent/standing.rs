@@ -118,7 +118,7 @@ impl Agent {
                 span(certificate.ends_in_seconds)
             )),
         };
-        let off = self.time.wall_ahead(now).filter(|off| off.unsigned_abs() > CLOCK_OFF_S);
+        let off = self.time.wall_ahead(now).filter(|_| self.standing.is_clock_off);
         let of_clock = off.map(|off| {
             let direction = if off > 0 { "ahead of" } else { "behind" };
             let off = in_words(off.unsigned_abs());

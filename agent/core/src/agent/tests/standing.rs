@@ -70,6 +70,7 @@ fn a_clock_that_is_off_by_more_than_a_minute_is_shown_until_it_is_right() {
     assert_eq!(shown(NOW_S + 59), (Some(59), 0));
     assert_eq!(shown(NOW_S + 7200), (Some(7200), 1));
     assert_eq!(shown(NOW_S - 7200), (Some(-7200), 1));
+    assert_eq!(shown(NOW_S + 59), (Some(59), 1), "not told anew at every second's rounding");
     assert_eq!(shown(NOW_S), (Some(0), 0));
 }
 
