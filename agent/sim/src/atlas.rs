@@ -1,14 +1,14 @@
 //! Everything the servers know, as of one version: the objects of every map. An agent's map is all of them but its own entry.
 
-use crate::members;
+use crate::{members, rules::Policy};
 use proto::{
     key::PublicKey,
     map::{Content, ContentHash, Delta, Map, MapDigest, MapVersion, Network, Object, ObjectId, Peer},
     receipt::{Mark, Receipt},
     root_list::MAX_ROOTS,
-    rule::Rule,
     statement::NodeId,
     time::UnixTime,
+    wire::ObjectKind,
 };
 use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
@@ -21,6 +21,7 @@ pub(crate) struct Atlas {
     map: Map,
     nodes: BTreeMap<PublicKey, Known>,
     removals: BTreeMap<PublicKey, Removed>,
+    pub(crate) policy: Policy,
     /// The roots that are trusted, by their numbers.
     pub(crate) first_root: usize,
     pub(crate) newest_root: usize,
@@ -71,19 +72,14 @@ pub(crate) enum Change {
     Confirm(usize, usize),
     /// The trust in former roots ends.
     Retire,
+    Rules(Policy),
 }
 
 impl Atlas {
     pub(crate) fn first(lifetime: Option<Duration>) -> Self {
-        let network = Network {
-            name: "sim".to_owned(),
-            overlay_v4: ipnet::Ipv4Net::new_assert([100, 64, 0, 0].into(), 10).into(),
-            overlay_v6: ipnet::Ipv6Net::new_assert([0xfd00, 0, 0, 0, 0, 0, 0, 0].into(), 48).into(),
-        };
         let mut atlas = Self { version: MapVersion { epoch: 1, revision: 1 }, lifetime, ..Self::default() };
-        let everybody = Rule::all_from(vec![network.overlay_v4, network.overlay_v6]);
-        put(&mut atlas.map, &Content::Network(network), Vec::new());
-        put(&mut atlas.map, &Content::Rule(everybody), b"default".to_vec());
+        put(&mut atlas.map, &Content::Network(network()), Vec::new());
+        atlas.put_policy(Policy::Network);
         atlas
     }
 
@@ -107,6 +103,7 @@ impl Atlas {
             Change::SignAnew => next.sign_anew(),
             Change::Confirm(agent, root) => next.change(*agent, |node| node.confirmed = *root),
             Change::Retire => next.first_root = next.newest_root,
+            Change::Rules(policy) => next.put_policy(*policy),
         }
         next
     }
@@ -167,6 +164,19 @@ impl Atlas {
         let signed = members::removal(agent, root, at);
         put(&mut self.map, &Content::Removal(signed.clone()), key.0.to_vec());
         self.removals.insert(key, Removed { root, at, signed });
+    }
+
+    fn put_policy(&mut self, policy: Policy) {
+        let is_old =
+            |id: &&ObjectId| [ObjectKind::Rule as u32, ObjectKind::Sources as u32].contains(&id.kind);
+        let old: Vec<ObjectId> = self.map.iter().map(|(id, _, _)| id).filter(is_old).cloned().collect();
+        for id in &old {
+            self.map.drop(id);
+        }
+        for (content, id) in policy.objects(&network()) {
+            put(&mut self.map, &content, id);
+        }
+        self.policy = policy;
     }
 
     fn sign_anew(&mut self) {
@@ -270,6 +280,14 @@ impl Atlas {
         let own = ObjectId::peer(*key);
         let others = self.map.iter().filter(|(id, _, _)| **id != own);
         others.map(|(id, hash, _)| (id.clone(), hash)).collect()
+    }
+}
+
+fn network() -> Network {
+    Network {
+        name: "sim".to_owned(),
+        overlay_v4: ipnet::Ipv4Net::new_assert([100, 64, 0, 0].into(), 10).into(),
+        overlay_v6: ipnet::Ipv6Net::new_assert([0xfd00, 0, 0, 0, 0, 0, 0, 0].into(), 48).into(),
     }
 }
 

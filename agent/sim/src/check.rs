@@ -10,6 +10,7 @@
 //! 8. Then each agent has one serving session, and agents and servers agree which.
 //! 9. Nobody is left behind on a root that is trusted no more; who is served believes the newest, and after everything is healed nothing needs a former one (`roots`).
 //! 10. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
+//! 11. Who is served goes by the newest rules soon, a connection that they allow no more ends, and one that they allow as before goes on (`rules`).
 
 use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
@@ -63,6 +64,7 @@ impl World {
             self.check_service(at);
             self.check_standby(at);
             self.check_roots(at);
+            self.check_policy(at);
             let load = self.nodes[at].agent.as_ref().map_or(0, Agent::load);
             if load > MAX_LOAD {
                 self.fail(&format!("agent {at} holds {load} things"));
@@ -188,16 +190,18 @@ impl World {
         let quiet = clean && from.is_awake() && to.is_awake() && !removed(flow.from) && !removed(flow.to);
         let certified = self.are_certified(flow.from, flow.to);
         let synced = from.watch.synced_since.zip(to.watch.synced_since).map(|(one, other)| one.max(other));
+        let (allowed, let_in) =
+            (self.database.head.policy.allows(flow.from), self.is_let_in(flow.to, flow.from));
         let flow = &mut self.flows[at];
-        flow.needs_server |= !certified;
-        if !quiet || !certified {
+        flow.needs_server |= !certified || !allowed || (!flow.is_settled && !let_in);
+        if !quiet || !certified || !allowed {
             return flow.disturb(now);
         }
         let ready = match flow.needs_server {
             true => synced.map(|synced| synced.max(flow.disturbed_at)),
             false => Some(flow.disturbed_at),
         };
-        if ready.is_some_and(|ready| now.since(ready) >= REPAIR_BOUND) {
+        if let_in && ready.is_some_and(|ready| now.since(ready) >= REPAIR_BOUND) {
             flow.is_settled = true;
             flow.needs_server = false;
         }
@@ -315,9 +319,10 @@ impl World {
         if !self.has_newest_map(at) {
             self.fail(&format!("agent {at} does not hold the newest map"));
         }
+        self.require_policy(at);
     }
 
-    /// Every pair exchanges a request and a reply.
+    /// Every pair exchanges a request and a reply, if the rules let it.
     fn check_reach(&mut self, members: &[usize]) {
         let mut flows = Vec::new();
         for from in members {
@@ -327,15 +332,18 @@ impl World {
         }
         self.run_for(REPAIR_BOUND);
         for (from, to, flow) in flows {
-            if self.traffic(flow).1 == 0 {
-                self.fail(&format!("agent {from} does not reach agent {to}"));
+            let (reached, allowed) = (self.traffic(flow).1 > 0, self.database.head.policy.allows(from));
+            if reached != allowed {
+                self.fail(&format!(
+                    "agent {from} reaches agent {to}: {reached}; by the rules it may: {allowed}"
+                ));
             }
         }
     }
 }
 
 impl Flow {
-    fn disturb(&mut self, now: BootTime) {
+    pub(crate) fn disturb(&mut self, now: BootTime) {
         self.disturbed_at = now;
         self.is_settled = false;
         self.outstanding.values_mut().for_each(|(_, entitled)| *entitled = false);

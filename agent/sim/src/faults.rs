@@ -1,6 +1,6 @@
 //! What can go wrong, and what sets it right again.
 
-use crate::{atlas::Change, members, network::Host, world::World};
+use crate::{atlas::Change, members, network::Host, rules::Policy, world::World};
 use agent_core::BootTime;
 use proto::time::UnixTime;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub enum Fault {
     /// A change that nobody's map shows.
     Unseen,
     Remove(usize),
+    /// Others may open something on agents.
+    Rules(Policy),
     /// The cluster gets another root, unless it has too many.
     Rotate,
     /// .. and trusts former ones no more, unless somebody needs them.
@@ -96,7 +98,8 @@ impl World {
             Fault::Rotate => self.rotate(),
             Fault::Retire => self.retire(),
             Fault::Copy => self.database.keep_copy(),
-            Fault::Restore => self.database.restore_copy(),
+            Fault::Restore => self.restore(),
+            Fault::Rules(policy) => self.set_policy(policy),
         }
     }
 
@@ -110,6 +113,18 @@ impl World {
         self.disturb(agent, true);
     }
 
+    fn restore(&mut self) {
+        let before = self.database.head.policy;
+        self.database.restore_copy();
+        self.on_policy_changed(before);
+    }
+
+    fn set_policy(&mut self, policy: Policy) {
+        let before = self.database.head.policy;
+        self.write_if_possible(&Change::Rules(policy));
+        self.on_policy_changed(before);
+    }
+
     pub(crate) fn write_if_possible(&mut self, change: &Change) {
         let known = |agent: &usize| self.database.head.is_member(&members::of(*agent).key);
         let possible = match change {
@@ -118,7 +133,7 @@ impl World {
             | Change::Endpoints(agent, _)
             | Change::Renew(agent)
             | Change::Confirm(agent, _) => known(agent),
-            Change::Unseen | Change::Enrol(_) | Change::SignAnew => true,
+            Change::Unseen | Change::Enrol(_) | Change::SignAnew | Change::Rules(_) => true,
             Change::Rotate => self.database.head.may_rotate(),
             Change::Retire => self.database.head.may_retire(),
         };

@@ -20,6 +20,7 @@ mod news;
 mod node;
 mod roots;
 mod routes;
+mod rules;
 mod script;
 mod server;
 mod service;
@@ -32,5 +33,6 @@ mod world;
 
 pub use faults::Fault;
 pub use network::Host;
+pub use rules::Policy;
 pub use script::Script;
 pub use world::{Setup, World};

@@ -32,7 +32,7 @@ pub(crate) const FOUNDED: UnixTime = UnixTime(EPOCH_S);
 pub(crate) struct Member {
     pub(crate) key: PublicKey,
     pub(crate) node: NodeId,
-    address: IpAddr,
+    pub(crate) address: IpAddr,
 }
 
 #[derive(Debug)]

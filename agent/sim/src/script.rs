@@ -1,6 +1,6 @@
 //! A seeded list of faults, each with its end.
 
-use crate::{faults::Fault, network::Host, world::World};
+use crate::{faults::Fault, network::Host, rules::Policy, world::World};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 use std::time::Duration;
@@ -41,6 +41,9 @@ impl Script {
         }
         if seed % 16 == 7 && agents > 2 {
             writer.removal_apart();
+        }
+        if seed % 3 == 1 {
+            writer.rules();
         }
         writer.one_wrong_clock();
         writer.script.faults.sort_by_key(|(at, _)| *at);
@@ -175,6 +178,37 @@ impl Writer {
         }
         if kind == 1 || kind == 2 {
             self.across(first, Fault::CutOff(server), Fault::Reconnect(server));
+        }
+    }
+
+    /// The rules change, perhaps twice within a moment, or while an agent is away or a server behind.
+    fn rules(&mut self) {
+        let first = self.times().0;
+        for number in 0..self.rng.random_range(1..=4) {
+            let at = if number == 0 { first } else { self.times().0 };
+            let policy = self.policy();
+            self.script.faults.push((at, Fault::Rules(policy)));
+            if self.rng.random_bool(0.3) {
+                let soon = Duration::from_millis(self.rng.random_range(0..400));
+                let policy = self.policy();
+                self.script.faults.push((at + soon, Fault::Rules(policy)));
+            }
+        }
+        let (agent, server) = (self.agent(), self.server());
+        match self.rng.random_range(0..4) {
+            0 => self.across(first, Fault::Stop(agent), Fault::Launch(agent)),
+            1 => self.across(first, Fault::Sleep(agent), Fault::WakeUp(agent)),
+            2 => self.across(first, Fault::CutOff(server), Fault::Reconnect(server)),
+            _ => {}
+        }
+    }
+
+    fn policy(&mut self) -> Policy {
+        let agents = self.rng.random_range(0..1 << self.agents);
+        match self.rng.random_range(0..4) {
+            0 => Policy::Network,
+            1 => Policy::Named(agents),
+            _ => Policy::InSet(agents),
         }
     }
 

@@ -85,6 +85,7 @@ impl World {
     pub(crate) fn on_delivered(&mut self, at: usize, from: usize, packet: Packet) {
         match packet {
             Packet::Request(id) => {
+                self.check_let_in(at, from);
                 let now = self.now;
                 self.nodes[at].tunnel.send(members::of(from).key, Packet::Reply(id), now);
                 self.effects(at);

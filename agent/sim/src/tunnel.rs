@@ -9,8 +9,8 @@ use agent_core::{
 use ipnet::IpNet;
 use proto::key::PublicKey;
 use std::{
-    collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -118,6 +118,8 @@ pub(crate) struct Tunnel {
     peers: BTreeMap<PublicKey, Peer>,
     /// What a peer may ask unasked.
     rules: Vec<Allow>,
+    /// Who has asked; while rules allow it, its connection is known.
+    opened: BTreeSet<PublicKey>,
     next_index: u32,
     next_unknown_at: BootTime,
     next_stale_at: BootTime,
@@ -133,6 +135,7 @@ impl Tunnel {
             own,
             peers: BTreeMap::new(),
             rules: Vec::new(),
+            opened: BTreeSet::new(),
             next_index: first_index,
             next_unknown_at: BootTime::default(),
             next_stale_at: BootTime::default(),
@@ -179,9 +182,26 @@ impl Tunnel {
             TunnelCommand::Message { peer, payload, via } => {
                 self.transport(peer, Packet::Message(payload), via, now);
             }
-            TunnelCommand::SetRules(rules) => self.rules = rules,
+            TunnelCommand::SetRules(rules) => self.replace_rules(rules),
             TunnelCommand::Rebind => {}
         }
+    }
+
+    /// A connection that these do not allow is over.
+    fn replace_rules(&mut self, rules: Vec<Allow>) {
+        self.rules = rules;
+        let opened = std::mem::take(&mut self.opened);
+        self.opened = opened.into_iter().filter(|peer| self.allows_peer(peer)).collect();
+    }
+
+    fn allows_peer(&self, peer: &PublicKey) -> bool {
+        let addresses = self.peers.get(peer).map_or(&[][..], |peer| &peer.addresses);
+        addresses.iter().any(|address| self.allows(address.addr()))
+    }
+
+    /// Whether a rule lets this address open something.
+    pub(crate) fn allows(&self, address: IpAddr) -> bool {
+        self.rules.iter().flat_map(|rule| &rule.sources).any(|source| source.contains(&address))
     }
 
     /// A packet from the TUN side.
@@ -337,17 +357,22 @@ impl Tunnel {
         }
         if packet != Packet::Keepalive {
             peer.owes_since.get_or_insert(now);
-            let is_allowed = self
-                .rules
-                .iter()
-                .flat_map(|rule| &rule.sources)
-                .any(|source| peer.addresses.iter().any(|address| source.contains(address)));
-            if matches!(packet, Packet::Request(_)) && !is_allowed {
+            if matches!(packet, Packet::Request(_)) && !self.opens(key) {
                 return;
             }
+            let Some(peer) = self.peers.get_mut(&key) else { return };
             peer.active = true;
             self.effects.push(Effect::Deliver(key, packet));
         }
+    }
+
+    /// Whether a request passes, of a connection that is known or that it opens.
+    fn opens(&mut self, peer: PublicKey) -> bool {
+        let passes = self.opened.contains(&peer) || self.allows_peer(&peer);
+        if passes {
+            self.opened.insert(peer);
+        }
+        passes
     }
 
     /// Once a second while busy.

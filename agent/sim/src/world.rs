@@ -77,6 +77,8 @@ pub struct World {
     pub(crate) names_away: bool,
     /// When the root was last changed.
     pub(crate) rotated_at: BootTime,
+    /// When the cluster's policy was.
+    pub(crate) policy_changed_at: BootTime,
     pub(crate) routes: Routes,
     pub(crate) servers: Vec<Server>,
     pub(crate) nodes: Vec<Node>,
@@ -134,6 +136,7 @@ impl World {
             database_away: false,
             names_away: false,
             rotated_at: BootTime::default(),
+            policy_changed_at: BootTime::default(),
             routes: Routes::new(setup.servers, setup.balanced),
             servers,
             nodes: (0..setup.agents).map(|at| Node::new(at, config(at, setup), setup.servers)).collect(),

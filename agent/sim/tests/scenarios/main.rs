@@ -18,6 +18,7 @@ mod restored_database;
 mod roaming;
 mod rolling_restart;
 mod roots;
+mod rules;
 mod sleep;
 mod spread;
 mod stale_database;
