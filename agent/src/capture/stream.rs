@@ -93,9 +93,10 @@ async fn end_of(mut read: impl AsyncRead + Unpin) {
 mod tests {
     use super::*;
     use crate::capture::pcapng::{Block, next_block};
+    use agent_tunnel::capture::{Direction, Fate, Packets, Seen};
 
     /// A capture of no tunnel, and what the data plane would call.
-    fn begun() -> (Begun, impl Fn(agent_tunnel::capture::Packets)) {
+    fn begun() -> (Begun, impl Fn(Packets)) {
         let (sender, queue) = queue();
         let wanted = Wanted { peer: None, snaplen: 100 };
         let names = Names::default();
@@ -124,6 +125,31 @@ mod tests {
         let (streamed, blocks) = tokio::join!(stream(begun, read, write), blocks(caller));
         streamed.unwrap();
         assert_eq!(blocks.last(), Some(&Block::Statistics { dropped: 0 }));
+    }
+
+    /// As one worker gives them away in a turn.
+    fn packets(count: usize, len: usize) -> Packets {
+        let at = std::time::SystemTime::UNIX_EPOCH;
+        let (peer, direction) = (agent_tunnel::PublicKey([1; 32]), Direction::Inbound);
+        let seen = Seen { at, peer, direction, fate: Fate::Passed, len };
+        std::iter::repeat_n((seen, &vec![7; len][..]), count).collect()
+    }
+
+    #[tokio::test]
+    async fn what_a_caller_who_does_not_read_in_time_misses_is_counted_and_the_rest_arrives() {
+        const AT_ONCE: usize = 50;
+        let (caller, daemon) = tokio::io::duplex(64);
+        let (begun, sink) = begun();
+        let (read, write) = tokio::io::split(daemon);
+        // Ten megabytes, of which the queue holds eight.
+        let sent = 200 * AT_ONCE as u64;
+        (0..200).for_each(|_| sink(packets(AT_ONCE, 1000)));
+        drop(sink);
+        let (streamed, blocks) = tokio::join!(stream(begun, read, write), blocks(caller));
+        streamed.unwrap();
+        let arrived = blocks.iter().filter(|block| **block == Block::Packet).count() as u64;
+        assert!(arrived > sent / 2 && arrived < sent, "{arrived} of {sent} arrived");
+        assert_eq!(blocks.last(), Some(&Block::Statistics { dropped: sent - arrived }));
     }
 
     #[tokio::test]

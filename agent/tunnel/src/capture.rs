@@ -91,6 +91,14 @@ impl Packets {
     }
 }
 
+impl<'a> FromIterator<(Seen, &'a [u8])> for Packets {
+    fn from_iter<I: IntoIterator<Item = (Seen, &'a [u8])>>(packets: I) -> Self {
+        let mut all = Self::default();
+        packets.into_iter().for_each(|(seen, bytes)| all.push(seen, bytes));
+        all
+    }
+}
+
 /// Takes what was captured. Called on a worker's thread: it must return at once.
 pub type Sink = Arc<dyn Fn(Packets) + Send + Sync>;
 

@@ -157,3 +157,21 @@ fn summary(recording: &Recording, place: &Place) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorded(dropped: Option<u64>) -> Recording {
+        let mut recording = Recording::new(Limits::default());
+        (recording.packets, recording.dropped) = (7, dropped);
+        recording
+    }
+
+    #[test]
+    fn what_was_dropped_is_told_and_so_is_that_nobody_knows_it() {
+        let place = Place::Stdout;
+        assert_eq!(summary(&recorded(Some(3)), &place), "7 packets captured, 3 dropped");
+        assert_eq!(summary(&recorded(None), &place), "7 packets captured, an unknown number dropped");
+    }
+}
