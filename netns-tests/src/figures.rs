@@ -20,6 +20,18 @@ pub enum Bound {
     None,
 }
 
+impl Bound {
+    /// The same, with room for something that is no fault of what was measured.
+    pub fn wider_by(self, room: Duration) -> Self {
+        match self {
+            Self::Median(limit) => Self::Median(limit + room),
+            Self::P99(limit) => Self::P99(limit + room),
+            Self::Worst(limit) => Self::Worst(limit + room),
+            Self::None => Self::None,
+        }
+    }
+}
+
 impl Samples {
     pub fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), spans: Vec::new() }

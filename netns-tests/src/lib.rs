@@ -28,6 +28,7 @@ pub mod sandbox;
 pub mod scenario;
 pub mod server;
 pub mod status;
+pub mod stillness;
 pub mod topology;
 pub mod wait;
 pub mod watch;

@@ -1,13 +1,14 @@
 //! Flows of numbered datagrams: what came too late, twice, or not at all.
 //!
-//! They leave in bursts, so that a tunnel works on many at once, and something that overtakes something else is seen.
+//! They leave in bursts, so that a tunnel works on many at once, and something that overtakes something else is seen;
+//! but no faster than they arrive, so that a slow machine is not the reason for what is lost.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -17,6 +18,10 @@ use crate::wait::retry;
 const BURST: u64 = 16;
 /// After the last datagram was sent, so long is waited for what is on its way.
 const QUIET: Duration = Duration::from_millis(500);
+/// So many may be on their way; a tunnel's and a socket's queues take them from all flows at once.
+const WINDOW: u64 = 4 * BURST;
+/// What has not arrived by then is lost, and waited for no more.
+const LOST_AFTER: Duration = Duration::from_millis(50);
 const PAYLOAD_BYTES: usize = 200;
 const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -90,11 +95,13 @@ impl Flow {
         receiver.set_read_timeout(Some(QUIET))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (until, listens_until) = (Arc::clone(&stop), Arc::clone(&stop));
+        let seen = Arc::new(AtomicU64::new(0));
+        let sees = Arc::clone(&seen);
         let to = (to.address, port);
         Ok(Self {
             stop,
-            sender: std::thread::spawn(move || send(&sender, to, pause, &until)),
-            receiver: std::thread::spawn(move || receive(&receiver, &listens_until)),
+            sender: std::thread::spawn(move || send(&sender, to, pause, &until, &seen)),
+            receiver: std::thread::spawn(move || receive(&receiver, &listens_until, &sees)),
         })
     }
 
@@ -108,7 +115,14 @@ impl Flow {
     }
 }
 
-fn send(socket: &UdpSocket, to: (Ipv4Addr, u16), pause: Duration, until: &AtomicBool) -> Result<u64> {
+/// `seen` is one more than the highest number that has arrived.
+fn send(
+    socket: &UdpSocket,
+    to: (Ipv4Addr, u16),
+    pause: Duration,
+    until: &AtomicBool,
+    seen: &AtomicU64,
+) -> Result<u64> {
     let mut datagram = [0; PAYLOAD_BYTES];
     let mut number = 0u64;
     while !until.load(Ordering::Relaxed) {
@@ -118,12 +132,19 @@ fn send(socket: &UdpSocket, to: (Ipv4Addr, u16), pause: Duration, until: &Atomic
             // Without a way there it is lost, as any other.
             let _ = socket.send_to(&datagram, to);
         }
-        std::thread::sleep(pause);
+        let sent_at = Instant::now();
+        loop {
+            std::thread::sleep(pause);
+            let on_their_way = number.saturating_sub(seen.load(Ordering::Relaxed));
+            if on_their_way <= WINDOW || sent_at.elapsed() >= LOST_AFTER || until.load(Ordering::Relaxed) {
+                break;
+            }
+        }
     }
     Ok(number)
 }
 
-fn receive(socket: &UdpSocket, until: &AtomicBool) -> Result<Tally> {
+fn receive(socket: &UdpSocket, until: &AtomicBool, seen: &AtomicU64) -> Result<Tally> {
     let (mut tally, mut next, mut datagram) = (Tally::default(), 0, [0; PAYLOAD_BYTES]);
     loop {
         match socket.recv(&mut datagram) {
@@ -131,6 +152,7 @@ fn receive(socket: &UdpSocket, until: &AtomicBool) -> Result<Tally> {
                 let mut number = [0; 8];
                 number.copy_from_slice(&datagram[..8]);
                 tally.note(u64::from_be_bytes(number), &mut next);
+                seen.store(next, Ordering::Relaxed);
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if until.load(Ordering::Relaxed) {

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
+use crate::stillness;
 use crate::wait::wait_until;
 
-/// A reply later than this is a loss.
+/// A reply later than this is a loss, unless the machine stood still meanwhile.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
@@ -35,7 +36,11 @@ pub struct Echo {
 
 impl Echo {
     fn is_lost(&self) -> bool {
-        self.replied_at.is_none_or(|at| at - self.sent_at > REPLY_TIMEOUT)
+        let is_late = |at: Instant| {
+            let waited = at - self.sent_at;
+            waited > REPLY_TIMEOUT && waited - stillness::between(self.sent_at, at) > REPLY_TIMEOUT
+        };
+        self.replied_at.is_none_or(is_late)
     }
 }
 
@@ -62,6 +67,7 @@ impl Pinger {
         target: Ipv4Addr,
         interval: Duration,
     ) -> Result<Self> {
+        stillness::begin();
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let socket = namespace.run(icmp_socket)?.context("cannot open a raw ICMP socket")?;
         let echoes = Arc::new(Mutex::new(Vec::new()));

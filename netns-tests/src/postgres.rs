@@ -46,6 +46,8 @@ impl Postgres {
         postgres.initialise()?;
         postgres.run()?;
         postgres.psql("postgres", &format!("create database {USER}"))?;
+        // What it has to write for that is written now, and not while a server waits for its first answer.
+        postgres.sql("checkpoint")?;
         Ok(postgres)
     }
 

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::stillness;
+
 /// How often a condition is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -13,16 +15,22 @@ pub fn wait_until<T>(
     timeout: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let deadline = Instant::now() + timeout;
+    let begun = Instant::now();
+    stillness::begin();
     loop {
         if let Some(value) = condition()? {
             return Ok(value);
         }
-        if Instant::now() >= deadline {
+        if is_over(begun, timeout) {
             bail!("waited {timeout:?} in vain: {what}");
         }
         std::thread::sleep(POLL_INTERVAL);
     }
+}
+
+/// Whether all of a patience is used up; while the machine stands still none of it is.
+pub fn is_over(begun: Instant, patience: Duration) -> bool {
+    begun.elapsed() >= patience && begun.elapsed() >= patience + stillness::between(begun, Instant::now())
 }
 
 /// Tries until it works; else the last failure is told.

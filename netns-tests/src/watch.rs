@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::start_child;
 use crate::status::Status;
-use crate::wait::retry;
+use crate::wait::{is_over, retry};
 
 /// Older states are forgotten, so that a watch of many minutes stays small.
 const KEPT: usize = 2000;
@@ -79,18 +79,19 @@ impl Watch {
         holds: impl Fn(&Status) -> bool,
     ) -> Result<(Instant, Arc<Status>)> {
         let (lock, changed) = &*self.shared;
-        let deadline = Instant::now() + timeout;
+        let begun = Instant::now();
         let mut told = lock.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let from = told.states.partition_point(|(at, _)| *at < since).saturating_sub(1);
             if let Some((at, status)) = told.states[from..].iter().find(|(_, status)| holds(status)) {
                 return Ok(((*at).max(since), Arc::clone(status)));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
             let end = match &told.broken {
                 Some(broken) => broken.clone(),
-                None if left.is_zero() => format!("waited {timeout:?} in vain"),
+                None if is_over(begun, timeout) => format!("waited {timeout:?} in vain"),
                 None => {
+                    // A patience that was made longer is looked at again soon.
+                    let left = timeout.saturating_sub(begun.elapsed()).max(Duration::from_millis(10));
                     told = changed.wait_timeout(told, left).unwrap_or_else(PoisonError::into_inner).0;
                     continue;
                 }

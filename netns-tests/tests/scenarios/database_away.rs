@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use netns_tests::agent::Agent;
 use netns_tests::figures::{Bound, Samples, ms};
 use netns_tests::mesh::{Database, FIVE_MS, Mesh, overlay_address, ping};
 use netns_tests::ping::Pinger;
 use netns_tests::postgres::Stop;
 use netns_tests::scenario::Scenario;
+use netns_tests::server::Server;
 use netns_tests::wait::hold_for;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
@@ -183,7 +184,7 @@ pub(crate) fn slow(s: &mut Scenario) -> Result<()> {
     for round in 0..4 {
         let (name, server) = (format!("a4-{round}"), &mesh.servers[round % 2]);
         let at = Instant::now();
-        must_change(server, &["node", "rename", &mesh.agents[3].status()?.address()?.to_string(), &name])?;
+        rename_in_time(server, &mesh.agents[3].status()?.address()?.to_string(), &name)?;
         changed.push(all_know(&mesh, at, &name, "a4")?);
     }
     s.figure(&changed, &[Bound::Worst(TIMEOUT)]);
@@ -208,6 +209,18 @@ pub(crate) fn slow(s: &mut Scenario) -> Result<()> {
 
 fn failovers(mesh: &Mesh) -> Result<Vec<u64>> {
     mesh.agents.iter().map(|agent| Ok(agent.status()?.control.failovers)).collect()
+}
+
+/// A call has 5 s, of which a busy machine may leave too little, now and then.
+fn rename_in_time(server: &Server, node: &str, name: &str) -> Result<()> {
+    for _ in 0..2 {
+        match rename(server, node, name)? {
+            Change::NotMade(said) if said.contains("did not answer in time") => {}
+            Change::Made => return Ok(()),
+            Change::NotMade(said) => bail!("a rename: {said}"),
+        }
+    }
+    must_change(server, &["node", "rename", node, name])
 }
 
 /// For a minute connections to the database are reset at random while things change: what was acknowledged is there, everywhere.

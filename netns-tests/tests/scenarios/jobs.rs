@@ -1,19 +1,20 @@
-//! Jobs that one server at a time does for all, and what becomes of one that is frozen over it.
+//! Jobs that one server at a time does for all, and what becomes of one that is frozen over it, or cut from its database.
 //!
 //! ```text
-//!   s1 s2 ── px (proxy) ── db
-//!    └── switch ── a1 ⇄ a2, a crowd of ephemeral nodes that never come
+//!   s1 s2 ── px (proxy) ── db                                           db ─X─ s1 ── a1 (ephemeral, reaches s1 alone) ⇄ a2
+//!    └── switch ── a1 ⇄ a2, a crowd of ephemeral nodes that never come   db ─── s2 ── a2, a3 (ephemeral, killed)
 //! ```
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use netns_tests::figures::ms;
-use netns_tests::mesh::Mesh;
+use netns_tests::mesh::{Database, Mesh, ping};
 use netns_tests::scenario::Scenario;
+use netns_tests::topology::Fault;
 use netns_tests::wait::{hold_for, wait_until};
 
-use crate::database::{FROM_MEMORY, TIMEOUT, never_backwards};
+use crate::database::{FROM_MEMORY, TIMEOUT, database_is, never_backwards, nodes, pinned};
 
 const CROWD: usize = 40;
 /// As of the servers' options below.
@@ -61,6 +62,53 @@ pub(crate) fn a_frozen_holder_acts_on_nothing(s: &mut Scenario) -> Result<()> {
         })?;
     }
     never_backwards(s, &mesh, begun)?;
+    s.none_lost(pings)
+}
+
+/// An ephemeral node that sits at a server which the others take for dead is there all the same; one that went meanwhile is removed.
+pub(crate) fn who_sits_at_a_server_without_its_database_stays(s: &mut Scenario) -> Result<()> {
+    s.expect_warning(FROM_MEMORY);
+    let options = ["--lease", "2s", "--ephemeral-timeout", "30s"];
+    let mut mesh = Mesh::plan(2, 0).database(Database::Postgres).server_options(&options).servers_only(s)?;
+    let (lasting, ephemeral) =
+        (mesh.setup_key.clone(), mesh.servers[0].setup_key(&["--ephemeral", "--reusable"])?);
+    for (number, server, key) in [(0, 0, &ephemeral), (1, 1, &lasting), (2, 1, &ephemeral)] {
+        mesh.setup_key.clone_from(key);
+        pinned(&mut mesh, number, server)?;
+    }
+    let other = mesh.servers[1].address()?;
+    mesh.agents[0].port.fault(Fault::CutFrom(other))?;
+    for agent in &mesh.agents {
+        agent.wait_now(TIMEOUT, "knows all", |status| status.peers.len() == 2)?;
+    }
+    let pings = vec![ping(&mesh.agents[0], &mesh.agents[1])?];
+    let own = mesh.agents[0].status()?.address()?.to_string();
+    let database = mesh.postgres()?.address;
+    let cut = Instant::now();
+    mesh.servers[0].port.fault(Fault::CutFrom(database))?;
+    wait_until("the lease of the server that was cut off ends", TIMEOUT, || {
+        let live =
+            mesh.postgres()?.sql("select count(*) from servers where lease_until > clock_timestamp()")?;
+        Ok((live == "1").then_some(()))
+    })?;
+    // Gone for a shorter time than the first seems to be: when it is removed, the first would have been.
+    mesh.agents[2].kill()?;
+    wait_until("the one that went is removed", MANY, || {
+        let listed = nodes(&mesh.servers[1])?;
+        Ok(listed.iter().all(|(name, _)| name != "a3").then_some(()))
+    })?;
+    s.note(format!(
+        "a3 was removed {} after the cut; there are {:?}",
+        ms(cut.elapsed()),
+        nodes(&mesh.servers[1])?
+    ));
+    mesh.servers[0].port.mend()?;
+    database_is(&mesh.servers[0], true)?;
+    hold_for(2 * LEASE, || Ok(()))?;
+    let listed = nodes(&mesh.servers[1])?;
+    s.require(listed.contains(&("a1".to_owned(), own)), format!("a1 was removed; there are {listed:?}"));
+    let status = mesh.agents[0].wait_now(TIMEOUT, "is served", |status| status.served_by().is_some())?;
+    s.require(status.control.failovers == 0, "a1 left the one server that it reaches");
     s.none_lost(pings)
 }
 

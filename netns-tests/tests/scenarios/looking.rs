@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::agent::Agent;
+use netns_tests::figures::ms;
 use netns_tests::mesh::{Mesh, overlay_address};
 use netns_tests::pcapng::{self, Recorded};
 use netns_tests::process::Process;
 use netns_tests::scenario::Scenario;
-use netns_tests::wait::wait_until;
+use netns_tests::wait::{retry, wait_until};
 use netns_tests::wireguard::SOCKETS;
 
 use super::wg::{TIMEOUT, pair};
@@ -28,6 +29,7 @@ const LIMIT: u64 = 40_000;
 /// An agent has no more at once.
 const MAX_CAPTURES: usize = 8;
 const METRICS_PORT: u16 = 9586;
+const LOCAL: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// A capture that runs as a process of its own.
 struct Running {
@@ -276,7 +278,7 @@ pub(crate) fn counters_are_told_everywhere(s: &mut Scenario) -> Result<()> {
 }
 
 fn metrics_are_served(s: &mut Scenario, agent: &Agent, peer: &str) -> Result<()> {
-    let (served, printed) = (get(agent, "/metrics")?, agent.ask(&["metrics"])?);
+    let (served, printed) = (get(agent, LOCAL, "/metrics")?, agent.ask(&["metrics"])?);
     for text in [&served, &printed] {
         for line in [
             "# HELP holdfast_drops_total ",
@@ -294,23 +296,53 @@ fn metrics_are_served(s: &mut Scenario, agent: &Agent, peer: &str) -> Result<()>
         ensure!(!text.contains("holdfast_peer_"), "series of peers that nobody asked for");
     }
     let of_peer = format!("holdfast_peer_drops_total{{peer=\"{peer}\",reason=\"bad_source\"}} 1");
-    for text in [get(agent, "/metrics?peers=1")?, agent.ask(&["metrics", "--peers"])?] {
+    for text in [get(agent, LOCAL, "/metrics?peers=1")?, agent.ask(&["metrics", "--peers"])?] {
         ensure!(text.contains(&of_peer), "{of_peer:?} is missing in\n{text}");
     }
     s.note(format!("{} series without peers", served.lines().filter(|line| !line.starts_with('#')).count()));
-    ensure!(get(agent, "/")?.starts_with("HTTP/1.1 404"), "another path is served");
+    ensure!(get(agent, LOCAL, "/")?.starts_with("HTTP/1.1 404"), "another path is served");
     let _holder = agent.host.namespace.run(|| TcpListener::bind(("127.0.0.1", 9999)))??;
     let refused = agent.command(&["set", "--metrics-listen", "9999"])?;
     ensure!(!refused.status.success(), "a taken address is taken");
-    ensure!(get(agent, "/metrics").is_ok(), "the former address is given up");
+    ensure!(get(agent, LOCAL, "/metrics").is_ok(), "the former address is given up");
     agent.ask(&["set", "--metrics-listen", "off"])?;
-    let is_closed = || Ok(get(agent, "/metrics").is_err().then_some(()));
+    let is_closed = || Ok(get(agent, LOCAL, "/metrics").is_err().then_some(()));
     wait_until("metrics are off", TIMEOUT, is_closed)
 }
 
+/// At a node's own address in the overlay, once that is there: peers read them through the tunnel, and nobody else does. A start begins without the interface.
+pub(crate) fn metrics_are_served_in_the_overlay(s: &mut Scenario) -> Result<()> {
+    let mut mesh = Mesh::plan(1, 2).start(s)?;
+    let own = overlay_address(&mesh.agents[1], &mesh.agents[0])?;
+    let at = format!("{own}:{METRICS_PORT}");
+    mesh.agents[0].ask(&["set", "--metrics-listen", &at])?;
+    let is_served = |mesh: &Mesh| -> Result<()> {
+        let told = get(&mesh.agents[1], own, "/metrics")?;
+        ensure!(told.contains("holdfast_served 1"), "it says {told}");
+        ensure!(get(&mesh.agents[0], LOCAL, "/metrics").is_err(), "they are served outside the overlay");
+        Ok(())
+    };
+    is_served(&mesh)?;
+    let stranger = mesh.bystander("x", 0)?;
+    let underlay = mesh.agents[0].underlay;
+    let outside = stranger.namespace.run(|| TcpStream::connect((underlay, METRICS_PORT)))?;
+    ensure!(outside.is_err(), "they are served to the network outside");
+    let foreign = format!("192.0.2.250:{METRICS_PORT}");
+    let refused = mesh.agents[0].command(&["set", "--metrics-listen", &foreign])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && said.contains(&foreign), "an address of nobody's: {said}");
+    is_served(&mesh)?;
+    mesh.agents[0].stop()?;
+    let restarted = mesh.agents[0].launch()?;
+    mesh.agents[0].follow()?;
+    retry("metrics are served again", TIMEOUT, || is_served(&mesh))?;
+    s.note(format!("a restart: served at its overlay address after {}", ms(restarted.elapsed())));
+    Ok(())
+}
+
 /// The head and body of an answer.
-fn get(agent: &Agent, path: &str) -> Result<String> {
-    let mut stream = agent.host.namespace.run(|| TcpStream::connect(("127.0.0.1", METRICS_PORT)))??;
+fn get(from: &Agent, address: Ipv4Addr, path: &str) -> Result<String> {
+    let mut stream = from.host.namespace.run(|| TcpStream::connect((address, METRICS_PORT)))??;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

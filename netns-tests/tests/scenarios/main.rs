@@ -184,6 +184,10 @@ const CASES: &[Case] = &[
     ),
     together("database_cut_from_one_server", database_apart::cut),
     together("job_a_frozen_holder_acts_on_nothing", jobs::a_frozen_holder_acts_on_nothing),
+    together(
+        "job_who_sits_at_a_server_without_its_database_stays",
+        jobs::who_sits_at_a_server_without_its_database_stays,
+    ),
     together("database_slow", database_away::slow),
     together("lone_server_back_after_10_s", outage::lone_server_back_after_10_s),
     alone("wg_is_configured_by_wg", wg::is_configured_by_wg),
@@ -226,6 +230,7 @@ const CASES: &[Case] = &[
         looking::captures_show_what_crosses_and_end_with_their_client,
     ),
     together("counters_are_told_everywhere", looking::counters_are_told_everywhere),
+    together("metrics_are_served_in_the_overlay", looking::metrics_are_served_in_the_overlay),
     together("capture_of_a_plain_interface", looking::a_plain_interface_is_captured),
     together(
         "admission_one_setup_key_on_both_servers_at_once",
