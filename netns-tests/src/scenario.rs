@@ -1,7 +1,7 @@
 //! One scenario under way: its directory, what it measured, what it found wrong, and the judgement of its logs.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -43,12 +43,17 @@ impl Scenario {
     /// Prints the samples' figures and holds them to their bounds, which are wider on a machine that makes programs wait.
     pub fn figure(&mut self, samples: &Samples, bounds: &[Bound]) {
         self.notes.push(samples.to_string());
-        let waited = stillness::longest_since(self.started_at);
-        if !waited.is_zero() {
-            self.notes.push(format!("a thread that only sleeps was up to {} late meanwhile", ms(waited)));
+        let room = self.room();
+        if !room.is_zero() {
+            self.notes.push(format!("the machine makes programs wait: bounds are {} wider", ms(room)));
         }
-        let bounds = bounds.iter().map(|bound| bound.wider_by(waited * PROGRAMS_IN_A_ROW));
+        let bounds = bounds.iter().map(|bound| bound.wider_by(room));
         self.failures.extend(bounds.filter_map(|bound| samples.breach(bound)));
+    }
+
+    /// By how much something may be late on this machine, as it was since the scenario began; nothing where programs are run when they want to be.
+    pub fn room(&self) -> Duration {
+        stillness::longest_since(self.started_at) * PROGRAMS_IN_A_ROW
     }
 
     pub fn note(&mut self, text: impl Into<String>) {
@@ -138,7 +143,7 @@ pub struct Verdict {
     pub notes: Vec<String>,
     pub failures: Vec<String>,
     pub directory: PathBuf,
-    pub took: std::time::Duration,
+    pub took: Duration,
 }
 
 impl Verdict {

@@ -58,18 +58,21 @@ pub(crate) fn ends_by_time(s: &mut Scenario) -> Result<()> {
     // Longer than what is allowed: a tunnel that lives on is seen to.
     hold_for(2 * LATE, || Ok(()))?;
     let told = meter.so_far();
-    let lost_before = told.losses_since(killed).into_iter().find(|at| killed + *at + LATE < ended);
+    let lost_before = told.losses_since(killed).into_iter().find(|at| killed + *at + LATE + s.room() < ended);
     s.require(
         lost_before.is_none(),
         format!("pings were lost {lost_before:?} after the servers, before the end"),
     );
     let answered = told.echoes.iter().filter_map(|echo| echo.replied_at).max();
-    s.require(answered.is_some_and(|last| last < ended + LATE), "a tunnel outlives its certificates");
+    s.require(
+        answered.is_some_and(|last| last < ended + LATE + s.room()),
+        "a tunnel outlives its certificates",
+    );
     let at = mesh.servers[1].start()?;
     let flows = meter.first_reply_after(at, TIMEOUT)?;
     s.note(format!("one server back: the tunnel carries again after {}", ms(flows - at)));
     s.require(
-        flows - at <= MENDED_BOUND,
+        flows - at <= MENDED_BOUND + s.room(),
         format!("that took {}, above {}", ms(flows - at), ms(MENDED_BOUND)),
     );
     for agent in &mesh.agents {
