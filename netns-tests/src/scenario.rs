@@ -10,8 +10,9 @@ use crate::figures::{Bound, Samples, ms};
 use crate::ping::{PingReport, Pinger};
 use crate::stillness;
 
-/// What is measured waits for so many programs, one after the other: who tells, who hears, who follows.
-const PROGRAMS_IN_A_ROW: u32 = 3;
+/// What is measured waits for programs so often, one after the other: who tells, who hears, who follows; an agent's patience with
+/// a silent server is four of its round trips, in which two programs take part.
+const PROGRAMS_IN_A_ROW: u32 = 10;
 
 /// The context a scenario gets, and its report.
 pub struct Scenario {
