@@ -11,17 +11,18 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::crowd::{ECHO_PORT, HEADERS_BYTES, inner, number_of};
+use super::intake::Intake;
 use crate::namespace::Namespace;
 
 const BUFFER_BYTES: usize = 32 << 20;
-/// Packets to many go out at this pace, faster than thousands of handshakes can be made. What is sent faster still, the system drops itself, since an
-/// interface's queue has 1000 places.
-const BURST: usize = 50;
-const BURST_INTERVAL: Duration = Duration::from_millis(1);
+/// Packets to many go out so many at a time, each time as soon as the program has taken those before: faster than thousands of handshakes can be
+/// made. An interface's queue has 1000 places, and what finds none the system drops itself: on a busy machine, whatever the pace.
+const BURST: usize = 200;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) struct Desk {
     socket: UdpSocket,
+    intake: Intake,
     notes: Arc<Mutex<Notes>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -34,7 +35,13 @@ struct Notes {
 }
 
 impl Desk {
-    pub(crate) fn open(namespace: &Namespace, address: SocketAddrV4, crowd: usize) -> Result<Self> {
+    /// On the inner address, which the interface has.
+    pub(crate) fn open(
+        namespace: &Namespace,
+        (address, interface): (SocketAddrV4, &str),
+        crowd: usize,
+    ) -> Result<Self> {
+        let intake = Intake::open(namespace, interface)?;
         let socket = namespace.run(|| UdpSocket::bind(address))?.context("the desk's socket")?;
         socket.set_read_timeout(Some(POLL_INTERVAL))?;
         // Without the right to force it, the system's limit has to do.
@@ -45,7 +52,7 @@ impl Desk {
         let (notes, stop) = (Arc::new(Mutex::new(notes)), Arc::new(AtomicBool::new(false)));
         let listener = (socket.try_clone()?, Arc::clone(&notes), Arc::clone(&stop));
         let thread = std::thread::spawn(move || listen(&listener.0, &listener.1, &listener.2));
-        Ok(Self { socket, notes, stop, thread: Some(thread) })
+        Ok(Self { socket, intake, notes, stop, thread: Some(thread) })
     }
 
     /// Forgets whom it heard.
@@ -59,15 +66,20 @@ impl Desk {
     /// One packet to each.
     pub(crate) fn send(&self, numbers: Range<usize>, packet_bytes: usize) -> Result<()> {
         let payload = vec![0; packet_bytes.saturating_sub(HEADERS_BYTES)];
-        let begun = Instant::now();
+        let mut taken = self.intake.taken()?;
         for (sent, number) in numbers.enumerate() {
-            if sent % BURST == 0 {
-                let due = begun + BURST_INTERVAL * (sent / BURST) as u32;
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if sent > 0 && sent % BURST == 0 {
+                self.intake.wait(taken + BURST as u64)?;
+                taken = self.intake.taken()?;
             }
             self.socket.send_to(&payload, (inner(number), ECHO_PORT)).context("the desk cannot send")?;
         }
         Ok(())
+    }
+
+    /// Packets that the interface had no room for.
+    pub(crate) fn refused(&self) -> Result<u64> {
+        self.intake.refused()
     }
 
     /// How many were heard since it began.

@@ -11,6 +11,7 @@
 
 mod crowd;
 mod desk;
+mod intake;
 mod live;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -50,7 +51,7 @@ pub const MAX_LIVE_BYTES: u64 = 13 * 1024;
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waking {
-    /// A packet from the hub to every peer, 50 in a millisecond.
+    /// A packet from the hub to every peer, as fast as its program takes them.
     FromHub,
     /// An initiation of every peer's to the hub.
     FromCrowd,
@@ -135,7 +136,7 @@ impl Room {
         let desk_address = SocketAddrV4::new(HUB, DESK_PORT);
         let identity =
             Hub { key, endpoint: SocketAddrV4::new([192, 0, 2, 1].into(), PORT), desk: desk_address };
-        let desk = Desk::open(&hub_host.namespace, desk_address, count)?;
+        let desk = Desk::open(&hub_host.namespace, (desk_address, &hub.name), count)?;
         let configuration = directory.join("crowd.conf");
         std::fs::write(&configuration, crowd::configuration(count))?;
         let room = Self {
@@ -223,7 +224,7 @@ impl Room {
         let awake = self.awake()?;
         ensure!(awake == 0, "{awake} peers have sessions before they are woken");
         let live = Live::start(self.namespace(), (&self.friend.host.namespace, FRIEND))?;
-        let (refused, before) = (self.refused_by_interface()?, self.hub.process.usage()?.1);
+        let (refused, before) = (self.desk.refused()?, self.hub.process.usage()?.1);
         self.desk.begin();
         match waking {
             Waking::FromHub => self.desk.send(0..self.count, packet_bytes)?,
@@ -244,7 +245,7 @@ impl Room {
             all_after: after(arrivals.len()),
             cpu,
             live,
-            refused_by_interface: self.refused_by_interface()? - refused,
+            refused_by_interface: self.desk.refused()? - refused,
         })
     }
 
@@ -254,13 +255,6 @@ impl Room {
         let all = shown.lines().filter(|line| !line.ends_with("\t0")).count();
         // The friend's.
         Ok(all.saturating_sub(1))
-    }
-
-    fn refused_by_interface(&self) -> Result<u64> {
-        let path = format!("/sys/class/net/{}/statistics/tx_dropped", self.hub.name);
-        let script = format!("mount -t sysfs none /sys && cat {path}");
-        let text = self.namespace().output("unshare", &["--mount", "sh", "-c", &script])?;
-        text.trim().parse().context("tx_dropped is a number")
     }
 
     /// Fails if the crowd had; the hub must still run.
