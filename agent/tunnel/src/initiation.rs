@@ -117,7 +117,7 @@ fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         PrivateKey,
@@ -128,6 +128,12 @@ mod tests {
         let mut buffer = [0; 256];
         let len = noise.initiate(&mut buffer).unwrap();
         buffer[..len].try_into().unwrap()
+    }
+
+    /// Some peer's first, to whoever has this secret.
+    pub(crate) fn initiation_to(secret: [u8; 32]) -> [u8; LEN] {
+        let (ours, theirs) = (PrivateKey::from(secret), PrivateKey::from([2; 32]));
+        initiation(&mut Noise::new(&Identity::new(&theirs), ours.public_key(), None, 5))
     }
 
     #[test]

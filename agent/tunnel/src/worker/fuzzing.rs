@@ -194,7 +194,7 @@ impl Bench {
         else {
             panic!("the peer does not answer");
         };
-        self.worker.handle_datagram(Path::to(PEER_ENDPOINT.into()), None, answer);
+        self.arrive(Path::to(PEER_ENDPOINT.into()), answer);
         let keepalive = self.say(|noise, out| noise.seal(&[], out));
         let mut nothing = [0; 256];
         let opened = self.noise.decapsulate(None, &keepalive, &mut nothing);
@@ -211,6 +211,12 @@ impl Bench {
         out
     }
 
+    /// As in a turn.
+    fn arrive(&mut self, path: Path, datagram: &[u8]) {
+        self.worker.handle_datagram(path, None, datagram);
+        self.worker.hear_waiting();
+    }
+
     fn hear(&mut self, kind: u8, bytes: &[u8]) {
         let from: SocketAddr = match kind & 0x80 {
             0 => PEER_ENDPOINT.into(),
@@ -219,7 +225,7 @@ impl Bench {
         let path = Path::to(from);
         match kind % 4 {
             _ if kind & 0x40 != 0 => self.filter(kind, bytes),
-            0 => self.worker.handle_datagram(path, None, bytes),
+            0 => self.arrive(path, bytes),
             1 => self.seal(bytes),
             2 => self.bend(path, bytes),
             _ => {
@@ -267,6 +273,7 @@ impl Bench {
         // Without it nothing behind would ever be reached.
         macs[..16].copy_from_slice(&mac1(content));
         self.worker.handle_datagram(path, None, initiation);
+        self.worker.hear_waiting();
     }
 
     fn send(&mut self, kind: u8, bytes: &[u8]) {

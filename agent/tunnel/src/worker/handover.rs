@@ -57,9 +57,7 @@ impl Worker {
             let Some(handed) = self.team.as_deref().and_then(Team::next) else { break };
             match handed {
                 Handed::Datagram { path, ecn, bytes } => self.handle_datagram(path, ecn, &bytes),
-                Handed::Initiation { path, sender, bytes } => {
-                    self.timed(|worker| worker.handle_passed(path, &sender, &bytes));
-                }
+                Handed::Initiation { path, sender, bytes } => self.hear_passed(path, sender, bytes),
                 Handed::Packets(parcel) => {
                     segments += parcel.count();
                     self.send_parcel(&parcel);
@@ -84,10 +82,7 @@ impl Worker {
         }
     }
 
-    fn handle_passed(&mut self, path: Path, sender: &Sender, initiation: &[u8; initiation::LEN]) {
-        if !self.is_up {
-            return;
-        }
+    pub(super) fn handle_passed(&mut self, path: Path, sender: &Sender, initiation: &[u8; initiation::LEN]) {
         match self.answers.find(initiation, self.now) {
             Some(answer) => self.outbox.send(None, answer, path),
             None => self.handle_admitted(path, sender, initiation),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Worker, handshakes::MAX_RECEIVES};
+use super::{Worker, handshakes::MAX_READ};
 use crate::{
     Drops, Event, PeerDrops, Policy, Refusal,
     capture::{Direction, Fate},
@@ -34,16 +34,22 @@ impl Worker {
     pub(super) fn receive(&mut self, arena: &mut Arena) -> bool {
         let mut received = false;
         for family in [Family::V4, Family::V6] {
-            for _ in 0..MAX_RECEIVES {
-                if !self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
-                    break;
+            let mut read = 0;
+            while self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
+                // Empty datagrams are none, and take their time.
+                read += 1;
+                for (path, ecn, datagram) in arena.datagrams() {
+                    self.handle_datagram(path, ecn, datagram);
+                    read += 1;
                 }
-                received = true;
-                arena.datagrams().for_each(|(path, ecn, datagram)| self.handle_datagram(path, ecn, datagram));
-                if !self.handshakes.is_waiting() {
+                if read >= MAX_READ {
+                    self.handshakes.press();
+                }
+                if read >= MAX_READ || !self.handshakes.is_waiting() {
                     break;
                 }
             }
+            received |= read > 0;
         }
         self.write();
         received

@@ -151,7 +151,7 @@ impl Network {
     /// The true datagram, for the first time, from where the peer is.
     fn arrive(&mut self, datagram: &[u8]) {
         self.expected += 1;
-        self.bench.worker.handle_datagram(Path::to(PEER_ENDPOINT.into()), None, datagram);
+        self.bench.arrive(Path::to(PEER_ENDPOINT.into()), datagram);
         self.collect();
         assert_eq!(self.delivered_count, self.expected, "a good packet was lost");
     }
@@ -159,7 +159,7 @@ impl Network {
     /// From elsewhere, and good for nothing.
     fn forge(&mut self, datagram: &[u8]) {
         self.faults += 1;
-        self.bench.worker.handle_datagram(Path::to(FORGER.into()), None, datagram);
+        self.bench.arrive(Path::to(FORGER.into()), datagram);
         self.collect();
         assert_eq!(self.delivered_count, self.expected, "what was damaged or repeated was delivered");
     }
