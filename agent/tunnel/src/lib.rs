@@ -14,6 +14,7 @@
 mod allowed;
 mod answers;
 mod batch;
+mod by_key;
 pub mod capture;
 mod command;
 mod config;

@@ -28,19 +28,10 @@ pub(crate) struct PeerState {
     pub(crate) path: Option<Path>,
     /// Guards against replayed initiations; outlives the session.
     pub(crate) newest_initiation: Timestamp,
-    pub(crate) last_handshake_at: Option<Instant>,
-    /// The same by the wall clock, for people.
-    pub(crate) last_handshake_time: Option<SystemTime>,
-    pub(crate) rx_bytes: u64,
-    pub(crate) tx_bytes: u64,
-    pub(crate) rx_packets: u64,
-    pub(crate) tx_packets: u64,
-    pub(crate) handshakes: u32,
+    /// From the first handshake on.
+    pub(crate) record: Option<Box<Record>>,
     /// From the first one on.
     drops: Option<Box<PeerDrops>>,
-    /// Bytes of authentic datagrams, handshakes included.
-    pub(crate) rx_datagram_bytes: u64,
-    pub(crate) tx_datagram_bytes: u64,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) waiting: Queue,
     /// That a packet waits has been told.
@@ -48,6 +39,18 @@ pub(crate) struct PeerState {
     /// Is in the next report of active peers.
     pub(crate) is_active: bool,
     pub(crate) live: Option<Box<Live>>,
+}
+
+/// What a peer has carried; outlives its sessions.
+#[derive(Default)]
+pub(crate) struct Record {
+    pub(crate) last_handshake_at: Option<Instant>,
+    /// The same by the wall clock, for people.
+    pub(crate) last_handshake_time: Option<SystemTime>,
+    pub(crate) traffic: Traffic,
+    /// Bytes of authentic datagrams, handshakes included.
+    pub(crate) rx_datagram_bytes: u64,
+    pub(crate) tx_datagram_bytes: u64,
 }
 
 /// A peer with a session, or on the way to one.
@@ -105,16 +108,8 @@ impl PeerState {
             preshared_key: peer.preshared_key.map(Box::new),
             path: None,
             newest_initiation: Timestamp::default(),
-            last_handshake_at: None,
-            last_handshake_time: None,
-            rx_bytes: 0,
-            tx_bytes: 0,
-            rx_packets: 0,
-            tx_packets: 0,
-            handshakes: 0,
+            record: None,
             drops: None,
-            rx_datagram_bytes: 0,
-            tx_datagram_bytes: 0,
             keepalive: None,
             waiting: Queue::default(),
             is_announced: false,
@@ -148,26 +143,31 @@ impl PeerState {
         self.drops.get_or_insert_default()
     }
 
+    /// To be counted up.
+    pub(crate) fn record(&mut self) -> &mut Record {
+        self.record.get_or_insert_default()
+    }
+
+    pub(crate) fn last_handshake_at(&self) -> Option<Instant> {
+        self.record.as_deref()?.last_handshake_at
+    }
+
     pub(crate) fn traffic(&self) -> Traffic {
-        Traffic {
-            rx_bytes: self.rx_bytes,
-            tx_bytes: self.tx_bytes,
-            rx_packets: self.rx_packets,
-            tx_packets: self.tx_packets,
-            handshakes: self.handshakes.into(),
-        }
+        self.record.as_deref().map(|record| record.traffic).unwrap_or_default()
     }
 
     pub(crate) fn describe(&self) -> PeerDescription {
+        let record = self.record.as_deref();
+        let traffic = self.traffic();
         PeerDescription {
             key: self.key,
             preshared_key: self.preshared_key.as_deref().cloned(),
             endpoint: self.path.map(|path| path.to),
-            last_handshake_at: self.last_handshake_time,
-            rx_bytes: self.rx_datagram_bytes,
-            tx_bytes: self.tx_datagram_bytes,
-            rx_packets: self.rx_packets,
-            tx_packets: self.tx_packets,
+            last_handshake_at: record.and_then(|record| record.last_handshake_time),
+            rx_bytes: record.map_or(0, |record| record.rx_datagram_bytes),
+            tx_bytes: record.map_or(0, |record| record.tx_datagram_bytes),
+            rx_packets: traffic.rx_packets,
+            tx_packets: traffic.tx_packets,
             drops: self.drops.as_deref().copied().unwrap_or_default(),
             keepalive: self.keepalive,
             allowed_ips: self.allowed_ips.to_vec(),
@@ -175,15 +175,16 @@ impl PeerState {
     }
 
     pub(crate) fn stats(&self, now: Instant) -> PeerStats {
+        let traffic = self.traffic();
         PeerStats {
             key: self.key,
             endpoint: self.path.map(|path| path.to),
-            last_handshake: self.last_handshake_at.map(|at| now.saturating_duration_since(at)),
-            rx_bytes: self.rx_bytes,
-            tx_bytes: self.tx_bytes,
-            rx_packets: self.rx_packets,
-            tx_packets: self.tx_packets,
-            handshakes: self.handshakes.into(),
+            last_handshake: self.last_handshake_at().map(|at| now.saturating_duration_since(at)),
+            rx_bytes: traffic.rx_bytes,
+            tx_bytes: traffic.tx_bytes,
+            rx_packets: traffic.rx_packets,
+            tx_packets: traffic.tx_packets,
+            handshakes: traffic.handshakes,
             drops: self.drops.as_deref().copied().unwrap_or_default(),
             live: self.live.as_ref().is_some_and(|live| live.is_established),
         }
@@ -279,7 +280,7 @@ mod tests {
 
     #[test]
     fn an_idle_peer_is_a_few_hundred_bytes() {
-        assert!(size_of::<PeerState>() <= 352, "{}", size_of::<PeerState>());
+        assert!(size_of::<PeerState>() <= 192, "{}", size_of::<PeerState>());
     }
 
     #[test]

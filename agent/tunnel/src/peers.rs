@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     PublicKey,
+    by_key::ByKey,
     foreign::ForeignPeers,
     noise::Noise,
     peer::{Former, Live, PeerId, PeerState},
@@ -22,7 +23,7 @@ pub(crate) struct Peers {
     slots: Vec<Option<PeerState>>,
     foreign: ForeignPeers,
     free: Vec<PeerId>,
-    by_key: HashMap<PublicKey, PeerId>,
+    by_key: ByKey,
     by_index: HashMap<u32, PeerId>,
     live: Vec<PeerId>,
     /// The last index looked up: a batch is mostly of one session.
@@ -64,7 +65,7 @@ impl Peers {
     pub(crate) fn insert(&mut self, state: PeerState) -> PeerId {
         if !self.shard.owns(&state.key) {
             let id = self.foreign.insert(state.key, state.allowed_ips);
-            self.by_key.insert(state.key, id);
+            self.enter(&state.key, id);
             return id;
         }
         let id = self.free.pop().unwrap_or_else(|| {
@@ -72,25 +73,31 @@ impl Peers {
             // There cannot be more peers than fit in memory, far below 2^32.
             PeerId((self.slots.len() - 1) as u32)
         });
-        self.by_key.insert(state.key, id);
+        let key = state.key;
         self.slots[id.0 as usize] = Some(state);
+        self.enter(&key, id);
         id
+    }
+
+    fn enter(&mut self, key: &PublicKey, id: PeerId) {
+        let Self { slots, foreign, by_key, .. } = self;
+        by_key.insert(key, id, |id| key_of(slots, foreign, id));
     }
 
     /// `None` if it was not there, or was another worker's.
     pub(crate) fn remove(&mut self, id: PeerId) -> Option<PeerState> {
         if let Some(key) = self.foreign.remove(id) {
-            self.by_key.remove(&key);
+            self.by_key.remove(&key, id);
         }
         self.end(id);
         let state = self.slots.get_mut(id.0 as usize)?.take()?;
-        self.by_key.remove(&state.key);
+        self.by_key.remove(&state.key, id);
         self.free.push(id);
         Some(state)
     }
 
     pub(crate) fn find(&self, key: &PublicKey) -> Option<PeerId> {
-        self.by_key.get(key).copied()
+        self.by_key.find(key, |id| key_of(&self.slots, &self.foreign, id))
     }
 
     pub(crate) fn get(&mut self, id: PeerId) -> Option<&mut PeerState> {
@@ -190,6 +197,17 @@ impl Peers {
 
     pub(crate) fn live(&self) -> &[PeerId] {
         &self.live
+    }
+}
+
+fn key_of<'a>(
+    slots: &'a [Option<PeerState>],
+    foreign: &'a ForeignPeers,
+    id: PeerId,
+) -> Option<&'a PublicKey> {
+    match ForeignPeers::holds(id) {
+        true => foreign.key(id),
+        false => slots.get(id.0 as usize)?.as_ref().map(|state| &state.key),
     }
 }
 

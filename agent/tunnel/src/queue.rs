@@ -2,8 +2,6 @@
 //! somebody waits for. First packets have room of their own, so peers that answer nothing take none of it with what else
 //! is sent to them. Both together are the bound: 36 MB for a worker.
 
-use std::collections::VecDeque;
-
 /// Packets per peer.
 const MAX_PACKETS: usize = 64;
 /// Bytes over all peers, of their first packets: full-sized ones of twenty thousand peers.
@@ -30,26 +28,30 @@ impl Budget {
     }
 }
 
-/// One peer's waiting packets.
+/// One peer's waiting packets. Without any it is a word, as most peers have none.
 #[derive(Debug, Default)]
-pub(crate) struct Queue(VecDeque<Box<[u8]>>);
+pub(crate) struct Queue(Option<Box<Packets>>);
+
+#[derive(Debug, Default)]
+struct Packets(Vec<Box<[u8]>>);
 
 impl Queue {
     /// Puts a packet at the end; `false` if there is no room.
     pub(crate) fn push(&mut self, packet: &[u8], budget: &mut Budget) -> bool {
         let cost = packet.len() + PACKET_COST;
-        let (used, limit) = budget.share(self.0.len());
-        if self.0.len() >= MAX_PACKETS || *used + cost > limit {
+        let len = self.0.as_deref().map_or(0, |packets| packets.0.len());
+        let (used, limit) = budget.share(len);
+        if len >= MAX_PACKETS || *used + cost > limit {
             return false;
         }
         *used += cost;
-        self.0.push_back(packet.into());
+        self.0.get_or_insert_default().0.push(packet.into());
         true
     }
 
     /// Takes all packets, oldest first. An empty queue holds no memory.
     pub(crate) fn take(&mut self, budget: &mut Budget) -> impl Iterator<Item = Box<[u8]>> + use<> {
-        let packets = std::mem::take(&mut self.0);
+        let packets = self.0.take().map(|packets| packets.0).unwrap_or_default();
         for (place, packet) in packets.iter().enumerate() {
             *budget.share(place).0 -= packet.len() + PACKET_COST;
         }
@@ -57,7 +59,7 @@ impl Queue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     pub(crate) fn clear(&mut self, budget: &mut Budget) {

@@ -44,7 +44,7 @@ const CALM: Duration = Duration::from_secs(2);
 pub const SMALL_BYTES: usize = 33;
 pub const FULL_BYTES: usize = 1400;
 /// What an idle peer may cost, with what reading a configuration leaves behind.
-pub const MAX_IDLE_BYTES: u64 = 1000;
+pub const MAX_IDLE_BYTES: u64 = 700;
 /// What a live tunnel may cost beyond that.
 pub const MAX_LIVE_BYTES: u64 = 13 * 1024;
 

@@ -217,7 +217,7 @@ impl Worker {
         self.handshakes.note_begun();
         let message = &self.scratch[..len];
         let copies = if live.trying.is_empty() { state.path.iter().len() } else { live.trying.len() };
-        state.tx_datagram_bytes += (copies * len) as u64;
+        state.record.get_or_insert_default().tx_datagram_bytes += (copies * len) as u64;
         if live.trying.is_empty() {
             state.path.iter().for_each(|&path| self.outbox.send(Some(id), message, path));
         } else {

@@ -95,14 +95,14 @@ impl Worker {
         let Some(live) = state.live.as_deref_mut() else { return };
         match live.opener(session).open(Kind::Data(session), datagram, self.writer.room()) {
             Opened::Packet(len) => {
-                state.rx_datagram_bytes += datagram.len() as u64;
+                state.record().rx_datagram_bytes += datagram.len() as u64;
                 if ecn == Some(Ecn::Ce) {
                     packet::mark_congestion(&mut self.writer.room()[..len]);
                 }
                 self.handle_packet(id, path, session, len);
             }
             Opened::Keepalive => {
-                state.rx_datagram_bytes += datagram.len() as u64;
+                state.record().rx_datagram_bytes += datagram.len() as u64;
                 self.on_heard(id, path, session, true);
             }
             Opened::Replayed => {
@@ -186,8 +186,9 @@ impl Worker {
     fn on_data(&mut self, id: PeerId, len: usize) {
         let now = self.now;
         if let Some(state) = self.peers.get(id) {
-            state.rx_bytes += len as u64;
-            state.rx_packets += 1;
+            let traffic = &mut state.record().traffic;
+            traffic.rx_bytes += len as u64;
+            traffic.rx_packets += 1;
             if let Some(live) = state.live.as_deref_mut() {
                 live.owing_since.get_or_insert(now);
             }
@@ -282,9 +283,10 @@ impl Worker {
             self.answers.remove(id);
         }
         state.path = Some(path);
-        state.last_handshake_at = Some(now);
-        state.handshakes = state.handshakes.saturating_add(1);
-        state.last_handshake_time = Some(SystemTime::now());
+        let record = state.record();
+        record.last_handshake_at = Some(now);
+        record.last_handshake_time = Some(SystemTime::now());
+        record.traffic.handshakes += 1;
         let peer = state.key;
         self.send_waiting(id);
         self.emit(Event::HandshakeDone { peer, endpoint: path.to, initiator });
@@ -391,7 +393,7 @@ impl Worker {
         self.answer(id, path, initiation);
         if let Some(state) = self.peers.get(id) {
             state.newest_initiation = timestamp;
-            state.rx_datagram_bytes += initiation.len() as u64;
+            state.record().rx_datagram_bytes += initiation.len() as u64;
         }
     }
 
@@ -408,7 +410,7 @@ impl Worker {
                 self.answers.insert(initiation, id, &answer[..len], now);
                 self.outbox.send(Some(id), &answer[..len], path);
                 if let Some(state) = self.peers.get(id) {
-                    state.tx_datagram_bytes += len as u64;
+                    state.record().tx_datagram_bytes += len as u64;
                 }
             }
             Opened::Packet(_)
@@ -446,8 +448,8 @@ impl Worker {
             Opened::Established(_) if live.index != session >> 8 => self.drops.unknown_index += 1,
             Opened::Established(len) => {
                 live.on_sent(self.now);
-                state.rx_datagram_bytes += datagram.len() as u64;
-                state.tx_datagram_bytes += len as u64;
+                state.record().rx_datagram_bytes += datagram.len() as u64;
+                state.record().tx_datagram_bytes += len as u64;
                 self.outbox.send(Some(id), &self.scratch[..len], path);
                 self.establish(id, path, true);
             }

@@ -279,7 +279,8 @@ impl Worker {
         packet.resize(padded_len(packet.len(), usize::from(self.device.mtu())), 0);
         let Some(state) = self.peers.get(id) else { return };
         if let Some(live) = state.live.as_deref_mut().filter(|live| live.is_established) {
-            state.tx_datagram_bytes += self.outbox.seal(id, live.sealer(), &packet, path);
+            let sealed = self.outbox.seal(id, live.sealer(), &packet, path);
+            state.record().tx_datagram_bytes += sealed;
         }
     }
 

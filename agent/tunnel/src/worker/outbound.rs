@@ -91,10 +91,11 @@ impl Worker {
             filter.note_outbound(reader.segment(count.saturating_sub(1)), self.now);
         }
         let noise = live.sealer();
-        state.tx_packets += count as u64;
+        let record = state.record.get_or_insert_default();
+        record.traffic.tx_packets += count as u64;
         for index in 0..count {
-            state.tx_bytes += reader.segment(index).len() as u64;
-            state.tx_datagram_bytes += self.outbox.seal(id, noise, reader.padded(index), path);
+            record.traffic.tx_bytes += reader.segment(index).len() as u64;
+            record.tx_datagram_bytes += self.outbox.seal(id, noise, reader.padded(index), path);
         }
         live.on_data_sent(self.now);
         if !state.is_active {
@@ -159,8 +160,9 @@ impl Worker {
         self.mark_active(id);
         let now = self.now;
         if let Some(state) = self.peers.get(id) {
-            state.tx_bytes += sent_bytes;
-            state.tx_packets += sent_packets;
+            let traffic = &mut state.record().traffic;
+            traffic.tx_bytes += sent_bytes;
+            traffic.tx_packets += sent_packets;
             if let Some(live) = state.established() {
                 live.on_data_sent(now);
             }

@@ -71,7 +71,7 @@ impl Worker {
 
     fn tick(&mut self, id: PeerId) {
         let Some(state) = self.peers.get(id) else { return };
-        let age = state.last_handshake_at.map(|at| self.now.saturating_duration_since(at));
+        let age = state.last_handshake_at().map(|at| self.now.saturating_duration_since(at));
         let Some(live) = state.live.as_deref_mut() else { return };
         if awaits_first_answer(live, self.now) && age.is_some_and(|age| age < RENEW_PASSIVE_AFTER) {
             return self.keep_alive(id);
@@ -117,7 +117,7 @@ impl Worker {
         let Some(state) = self.peers.get(id) else { return };
         if let (Some(path), Some(live)) = (state.path, state.live.as_deref_mut()) {
             live.on_sent(self.now);
-            state.tx_datagram_bytes += len as u64;
+            state.record().tx_datagram_bytes += len as u64;
             self.outbox.send(Some(id), &self.scratch[..len], path);
         }
     }
@@ -164,7 +164,8 @@ impl Worker {
         let is_owed = live.owing_since.is_some_and(|at| since(at) >= KEEPALIVE_TIMEOUT);
         if is_owed || interval.is_some_and(|interval| since(live.sent_at) >= interval) {
             live.on_sent(now);
-            state.tx_datagram_bytes += self.outbox.seal(id, live.sealer(), &[], path);
+            let sealed = self.outbox.seal(id, live.sealer(), &[], path);
+            state.record().tx_datagram_bytes += sealed;
         }
         if interval.is_some() {
             self.renew(id);
@@ -175,7 +176,7 @@ impl Worker {
     fn renew(&mut self, id: PeerId) {
         let now = self.now;
         let Some(state) = self.peers.get(id) else { return };
-        let age = state.last_handshake_at.map(|at| now.saturating_duration_since(at));
+        let age = state.last_handshake_at().map(|at| now.saturating_duration_since(at));
         let Some(live) = state.established() else { return };
         let renew_after = if live.is_initiator { RENEW_AFTER } else { RENEW_PASSIVE_AFTER };
         if !live.is_initiating && age.is_some_and(|age| age >= renew_after) {

@@ -91,7 +91,8 @@ impl Worker {
             Some(live) if live.is_established => {
                 if let Some(path) = path.filter(|_| keeps_alive) {
                     live.on_sent(now);
-                    state.tx_datagram_bytes += self.outbox.seal(id, live.sealer(), &[], path);
+                    let sealed = self.outbox.seal(id, live.sealer(), &[], path);
+                    state.record().tx_datagram_bytes += sealed;
                 }
             }
             // What asked for it may be gone since.
