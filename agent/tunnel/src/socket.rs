@@ -396,6 +396,16 @@ fn set_option(socket: &UdpSocket, level: libc::c_int, option: libc::c_int, value
 #[cfg(not(target_os = "linux"))]
 fn adjust(_socket: &UdpSocket, _address: SocketAddr) {}
 
+/// What a receive call brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Received {
+    Nothing,
+    /// All that had arrived by then.
+    Last,
+    /// As much as there is room for: there may be more.
+    Full,
+}
+
 /// The buffers that messages are received into.
 pub(crate) struct Arena {
     bytes: Box<[u8]>,
@@ -409,15 +419,19 @@ impl Arena {
         Self { bytes, metas: [RecvMeta::default(); MESSAGES], filled: 0 }
     }
 
-    /// Replaces the contents with what has arrived; `false` if nothing has.
-    pub(crate) fn receive(&mut self, socket: &Socket) -> bool {
+    /// Replaces the contents with what has arrived.
+    pub(crate) fn receive(&mut self, socket: &Socket) -> Received {
         let mut chunks = self.bytes.chunks_mut(MESSAGE_BYTES);
         let mut buffers: [IoSliceMut<'_>; MESSAGES] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         let received = socket.state.recv(UdpSockRef::from(&socket.socket), &mut buffers, &mut self.metas);
         // Errors tell of earlier sends (an ICMP message); the next call goes on.
         self.filled = received.unwrap_or(0);
-        self.filled > 0
+        match self.filled {
+            0 => Received::Nothing,
+            MESSAGES => Received::Full,
+            _ => Received::Last,
+        }
     }
 
     /// Each datagram with the path back, and what routers say.

@@ -7,6 +7,37 @@ pub(crate) use unix::{Waker, Wakeups, pair, until_writable, wait};
 #[cfg(not(unix))]
 pub(crate) use unsupported::{Waker, Wakeups, pair, until_writable, wait};
 
+use crate::socket::Family;
+
+/// What may have something to read: told by a wait, until it was read empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ready {
+    pub(crate) device: bool,
+    v4: bool,
+    v6: bool,
+}
+
+impl Ready {
+    pub(crate) fn has(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+
+    pub(crate) fn set(&mut self, family: Family, is_ready: bool) {
+        match family {
+            Family::V4 => self.v4 = is_ready,
+            Family::V6 => self.v6 = is_ready,
+        }
+    }
+
+    /// Whether there is something to read now; the device is not read while others are behind.
+    pub(crate) fn is_any(self, is_held_up: bool) -> bool {
+        self.v4 || self.v6 || self.device && !is_held_up
+    }
+}
+
 #[cfg(unix)]
 mod unix {
     use std::{
@@ -18,7 +49,7 @@ mod unix {
         sync::Arc,
     };
 
-    use super::{Duration, io};
+    use super::{Duration, Ready, io};
     use crate::{
         device,
         socket::{Family, Sockets},
@@ -83,6 +114,7 @@ mod unix {
         sockets: &Sockets,
         wakeups: &Wakeups,
         timeout: Option<Duration>,
+        ready: &mut Ready,
     ) -> io::Result<()> {
         let readable = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         // poll(2) passes over negative descriptors: a family that the system has not.
@@ -93,15 +125,39 @@ mod unix {
             readable(sockets.socket(Family::V6).map_or(-1, |socket| socket.udp().as_raw_fd())),
         ];
         poll(&mut fds, timeout)?;
-        if fds[0].revents != 0 {
+        let [woken, device, v4, v6] = fds.map(|fd| fd.revents != 0);
+        if woken {
             wakeups.drain();
         }
+        ready.device |= device;
+        ready.v4 |= v4;
+        ready.v6 |= v6;
         Ok(())
     }
 
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        #[test]
+        fn a_socket_is_ready_once_something_has_come_and_stays_so_until_it_was_read_empty() {
+            let sockets = Sockets::open(0, None).unwrap();
+            let (waker, wakeups) = pair().unwrap();
+            let mut ready = Ready::default();
+            wait(None, &sockets, &wakeups, Some(Duration::ZERO), &mut ready).unwrap();
+            assert!(!ready.is_any(false));
+            let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            sender.send_to(&[1], ("127.0.0.1", sockets.port())).unwrap();
+            wait(None, &sockets, &wakeups, None, &mut ready).unwrap();
+            assert!(ready.has(Family::V4) && !ready.has(Family::V6) && !ready.device);
+            // What was told before is not forgotten for what is told now.
+            ready.device = true;
+            waker.wake();
+            wait(None, &sockets, &wakeups, None, &mut ready).unwrap();
+            assert!(ready.has(Family::V4) && ready.device);
+            ready.set(Family::V4, false);
+            assert!(ready.is_any(false) && !ready.is_any(true), "held up, the device is not read");
+        }
 
         #[test]
         fn timeouts_are_rounded_up() {
@@ -117,7 +173,7 @@ mod unix {
 mod unsupported {
     use std::{convert::Infallible, net::UdpSocket};
 
-    use super::{Duration, io};
+    use super::{Duration, Ready, io};
     use crate::{device, socket::Sockets};
 
     #[derive(Debug, Clone)]
@@ -145,6 +201,7 @@ mod unsupported {
         _sockets: &Sockets,
         wakeups: &Wakeups,
         _timeout: Option<Duration>,
+        _ready: &mut Ready,
     ) -> io::Result<()> {
         match wakeups.0 {}
     }

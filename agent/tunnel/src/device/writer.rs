@@ -41,6 +41,10 @@ impl Writer {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lens.is_empty()
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.lens.len() == self.slots.len() / SLOT_BYTES
     }

@@ -11,7 +11,7 @@ impl Arena {
     /// Waits for what is on its way.
     pub(super) fn await_from(&mut self, sockets: &Sockets, family: Family) {
         let (socket, deadline) = (sockets.socket(family).unwrap(), Instant::now() + PATIENCE);
-        while !self.receive(socket) {
+        while self.receive(socket) == Received::Nothing {
             assert!(Instant::now() < deadline, "nothing came within {PATIENCE:?}");
             std::thread::yield_now();
         }
@@ -41,6 +41,20 @@ fn a_taken_port_gives_way_to_another_that_both_families_share() {
     assert_ne!(first.port(), second.port());
     let ports: Vec<_> = both(&second).map(|socket| socket.port().unwrap()).collect();
     assert!(ports.iter().all(|&port| port == second.port()));
+}
+
+#[test]
+fn a_receive_call_tells_whether_more_may_have_arrived() {
+    let (sender, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), Sockets::open(0, None).unwrap());
+    let mut arena = Arena::new();
+    let socket = to.socket(Family::V4).unwrap();
+    for number in 0..=MESSAGES {
+        // Of other sizes each: the kernel joins none of them.
+        sender.send_to(&vec![0; number + 1], ("127.0.0.1", to.port())).unwrap();
+    }
+    assert_eq!(arena.receive(socket), Received::Full);
+    assert_eq!(arena.receive(socket), Received::Last);
+    assert_eq!(arena.receive(socket), Received::Nothing);
 }
 
 #[test]

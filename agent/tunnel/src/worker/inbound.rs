@@ -10,7 +10,7 @@ use crate::{
     noise::{Admission, Kind, Opened},
     packet,
     peer::PeerId,
-    socket::{Arena, Ecn, Family, Path, leads_somewhere},
+    socket::{Arena, Ecn, Family, Path, Received, leads_somewhere},
 };
 
 /// For how long an endpoint that was just chosen or followed is kept, whatever comes from elsewhere. Longer than
@@ -30,12 +30,18 @@ enum Verdict {
 }
 
 impl Worker {
-    /// Handles what has arrived; whether anything had.
-    pub(super) fn receive(&mut self, arena: &mut Arena) -> bool {
-        let mut received = false;
+    /// Handles what has arrived.
+    pub(super) fn receive(&mut self, arena: &mut Arena) {
         for family in [Family::V4, Family::V6] {
             let mut read = 0;
-            while self.outbox.sockets.socket(family).is_some_and(|socket| arena.receive(socket)) {
+            // Before handshakes are worked on, what came meanwhile is read, too.
+            while self.ready.has(family) || read > 0 {
+                let socket = self.outbox.sockets.socket(family);
+                let received = socket.map_or(Received::Nothing, |socket| arena.receive(socket));
+                self.ready.set(family, received == Received::Full);
+                if received == Received::Nothing {
+                    break;
+                }
                 // Empty datagrams are none, and take their time.
                 read += 1;
                 for (path, ecn, datagram) in arena.datagrams() {
@@ -49,14 +55,17 @@ impl Worker {
                     break;
                 }
             }
-            received |= read > 0;
         }
         self.write();
-        received
     }
 
     pub(super) fn write(&mut self) {
+        if self.writer.is_empty() {
+            return;
+        }
         self.drops.write_failed += self.writer.flush(self.device.system());
+        // The system answers some packets while they are written.
+        self.ready.device = true;
     }
 
     pub(super) fn handle_datagram(&mut self, path: Path, ecn: Option<Ecn>, datagram: &[u8]) {

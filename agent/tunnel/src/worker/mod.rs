@@ -1,7 +1,8 @@
 //! The thread: one loop that carries out commands, moves packets and lets time pass, each batch to completion.
 //!
 //! A turn takes what has arrived from the network, then up to a few large packets (or some dozens of small ones)
-//! from the interface, and waits only when there was nothing of either. The clock is read once per turn.
+//! from the interface, and ends with one look at which of them have more (`wait`), which waits if nothing is known to be left: what has
+//! nothing is not read. The clock is read once per turn.
 //!
 //! - `commands`: what the owner orders
 //! - `configure`: what is asked through WireGuard's configuration protocol
@@ -48,7 +49,7 @@ use crate::{
     socket::{Arena, MESSAGES, Path, Sockets},
     team::Team,
     tunnel::Request,
-    wait::{self, Wakeups},
+    wait::{self, Ready, Wakeups},
 };
 
 use handshakes::Handshakes;
@@ -95,6 +96,8 @@ pub(crate) struct Worker {
     wanted_port: u16,
     listen_port: Arc<AtomicU16>,
     outbox: Outbox,
+    /// What may have something to read.
+    ready: Ready,
     writer: Writer,
     peers: Peers,
     routes: Routes,
@@ -137,6 +140,7 @@ impl Worker {
             wanted_port: config.listen_port,
             listen_port,
             outbox: Outbox::new(sockets),
+            ready: Ready::default(),
             peers: Peers::default(),
             routes: Routes::default(),
             filter: config.filter.map(|rules| Filter::new(rules, now)),
@@ -213,30 +217,31 @@ impl Worker {
         self.handshakes.begin_turn();
         let ordered = self.handle_requests(inbox, reader)?;
         let handed = self.take_handed();
-        let received = self.receive(arena);
+        self.receive(arena);
         reader.fit(self.device.mtu());
-        let sent = self.send(reader)?;
+        self.send(reader)?;
         self.hear_waiting();
         self.handle_timers();
         self.outbox.flush();
         self.blame();
         self.taps.flush();
         self.wake_team();
-        if !(ordered || handed || received || sent) {
-            self.wait(wakeups).map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))?;
-        }
-        Ok(())
+        self.wait(wakeups, ordered || handed)
+            .map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))
     }
 
-    fn wait(&self, wakeups: &Wakeups) -> io::Result<()> {
-        // The turn's own time counts: what is due by now must not wait.
-        let timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-        match self.is_held_up() {
-            false => wait::wait(Some(self.device.system()), &self.outbox.sockets, wakeups, timeout),
-            true => {
-                wait::wait(None, &self.outbox.sockets, wakeups, Some(timeout.unwrap_or(HOLD_UP).min(HOLD_UP)))
-            }
-        }
+    /// Until there is something to do; only looks if there is already, `or` is known to be.
+    fn wait(&mut self, wakeups: &Wakeups, is_busy: bool) -> io::Result<()> {
+        let is_held_up = self.is_held_up();
+        let device = (!is_held_up).then_some(self.device.system());
+        let timeout = if is_busy || self.ready.is_any(is_held_up) {
+            Some(Duration::ZERO)
+        } else {
+            // The turn's own time counts: what is due by now must not wait.
+            let timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            if is_held_up { Some(timeout.unwrap_or(HOLD_UP).min(HOLD_UP)) } else { timeout }
+        };
+        wait::wait(device, &self.outbox.sockets, wakeups, timeout, &mut self.ready)
     }
 
     fn emit(&mut self, event: Event) {

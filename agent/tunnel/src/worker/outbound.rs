@@ -15,13 +15,13 @@ pub(super) const MAX_SEGMENTS: usize = 180;
 const MAX_READS: usize = 64;
 
 impl Worker {
-    /// Sends what the system wants sent; whether there was anything.
-    pub(super) fn send(&mut self, reader: &mut Reader) -> Result<bool, Stop> {
-        if self.is_held_up() {
-            return Ok(false);
+    /// Sends what the system wants sent.
+    pub(super) fn send(&mut self, reader: &mut Reader) -> Result<(), Stop> {
+        if !self.ready.device || self.is_held_up() {
+            return Ok(());
         }
         let mut segments = 0;
-        for reads in 0..MAX_READS {
+        for _ in 0..MAX_READS {
             match reader.read(self.device.system()) {
                 Read::Segments(count) => {
                     self.send_handed();
@@ -29,7 +29,10 @@ impl Worker {
                     segments += count;
                 }
                 Read::Malformed => self.drops.malformed += 1,
-                Read::Empty => return Ok(reads > 0),
+                Read::Empty => {
+                    self.ready.device = false;
+                    return Ok(());
+                }
                 Read::Gone => return Err(Stop::Gone(format!("{} was deleted", self.device.name()))),
                 Read::Failed(error) => {
                     return Err(Stop::Fault(format!("interface {}: {error}", self.device.name())));
@@ -40,7 +43,7 @@ impl Worker {
             }
         }
         self.handshakes.press();
-        Ok(true)
+        Ok(())
     }
 
     /// All segments of a packet have its destination: one look-up serves them.
