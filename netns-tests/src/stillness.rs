@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How often the thread asks to be run.
 const PACE: Duration = Duration::from_millis(20);
-const SHORTEST: Duration = Duration::from_millis(20);
+const SHORTEST: Duration = Duration::from_millis(10);
 
 static SEEN: OnceLock<Mutex<Seen>> = OnceLock::new();
 

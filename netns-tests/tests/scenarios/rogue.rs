@@ -58,7 +58,8 @@ pub(crate) fn is_left_for_a_good_server(s: &mut Scenario) -> Result<()> {
             let line = status.control.servers.iter().find(|server| server.url == rogue.url);
             line.and_then(|server| server.last_error.clone())
         };
-        let said = agent.wait_now(TIMEOUT, "says why", |status| reason(status).is_some())?;
+        // Of all states since: while others were looked at, it may have been dialled again.
+        let (_, said) = agent.wait(at, TIMEOUT, "says why", |status| reason(status).is_some())?;
         let why = reason(&said).unwrap_or_default();
         s.note(format!("{mischief:?}: left after {}: {why}", ms(then - at)));
     }
