@@ -94,7 +94,7 @@ fn wake(
         format!("{} datagrams and {} pings of live traffic lost", woken.live.lost, woken.live.lost_pings),
     );
     // Some 10 ms, and a third of a second where packets wait behind handshakes; the crowd computes on the same cores.
-    let bounds = [Bound::P99(Duration::from_millis(100)), Bound::Worst(Duration::from_millis(500))];
+    let bounds = [Bound::P99(Duration::from_millis(50)), Bound::Worst(Duration::from_millis(200))];
     s.figure(&woken.live.latencies, &bounds);
     s.figure(&woken.live.round_trips, &bounds);
     room.finish()
