@@ -101,6 +101,10 @@ impl Writer {
         match device.0 {}
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        match self.0 {}
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         match self.0 {}
     }
