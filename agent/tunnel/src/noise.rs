@@ -91,19 +91,20 @@ impl Identity {
         }
     }
 
-    /// Checks a handshake message's MAC, before anything costly, then how much its source asks for, and the load. A
-    /// cookie is asked for rather than the message dropped, since its source may be somebody else's.
+    /// Checks a handshake message's MAC, before anything costly, then how much its source asks for, and the load: the time
+    /// that handshakes take, and whether a crowd of them waits. A cookie is asked for rather than the message dropped, since its source may be somebody else's.
     pub(crate) fn admit(
         &mut self,
         from: IpAddr,
         datagram: &[u8],
+        is_crowded: bool,
         now: Instant,
         reply: &mut [u8],
     ) -> Admission {
         if self.unlimited.verify_packet(Some(from), datagram, reply).is_err() {
             return Admission::BadMac;
         }
-        if self.sources.take(from, now) && !self.load.is_high(now) {
+        if self.sources.take(from, now) && !is_crowded && !self.load.is_high(now) {
             return Admission::Granted;
         }
         match self.wary.0.verify_packet(Some(from), datagram, reply) {
@@ -392,15 +393,17 @@ mod tests {
         let from = "192.0.2.1".parse().unwrap();
         let mut other = Identity::new(&PrivateKey::from([3; 32]));
         let now = Instant::now();
-        assert_eq!(other.admit(from, &buffer[..len], now, &mut reply), Admission::BadMac);
+        assert_eq!(other.admit(from, &buffer[..len], false, now, &mut reply), Admission::BadMac);
         let mut bob = Identity::new(&b);
-        assert_eq!(bob.admit(from, &buffer[..len], now, &mut reply), Admission::Granted);
-        let refused = (0..10_000).map(|_| bob.admit(from, &buffer[..len], now, &mut reply));
+        assert_eq!(bob.admit(from, &buffer[..len], false, now, &mut reply), Admission::Granted);
+        let refused = (0..10_000).map(|_| bob.admit(from, &buffer[..len], false, now, &mut reply));
         let cookie = refused.into_iter().find(|admission| *admission != Admission::Granted);
         assert_eq!(cookie, Some(Admission::Cookie(64)));
         // Who floods takes nothing from others.
         let elsewhere = "198.51.100.1".parse().unwrap();
-        assert_eq!(bob.admit(elsewhere, &buffer[..len], now, &mut reply), Admission::Granted);
+        assert_eq!(bob.admit(elsewhere, &buffer[..len], false, now, &mut reply), Admission::Granted);
+        // Nor does a crowd that waits already, but who is new must prove its address.
+        assert_eq!(bob.admit(elsewhere, &buffer[..len], true, now, &mut reply), Admission::Cookie(64));
         let mut opened = [0; HANDSHAKE_ROOM];
         assert_eq!(alice.open(Kind::of(&reply[..64]).unwrap(), &reply[..64], &mut opened), Opened::Cookie);
     }
@@ -413,12 +416,12 @@ mod tests {
         let (from, now, mut bob) = ("192.0.2.1".parse().unwrap(), Instant::now(), Identity::new(&b));
         bob.spend(Duration::from_secs(1), now);
         let len = alice.initiate(&mut buffer).unwrap();
-        assert_eq!(bob.admit(from, &buffer[..len], now, &mut reply), Admission::Cookie(64));
+        assert_eq!(bob.admit(from, &buffer[..len], false, now, &mut reply), Admission::Cookie(64));
         assert_eq!(alice.open(Kind::of(&reply[..64]).unwrap(), &reply[..64], &mut buffer), Opened::Cookie);
         let len = alice.initiate(&mut buffer).unwrap();
         let elsewhere = "198.51.100.1".parse().unwrap();
-        assert_eq!(bob.admit(elsewhere, &buffer[..len], now, &mut reply), Admission::Cookie(64));
-        let mut admitted = (0..10_000).map(|_| bob.admit(from, &buffer[..len], now, &mut reply));
+        assert_eq!(bob.admit(elsewhere, &buffer[..len], false, now, &mut reply), Admission::Cookie(64));
+        let mut admitted = (0..10_000).map(|_| bob.admit(from, &buffer[..len], false, now, &mut reply));
         assert_eq!(admitted.next(), Some(Admission::Granted));
         assert!(admitted.any(|admission| admission == Admission::TooMany));
     }

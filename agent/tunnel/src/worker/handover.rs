@@ -82,13 +82,6 @@ impl Worker {
         }
     }
 
-    pub(super) fn handle_passed(&mut self, path: Path, sender: &Sender, initiation: &[u8; initiation::LEN]) {
-        match self.answers.find(initiation, self.now) {
-            Some(answer) => self.outbox.send(None, answer, path),
-            None => self.handle_admitted(path, sender, initiation),
-        }
-    }
-
     pub(super) fn is_held_up(&self) -> bool {
         self.team.as_deref().is_some_and(Team::is_held_up)
     }
@@ -150,9 +143,15 @@ impl Worker {
             match reader.read(self.device.system()) {
                 Read::Segments(count) => self.send_segments(reader, count),
                 Read::Malformed => self.drops.malformed += 1,
+                Read::Empty => {
+                    self.ready.device = false;
+                    break;
+                }
                 // Errors come again.
-                Read::Empty | Read::Gone | Read::Failed(_) => break,
+                Read::Gone | Read::Failed(_) => break,
             }
+            // The rest of a large packet may wait, which the system does not tell of.
+            self.ready.device = true;
         }
         self.team.iter_mut().for_each(|team| team.loses = false);
     }

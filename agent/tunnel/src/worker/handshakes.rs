@@ -5,7 +5,10 @@
 //! - `heard`: messages of others, and what other workers admitted for this one; they wait here
 //! - `begun`: initiations of ours; those put by are [`Worker::revivals`], or stay with whoever ordered them
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::Worker;
 use crate::{
@@ -21,6 +24,11 @@ const MAX_PER_TURN: usize = 8;
 const MAX_PRESSED: usize = 1;
 /// Messages put by, some 3 MB: one of each of ten thousand peers. A flood is let go beyond that.
 const MAX_WAITING: usize = 10_240;
+/// With so many put by, whoever comes must prove its address first: what one message costs is small beside the time that it waits, so the time that handshakes take
+/// does not tell of a flood.
+const CROWD: usize = MAX_WAITING / 2;
+/// Whoever waits longer for an answer has begun anew: WireGuard's REKEY_TIMEOUT.
+const STALE_AFTER: Duration = Duration::from_secs(5);
 /// Datagrams of a family in a turn that has handshakes to work on: data is among them and behind them in the same queue. Put by, one costs 2 us.
 pub(super) const MAX_READ: usize = 512;
 
@@ -28,7 +36,10 @@ pub(super) struct Handshakes {
     /// What this turn may still do.
     hear: usize,
     begin: usize,
-    waiting: VecDeque<Waiting>,
+    /// .. and look at: copies of what was answered take a moment only.
+    look: usize,
+    /// With the time at which each was put by.
+    waiting: VecDeque<(Instant, Waiting)>,
 }
 
 enum Waiting {
@@ -40,13 +51,13 @@ enum Waiting {
 impl Default for Handshakes {
     /// No limit before the first turn.
     fn default() -> Self {
-        Self { hear: usize::MAX, begin: usize::MAX, waiting: VecDeque::new() }
+        Self { hear: usize::MAX, begin: usize::MAX, look: usize::MAX, waiting: VecDeque::new() }
     }
 }
 
 impl Handshakes {
     pub(super) fn begin_turn(&mut self) {
-        (self.hear, self.begin) = (MAX_PER_TURN, MAX_PER_TURN);
+        (self.hear, self.begin, self.look) = (MAX_PER_TURN, MAX_PER_TURN, MAX_READ);
     }
 
     /// The system has more packets than this turn took.
@@ -67,26 +78,40 @@ impl Handshakes {
         !self.waiting.is_empty()
     }
 
-    /// `false` if there is no room.
-    fn put_by(&mut self, waiting: Waiting) -> bool {
-        let has_room = self.waiting.len() < MAX_WAITING;
-        if has_room {
-            self.waiting.push_back(waiting);
+    /// Whether so many wait that they are a flood, or a crowd that has to come again.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting.len() >= CROWD
+    }
+
+    fn has_room(&self) -> bool {
+        self.waiting.len() < MAX_WAITING
+    }
+
+    /// How many nobody waits for any more; they are gone.
+    fn drop_stale(&mut self, now: Instant) -> u64 {
+        let mut dropped = 0;
+        while self.waiting.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= STALE_AFTER) {
+            self.waiting.pop_front();
+            dropped += 1;
         }
-        has_room
+        dropped
     }
 
     fn next(&mut self) -> Option<Waiting> {
-        if self.hear == 0 {
+        if self.hear == 0 || self.look == 0 {
             return None;
         }
+        self.look -= 1;
         let next = self.waiting.pop_front();
-        match next {
-            Some(_) => self.hear -= 1,
+        if next.is_none() {
             // What one burst took is not kept.
-            None => self.waiting.shrink_to(MAX_PER_TURN),
+            self.waiting.shrink_to(MAX_PER_TURN);
         }
-        next
+        next.map(|(_, waiting)| waiting)
+    }
+
+    fn note_heard(&mut self) {
+        self.hear = self.hear.saturating_sub(1);
     }
 }
 
@@ -95,18 +120,19 @@ impl Worker {
     /// nor a place from others.
     pub(super) fn hear_handshake(&mut self, path: Path, kind: Kind, datagram: &[u8]) {
         if self.is_worth_work(path, kind, datagram) {
-            self.put_by(Waiting::Message(path, datagram.into()));
+            self.put_by(|| Waiting::Message(path, datagram.into()));
         }
     }
 
     /// An initiation that another worker admitted.
     pub(super) fn hear_passed(&mut self, path: Path, sender: Sender, initiation: Box<[u8; initiation::LEN]>) {
-        self.put_by(Waiting::Passed(path, Box::new(sender), initiation));
+        self.put_by(|| Waiting::Passed(path, Box::new(sender), initiation));
     }
 
-    fn put_by(&mut self, waiting: Waiting) {
-        if !self.handshakes.put_by(waiting) {
-            self.drops.under_load += 1;
+    fn put_by(&mut self, waiting: impl FnOnce() -> Waiting) {
+        match self.handshakes.has_room() {
+            true => self.handshakes.waiting.push_back((self.now, waiting())),
+            false => self.drops.under_load += 1,
         }
     }
 
@@ -115,11 +141,26 @@ impl Worker {
         if !self.is_up {
             self.handshakes.waiting.clear();
         }
+        self.drops.under_load += self.handshakes.drop_stale(self.now);
         while let Some(waiting) = self.handshakes.next() {
+            if self.is_settled(&waiting) {
+                continue;
+            }
+            self.handshakes.note_heard();
             self.timed(|worker| match waiting {
                 Waiting::Message(path, message) => worker.handle_handshake(path, &message),
-                Waiting::Passed(path, sender, initiation) => worker.handle_passed(path, &sender, &initiation),
+                Waiting::Passed(path, sender, initiation) => {
+                    worker.handle_admitted(path, &sender, &initiation)
+                }
             });
+        }
+    }
+
+    /// Whether it is a copy of what was answered, or passed on, since it was put by.
+    fn is_settled(&mut self, waiting: &Waiting) -> bool {
+        match waiting {
+            Waiting::Message(path, message) => self.is_copy(*path, message),
+            Waiting::Passed(path, _, initiation) => self.answer_again(*path, &initiation[..]),
         }
     }
 
@@ -174,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_heard_in_order_some_of_it_in_each_turn_whoever_admitted_it() {
-        let mut handshakes = Handshakes::default();
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
         let passed = || {
             let sender = initiation::Opener::new([7; 32].into());
             let datagram = initiation::tests::initiation_to([7; 32]);
@@ -182,11 +223,12 @@ mod tests {
             Waiting::Passed(Path::to(([192, 0, 2, 2], 9).into()), Box::new(sender), Box::new(datagram))
         };
         for _ in 0..MAX_PER_TURN {
-            assert!(handshakes.put_by(waiting()) && handshakes.put_by(passed()));
+            handshakes.waiting.extend([(now, waiting()), (now, passed())]);
         }
         for _ in 0..2 {
             handshakes.begin_turn();
-            let heard: Vec<_> = std::iter::from_fn(|| handshakes.next()).collect();
+            let heard: Vec<_> =
+                std::iter::from_fn(|| handshakes.next().inspect(|_| handshakes.note_heard())).collect();
             assert_eq!(heard.len(), MAX_PER_TURN);
             let passed = heard.iter().map(|waiting| matches!(waiting, Waiting::Passed(..)));
             assert!(passed.eq([false, true].into_iter().cycle().take(MAX_PER_TURN)));
@@ -196,9 +238,23 @@ mod tests {
     }
 
     #[test]
-    fn so_many_wait_and_no_more() {
-        let mut handshakes = Handshakes::default();
-        let kept = (0..2 * MAX_WAITING).filter(|_| handshakes.put_by(waiting())).count();
-        assert_eq!(kept, MAX_WAITING);
+    fn copies_take_no_share_of_a_turn_but_it_looks_at_so_many_only() {
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
+        handshakes.waiting.extend((0..2 * MAX_READ).map(|_| (now, waiting())));
+        handshakes.begin_turn();
+        assert_eq!(std::iter::from_fn(|| handshakes.next()).count(), MAX_READ);
+    }
+
+    #[test]
+    fn so_many_wait_for_so_long_and_long_before_that_addresses_are_to_be_proven() {
+        let (mut handshakes, now) = (Handshakes::default(), Instant::now());
+        handshakes.waiting.extend((1..CROWD).map(|_| (now, waiting())));
+        assert!(!handshakes.is_crowded());
+        handshakes.waiting.push_back((now + STALE_AFTER, waiting()));
+        assert!(handshakes.is_crowded() && handshakes.has_room());
+        handshakes.waiting.extend((CROWD..MAX_WAITING).map(|_| (now + STALE_AFTER, waiting())));
+        assert!(!handshakes.has_room());
+        assert_eq!(handshakes.drop_stale(now + STALE_AFTER), CROWD as u64 - 1);
+        assert!(handshakes.has_room());
     }
 }

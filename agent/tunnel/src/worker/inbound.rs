@@ -304,7 +304,8 @@ impl Worker {
     /// The MAC and the load; what fails is answered or counted here.
     fn admit(&mut self, path: Path, datagram: &[u8]) -> bool {
         let Some(local) = &mut self.local else { return false };
-        match local.identity.admit(path.to.ip(), datagram, self.now, &mut self.scratch) {
+        let is_crowded = self.handshakes.is_crowded();
+        match local.identity.admit(path.to.ip(), datagram, is_crowded, self.now, &mut self.scratch) {
             Admission::Granted => return true,
             Admission::Cookie(len) => {
                 self.drops.under_load += 1;
@@ -320,10 +321,8 @@ impl Worker {
     pub(super) fn is_worth_work(&mut self, path: Path, kind: Kind, datagram: &[u8]) -> bool {
         match kind {
             Kind::Initiation => {
-                let initiation = <&[u8; initiation::LEN]>::try_from(datagram).ok();
-                let is_done = self.answer_again(path, datagram)
-                    || initiation.is_none_or(|initiation| self.forward_initiation(path, initiation));
-                !is_done && self.admit(path, datagram)
+                let is_whole = datagram.len() == initiation::LEN;
+                is_whole && !self.is_copy(path, datagram) && self.admit(path, datagram)
             }
             Kind::Response(session) => match self.peers.find_session(session) {
                 Some(id) => self.is_answer_due(id) || self.admit(path, datagram),
@@ -338,8 +337,15 @@ impl Worker {
         }
     }
 
+    /// Whether it is a copy of an initiation that was answered, or that is another worker's: it is done then.
+    pub(super) fn is_copy(&mut self, path: Path, datagram: &[u8]) -> bool {
+        let initiation = <&[u8; initiation::LEN]>::try_from(datagram).ok();
+        self.answer_again(path, datagram)
+            || initiation.is_some_and(|initiation| self.forward_initiation(path, initiation))
+    }
+
     /// Whether it is a copy of an initiation that was answered.
-    fn answer_again(&mut self, path: Path, datagram: &[u8]) -> bool {
+    pub(super) fn answer_again(&mut self, path: Path, datagram: &[u8]) -> bool {
         let initiation = <&[u8; initiation::LEN]>::try_from(datagram).ok();
         let answer = initiation.and_then(|initiation| self.answers.find(initiation, self.now));
         if let Some(answer) = answer {
@@ -355,12 +361,9 @@ impl Worker {
         self.count_time(begin.elapsed());
     }
 
-    /// It was admitted, perhaps some turns ago.
+    /// It was admitted, perhaps some turns ago, and is no copy.
     pub(super) fn handle_initiation(&mut self, path: Path, datagram: &[u8]) {
         let Ok(initiation) = <&[u8; initiation::LEN]>::try_from(datagram) else { return };
-        if self.answer_again(path, datagram) || self.forward_initiation(path, initiation) {
-            return;
-        }
         let Some(local) = &self.local else { return };
         let Some(sender) = local.opener.sender(initiation) else {
             self.drops.not_authentic += 1;
