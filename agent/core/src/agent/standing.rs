@@ -16,12 +16,15 @@ const SHOWN_BEFORE: Duration = Duration::from_secs(24 * 3600);
 const CLOCK_OFF_S: u64 = 60;
 /// .. until it is off by less.
 const CLOCK_RIGHT_S: u64 = 50;
+/// What is shown stays while it is wrong by less than this part: each look at two clocks rounds anew, and drift is slow.
+const CLOCK_SHOWN_PART: u64 = 10;
 
 /// What the log was told last.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Standing {
     certificate: CertificateState,
-    is_clock_off: bool,
+    /// So far is the clock ahead in what is shown, seconds; `None` is nothing to show.
+    clock_ahead: Option<i64>,
 }
 
 impl Agent {
@@ -59,16 +62,13 @@ impl Agent {
             }
         }
         let off = self.time.wall_ahead(self.now);
-        let limit = if self.standing.is_clock_off { CLOCK_RIGHT_S } else { CLOCK_OFF_S };
-        let is_off = off.is_some_and(|off| off.unsigned_abs() > limit);
-        if is_off != self.standing.is_clock_off {
-            self.standing.is_clock_off = is_off;
-            match is_off {
-                true => {
-                    tracing::warn!(ahead_s = off, "this machine's clock is not the servers'; theirs is used")
-                }
-                false => tracing::info!("this machine's clock is right again"),
+        let shown = clock_shown(self.standing.clock_ahead, off);
+        match (std::mem::replace(&mut self.standing.clock_ahead, shown), shown) {
+            (None, Some(off)) => {
+                tracing::warn!(ahead_s = off, "this machine's clock is not the servers'; theirs is used")
             }
+            (Some(_), None) => tracing::info!("this machine's clock is right again"),
+            (None, None) | (Some(_), Some(_)) => {}
         }
     }
 
@@ -118,8 +118,7 @@ impl Agent {
                 span(certificate.ends_in_seconds)
             )),
         };
-        let off = self.time.wall_ahead(now).filter(|_| self.standing.is_clock_off);
-        let of_clock = off.map(|off| {
+        let of_clock = self.standing.clock_ahead.map(|off| {
             let direction = if off > 0 { "ahead of" } else { "behind" };
             let off = in_words(off.unsigned_abs());
             format!("this machine's clock is {off} {direction} the servers': set it right; certificates are judged by the servers' time")
@@ -162,6 +161,14 @@ impl Agent {
             Source::Signature { .. } | Source::WallClock { .. } | Source::Told => None,
         }
     }
+}
+
+/// What to show of a clock that is `off`, after what was shown `before`.
+fn clock_shown(before: Option<i64>, off: Option<i64>) -> Option<i64> {
+    let limit = if before.is_some() { CLOCK_RIGHT_S } else { CLOCK_OFF_S };
+    let off = off.filter(|off| off.unsigned_abs() > limit)?;
+    let holds = |before: &i64| before.abs_diff(off) <= before.unsigned_abs() / CLOCK_SHOWN_PART;
+    before.filter(holds).or(Some(off))
 }
 
 fn shown_before(membership: &Membership) -> Duration {

@@ -75,6 +75,30 @@ fn a_clock_that_is_off_by_more_than_a_minute_is_shown_until_it_is_right() {
 }
 
 #[test]
+fn a_clock_at_a_border_of_two_units_is_told_once_and_anew_when_it_moves_by_a_tenth() {
+    let mut bench = Bench::served();
+    let mut told = |ahead: i64| {
+        bench.agent.handle_wall_clock(UnixTime(NOW_S.saturating_add_signed(ahead)), bench.now);
+        bench.agent.status(bench.now).warnings.join(" ")
+    };
+    for border in [120, 7200, 172_800] {
+        for sign in [1, -1] {
+            told(0);
+            let first = told(sign * (border - 1));
+            assert!(first.contains("clock is"), "{first}");
+            for rounded in [border, border - 1, border + 1, border] {
+                assert_eq!(told(sign * rounded), first);
+            }
+            let farther = told(sign * border * 12 / 10);
+            assert_ne!(farther, first, "it moved for good");
+            assert_eq!(told(sign * (border * 12 / 10 - 1)), farther);
+            assert_eq!(told(sign * (border - 1)), first);
+        }
+    }
+    assert_ne!(told(7200), told(-7200));
+}
+
+#[test]
 fn peers_whose_certificates_ended_are_counted() {
     let mut bench = Bench::served();
     bench.tell(2, vec![peer_object(2, "b", certificate(2, Some(NOW_S + 60)))], Vec::new());
