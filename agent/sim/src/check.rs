@@ -10,7 +10,7 @@
 //! 8. Then each agent has one serving session, and agents and servers agree which.
 //! 9. Nobody is left behind on a root that is trusted no more; who is served believes the newest, and after everything is healed nothing needs a former one (`roots`).
 //! 10. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
-//! 11. Who is served goes by the newest rules soon, a connection that they allow no more ends, and one that they allow as before goes on (`rules`).
+//! 11. Who is served lets in whom the newest rules allow, and nobody else, soon after they change; requests that they allow as before go on to be answered (`rules`).
 
 use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};

@@ -102,10 +102,12 @@ impl World {
         }
     }
 
-    /// A request came through: a connection that is allowed no more has ended.
+    /// A request came through: the newest rules allow it, or are not known yet.
     pub(crate) fn check_let_in(&self, at: usize, from: usize) {
         if self.must_know_policy(at) && !self.database.head.policy.allows(from) {
-            self.fail(&format!("agent {at} takes requests of agent {from}, which nothing allows any more"));
+            self.fail(&format!(
+                "agent {at} took a request of agent {from}, which the newest rules do not allow"
+            ));
         }
     }
 }

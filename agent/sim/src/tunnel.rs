@@ -1,5 +1,6 @@
 //! A model of the data plane (`agent-tunnel`): handshakes of one round trip, sessions of 180 s renewed after 120 s by whoever began them, packets that wait,
-//! roaming, rules by source, and the events that the real one reports. There is no cryptography: an index that the receiver knows authenticates.
+//! roaming, and the events that the real one reports. There is no cryptography: an index that the receiver knows authenticates. There are no connections either: each
+//! request is judged by the rules of the moment, by its source, and replies pass.
 
 use agent_core::{
     BootTime,
@@ -9,7 +10,7 @@ use agent_core::{
 use ipnet::IpNet;
 use proto::key::PublicKey;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -118,8 +119,6 @@ pub(crate) struct Tunnel {
     peers: BTreeMap<PublicKey, Peer>,
     /// What a peer may ask unasked.
     rules: Vec<Allow>,
-    /// Who has asked; while rules allow it, its connection is known.
-    opened: BTreeSet<PublicKey>,
     next_index: u32,
     next_unknown_at: BootTime,
     next_stale_at: BootTime,
@@ -135,7 +134,6 @@ impl Tunnel {
             own,
             peers: BTreeMap::new(),
             rules: Vec::new(),
-            opened: BTreeSet::new(),
             next_index: first_index,
             next_unknown_at: BootTime::default(),
             next_stale_at: BootTime::default(),
@@ -182,16 +180,9 @@ impl Tunnel {
             TunnelCommand::Message { peer, payload, via } => {
                 self.transport(peer, Packet::Message(payload), via, now);
             }
-            TunnelCommand::SetRules(rules) => self.replace_rules(rules),
+            TunnelCommand::SetRules(rules) => self.rules = rules,
             TunnelCommand::Rebind => {}
         }
-    }
-
-    /// A connection that these do not allow is over.
-    fn replace_rules(&mut self, rules: Vec<Allow>) {
-        self.rules = rules;
-        let opened = std::mem::take(&mut self.opened);
-        self.opened = opened.into_iter().filter(|peer| self.allows_peer(peer)).collect();
     }
 
     fn allows_peer(&self, peer: &PublicKey) -> bool {
@@ -357,22 +348,13 @@ impl Tunnel {
         }
         if packet != Packet::Keepalive {
             peer.owes_since.get_or_insert(now);
-            if matches!(packet, Packet::Request(_)) && !self.opens(key) {
+            if matches!(packet, Packet::Request(_)) && !self.allows_peer(&key) {
                 return;
             }
             let Some(peer) = self.peers.get_mut(&key) else { return };
             peer.active = true;
             self.effects.push(Effect::Deliver(key, packet));
         }
-    }
-
-    /// Whether a request passes, of a connection that is known or that it opens.
-    fn opens(&mut self, peer: PublicKey) -> bool {
-        let passes = self.opened.contains(&peer) || self.allows_peer(&peer);
-        if passes {
-            self.opened.insert(peer);
-        }
-        passes
     }
 
     /// Once a second while busy.
