@@ -21,12 +21,12 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// The same, with room for something that is no fault of what was measured.
-    pub fn wider_by(self, room: Duration) -> Self {
+    /// The same, with another limit.
+    pub fn map(self, widened: impl FnOnce(Duration) -> Duration) -> Self {
         match self {
-            Self::Median(limit) => Self::Median(limit + room),
-            Self::P99(limit) => Self::P99(limit + room),
-            Self::Worst(limit) => Self::Worst(limit + room),
+            Self::Median(limit) => Self::Median(widened(limit)),
+            Self::P99(limit) => Self::P99(widened(limit)),
+            Self::Worst(limit) => Self::Worst(widened(limit)),
             Self::None => Self::None,
         }
     }

@@ -41,19 +41,27 @@ impl Scenario {
         })
     }
 
-    /// Prints the samples' figures and holds them to their bounds, which are wider on a machine that makes programs wait.
+    /// Prints the samples' figures and holds them to their bounds, each [`Scenario::widened`].
     pub fn figure(&mut self, samples: &Samples, bounds: &[Bound]) {
         self.notes.push(samples.to_string());
         let room = self.room();
         if !room.is_zero() {
-            self.notes.push(format!("the machine makes programs wait: bounds are {} wider", ms(room)));
+            self.notes.push(format!(
+                "the machine makes programs wait: bounds are {} wider, and none more than twice itself",
+                ms(room)
+            ));
         }
-        let bounds = bounds.iter().map(|bound| bound.wider_by(room));
+        let bounds = bounds.iter().map(|bound| bound.map(|limit| widened(limit, room)));
         self.failures.extend(bounds.filter_map(|bound| samples.breach(bound)));
     }
 
-    /// By how much something may be late on this machine, as it was since the scenario began; nothing where programs are run when they want to be.
-    pub fn room(&self) -> Duration {
+    /// What a bound is on this machine, as it was since the scenario began: itself where programs are run when they want to be, and twice
+    /// itself at most, or a busy machine would excuse everything.
+    pub fn widened(&self, limit: Duration) -> Duration {
+        widened(limit, self.room())
+    }
+
+    fn room(&self) -> Duration {
         stillness::longest_since(self.started_at) * PROGRAMS_IN_A_ROW
     }
 
@@ -137,6 +145,10 @@ impl Scenario {
             Level::Other => line.contains("panicked at"),
         }
     }
+}
+
+fn widened(limit: Duration, room: Duration) -> Duration {
+    limit + room.min(limit)
 }
 
 /// What became of a scenario.
@@ -232,6 +244,26 @@ mod tests {
     fn a_panic_in_a_log_fails_a_scenario() {
         let (_root, scenario) = scenario("thread 'main' panicked at src/x.rs:1:1:\n");
         assert!(!scenario.conclude(Ok(())).is_ok());
+    }
+
+    #[test]
+    fn a_bound_is_widened_by_what_the_machine_was_late_and_by_itself_at_most() {
+        let [limit, short, long] = [200, 70, 3000].map(Duration::from_millis);
+        assert_eq!(widened(limit, Duration::ZERO), limit);
+        assert_eq!(widened(limit, short), limit + short);
+        assert_eq!(widened(limit, long), 2 * limit);
+    }
+
+    #[test]
+    fn a_figure_far_above_its_bound_fails_a_scenario_on_any_machine() {
+        let (_root, mut scenario) = scenario("");
+        let mut samples = Samples::new("x");
+        let limit = Duration::from_millis(1);
+        samples.push(2 * limit + Duration::from_nanos(1));
+        for bound in [Bound::Median(limit), Bound::P99(limit), Bound::Worst(limit)] {
+            scenario.figure(&samples, &[bound]);
+        }
+        assert_eq!(scenario.conclude(Ok(())).failures.len(), 3);
     }
 
     #[test]

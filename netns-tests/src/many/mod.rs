@@ -35,7 +35,7 @@ const HUB: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const FRIEND: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const DESK_PORT: u16 = 9002;
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// From the first packet of thousands to the last: repetitions after 5, 10, .. s are among them.
+/// Beyond [`Waking::bound`]: who is late is still told from who never comes; repetitions after 5, 10, .. s are among them.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Live traffic before and after, for comparison.
 const CALM: Duration = Duration::from_secs(2);
@@ -51,10 +51,22 @@ pub const MAX_LIVE_BYTES: u64 = 13 * 1024;
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waking {
-    /// A packet from the hub to every peer, as fast as its program takes them.
+    /// A packet from the hub to every peer, as fast as its program takes them, 200 at a time.
     FromHub,
     /// An initiation of every peer's to the hub.
     FromCrowd,
+}
+
+impl Waking {
+    /// From the first packet until so many peers are awake, where others use the processors too. The crowd computes longer than the hub,
+    /// and gives way to everything else.
+    pub fn bound(self, peers: usize) -> Duration {
+        let each = match self {
+            Self::FromHub => Duration::from_micros(2500),
+            Self::FromCrowd => Duration::from_micros(7500),
+        };
+        each * u32::try_from(peers).unwrap_or(u32::MAX)
+    }
 }
 
 /// What the hub's process has.
@@ -218,7 +230,7 @@ impl Room {
     }
 
     /// All peers wake at once, beside live traffic; before, none may have a session. Ends when every first packet came
-    /// through, or after a minute: whoever calls decides about those that did not.
+    /// through, or a minute after the bound: whoever calls decides about those that did not.
     pub fn wake(&self, waking: Waking, packet_bytes: usize) -> Result<Woken> {
         let crowd = self.crowd.as_ref().context("the crowd is to assemble first")?;
         let awake = self.awake()?;
@@ -230,8 +242,9 @@ impl Room {
             Waking::FromHub => self.desk.send(0..self.count, packet_bytes)?,
             Waking::FromCrowd => crowd.speak(packet_bytes),
         }
-        let deadline = Instant::now() + WAKE_TIMEOUT;
-        wait_until("everybody is heard, or time is up", 2 * WAKE_TIMEOUT, || {
+        let timeout = waking.bound(self.count) + WAKE_TIMEOUT;
+        let deadline = Instant::now() + timeout;
+        wait_until("everybody is heard, or time is up", 2 * timeout, || {
             Ok((self.desk.heard() >= self.count || Instant::now() > deadline).then_some(()))
         })?;
         let cpu = self.hub.process.usage()?.1.saturating_sub(before);

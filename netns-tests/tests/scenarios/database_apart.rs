@@ -226,6 +226,6 @@ fn lagging(s: &mut Scenario, mesh: &mut Mesh) -> Result<()> {
         "s2 on a lagging replica: says so, and keeps what it knows; its database back: well after {}",
         ms(well)
     ));
-    s.require(well < CAUGHT_UP + s.room(), "s2 took its time to find its database again");
+    s.require(well < s.widened(CAUGHT_UP), "s2 took its time to find its database again");
     Ok(())
 }

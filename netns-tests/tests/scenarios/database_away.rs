@@ -141,7 +141,7 @@ fn degraded(s: &mut Scenario, mesh: &mut Mesh) -> Result<()> {
         "without the database an agent restarts: served with its map after {} (the fork: {}), a peer that lets nobody in answers its first ping after {}",
         ms(served - at), ms(FORK_DEGRADED), ms(answered - asked)
     ));
-    s.require(served - at < FORK_DEGRADED + s.room(), "slower than the fork");
+    s.require(served - at < s.widened(FORK_DEGRADED), "slower than the fork");
     Ok(())
 }
 

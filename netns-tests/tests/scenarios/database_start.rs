@@ -51,7 +51,7 @@ pub(crate) fn away(s: &mut Scenario) -> Result<()> {
     says_not_ready(s, &mut mesh.servers[2])?;
     let at = mesh.servers[2].drain()?;
     s.require(
-        at.elapsed() < Duration::from_secs(1) + s.room(),
+        at.elapsed() < s.widened(Duration::from_secs(1)),
         format!("not ready, it took {:.1?} to end", at.elapsed()),
     );
     mesh.servers.truncate(2);
@@ -122,7 +122,7 @@ pub(crate) fn full(s: &mut Scenario) -> Result<()> {
     let tried = change_at_last(&mesh.servers[1], &["node", "rename", "a1", "a1-again"])?;
     all_know(&mesh, tried, "a1-again", "a1")?;
     s.note(format!("room again: the server that waited listens after {}", ms(listens)));
-    s.require(listens < SERVES + s.room(), "it took its time");
+    s.require(listens < s.widened(SERVES), "it took its time");
     mesh.settle()?;
     never_backwards(s, &mesh, begun)?;
     s.none_lost(pings)

@@ -84,7 +84,7 @@ fn replaced(s: &mut Scenario, mesh: &mut Mesh, [stranger, right]: [&Identity; 2]
     let tried = change_at_last(&mesh.servers[0], &["node", "rename", "a1", "a1-again"])?;
     knows(&mesh.agents[1], tried, "a1-again")?;
     s.note(format!("the right one again: all is well after {}", ms(well)));
-    s.require(well < Duration::from_secs(2) + s.room(), "it took its time");
+    s.require(well < s.widened(Duration::from_secs(2)), "it took its time");
     told_nowhere(s, mesh)
 }
 

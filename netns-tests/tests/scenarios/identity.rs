@@ -48,7 +48,7 @@ fn restarted_at_once(s: &mut Scenario, mesh: &mut Mesh) -> Result<()> {
     let listening = mesh.servers[0].start()?;
     s.note(format!("the server itself, killed and started, listens after {}", ms(listening - at)));
     s.require(
-        listening - at <= RESTART_BOUND + s.room(),
+        listening - at <= s.widened(RESTART_BOUND),
         "a restart waits for the lease of the run before it",
     );
     mesh.settle()

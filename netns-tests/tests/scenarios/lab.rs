@@ -63,7 +63,7 @@ pub(crate) fn gap_meter_counts_what_a_cut_loses(s: &mut Scenario) -> Result<()> 
     ensure!(outside.clone().count() > 10 && outside.filter(lost).count() == 0, "lost without a cut");
     ensure!(report.longest_gap() >= Duration::from_millis(300), "the gap is as long as the cut");
     ensure!(
-        back < Duration::from_millis(100) + s.room(),
+        back < s.widened(Duration::from_millis(100)),
         "answers come again with the first request after the cut, not {back:?} later"
     );
     Ok(())
@@ -131,7 +131,7 @@ pub(crate) fn routes_and_addresses_move(s: &mut Scenario) -> Result<()> {
     let back = pinger.first_reply_after(moved, SOON)? - moved;
     s.note(format!("the shared address answers {back:?} after it moved"));
     ensure!(
-        back < Duration::from_millis(200) + s.room(),
+        back < s.widened(Duration::from_millis(200)),
         "a gratuitous ARP moves an address at once, not in {back:?}"
     );
 

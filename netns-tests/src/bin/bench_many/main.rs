@@ -134,6 +134,11 @@ impl Bench {
             ms(woken.cpu)
         );
         self.require(woken.delivered == peers, what);
+        let bound = waking.bound(peers);
+        self.require(
+            woken.all_after <= bound,
+            format!("{waking:?}: all awake after {}, above {}", ms(woken.all_after), ms(bound)),
+        );
         tell_live("meanwhile", &woken.live);
         let LiveReport { sent, lost, pings, lost_pings, .. } = woken.live;
         let is_kept = 100 * lost <= MAX_LOST_PERCENT * sent
