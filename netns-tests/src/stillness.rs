@@ -2,7 +2,7 @@
 //!
 //! Programs under test waited like that thread. What waits for a condition is given the whole of such a time ([`between`]); a bound on how
 //! long something takes is widened by what [`longest_since`] tells, but never beyond twice itself (`Scenario::widened`). It is measured by
-//! that thread alone, whatever the programs do; what is shorter than [`SHORTEST`] is their business.
+//! that thread alone, whatever the programs do; what is shorter than `SHORTEST` is their business.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
