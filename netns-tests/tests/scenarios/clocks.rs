@@ -16,6 +16,8 @@ use netns_tests::scenario::Scenario;
 use netns_tests::wait::{hold_for, wait_until};
 use proto::setup_key::SetupKey;
 
+use super::filter::keeps_rules_and_peer;
+
 const HOUR: i64 = 3600;
 /// Six hours in whole hours, whatever is rounded.
 const SKEW: i64 = 6 * HOUR + 300;
@@ -170,6 +172,8 @@ pub(crate) fn a_restart_with_a_wrong_one_and_no_server(s: &mut Scenario) -> Resu
     mesh.agents[0].environment = clock.environment();
     mesh.start_agents()?;
     ping(&mesh.agents[0], &mesh.agents[1])?.finish()?;
+    // What it is to start from, without a server.
+    wait_until("a1 keeps its map on disk", TIMEOUT, || keeps_rules_and_peer(&mesh.agents[0]))?;
     mesh.servers[0].kill()?;
 
     clock.set(-SKEW)?;

@@ -62,7 +62,7 @@ fn address(mesh: &Mesh, from: usize, to: usize) -> Result<Ipv4Addr> {
 }
 
 /// What changes is written to disk with a delay that gathers changes.
-fn keeps_rules_and_peer(agent: &Agent) -> Result<Option<()>> {
+pub(crate) fn keeps_rules_and_peer(agent: &Agent) -> Result<Option<()>> {
     let Ok(bytes) = std::fs::read(agent.state_directory.join("map.cache")) else { return Ok(None) };
     let objects = cache::decode(&bytes)?.objects;
     let kept = objects.iter().map(|object| Content::decode(&object.id, &object.content));
