@@ -12,6 +12,7 @@
 
 mod agent;
 pub mod cache;
+pub mod claims;
 pub mod config;
 pub mod control;
 pub mod io;

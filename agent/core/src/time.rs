@@ -70,8 +70,12 @@ pub enum Cause {
     Handshake,
     /// A peer had no data for the idle timeout.
     Idle,
-    /// Answers to path probes are collected.
+    /// Answers to path probes are collected, or a claimant is asked whether it is there.
     Probe,
+    /// A claimant that does not answer is judged.
+    PeerDead,
+    /// One that claims a prefix is there for long enough to serve it again.
+    Claim,
     /// A peer did not say that it knows the removals it was told.
     Gossip,
     /// A map that was asked for does not come.

@@ -23,6 +23,11 @@ impl Rtt {
     pub fn smoothed(&self) -> Option<Duration> {
         self.smoothed.map(|(srtt, _)| srtt)
     }
+
+    /// How long an answer is waited for: the retransmission time-out.
+    pub fn patience(&self) -> Option<Duration> {
+        self.smoothed.map(|(srtt, var)| srtt + var * 4)
+    }
 }
 
 /// A heartbeat that awaits its answer.

@@ -1,0 +1,295 @@
+//! Whether one peer is there, by round trips inside its tunnel.
+//!
+//! ```text
+//!            data unanswered, or a check missed            5 misses, and silent for dead-after (or 20 misses:
+//!   Calm ------------------------------------> Doubted ---- what we send does not arrive) ----> Dead
+//!    ^                  an answer                 |                                               |
+//!    +--------------------------------------------+                                               |
+//!    +--------------------------------------------------------------------------------------------+
+//!                                            an answer
+//! ```
+//!
+//! How often it is asked follows from what it is needed for ([`Need`]). Death is only a verdict about this peer: whether anything moves is decided in `choice`, with proof that another one is there.
+
+use super::ClaimsConfig;
+use crate::{
+    control::Rtt,
+    time::{BootTime, Cause, Deadline, earliest},
+};
+use std::{collections::VecDeque, time::Duration};
+
+/// Answers that come later than this are no news.
+const REMEMBERED: Duration = Duration::from_secs(5);
+const MAX_OUTSTANDING: usize = 128;
+
+/// What a peer is needed for: how often it is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Need {
+    #[default]
+    None,
+    /// It would serve next.
+    Standby,
+    /// It might rank first, once it is known to be there.
+    Return,
+    /// It serves.
+    Active,
+    /// The one that serves is in doubt.
+    Proof,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    id: u64,
+    at: BootTime,
+    is_missed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Calm,
+    /// Nothing is known of it since then.
+    Doubted(BootTime),
+    Dead(BootTime),
+}
+
+/// One peer's pulse.
+#[derive(Debug, Clone)]
+pub(super) struct Pulse {
+    state: State,
+    need: Need,
+    rtt: Rtt,
+    sent: VecDeque<Sent>,
+    /// One after the other, without an answer.
+    missed: u32,
+    /// Data went out then, and nothing came back.
+    silent_since: Option<BootTime>,
+    /// When the newest probe that was answered had been sent.
+    proven_at: Option<BootTime>,
+    /// When the first was sent that it answered since it last missed one.
+    answers_from: Option<BootTime>,
+    /// When the newest was sent that it missed.
+    missed_at: Option<BootTime>,
+    /// It answers ever since.
+    healthy_since: Option<BootTime>,
+    next_at: Option<BootTime>,
+    /// Probes since it was asked for again.
+    asked: u32,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self {
+            state: State::Calm,
+            need: Need::None,
+            rtt: Rtt::default(),
+            sent: VecDeque::new(),
+            missed: 0,
+            silent_since: None,
+            proven_at: None,
+            answers_from: None,
+            missed_at: None,
+            healthy_since: None,
+            next_at: None,
+            asked: 0,
+        }
+    }
+}
+
+impl Pulse {
+    pub(super) fn need(&self) -> Need {
+        self.need
+    }
+
+    /// What it is needed for now.
+    pub(super) fn set_need(&mut self, need: Need, config: &ClaimsConfig, now: BootTime) {
+        if self.need == need {
+            return;
+        }
+        let is_less = need < self.need;
+        self.need = need;
+        self.asked = 0;
+        if need == Need::None {
+            self.rest();
+        }
+        // It is there only if it says so; but who carries data shows it.
+        self.next_at = match self.interval(config) {
+            Some(interval) if is_less || (need == Need::Active && self.healthy_since.is_some()) => {
+                Some(now + interval)
+            }
+            Some(_) => Some(now),
+            None => None,
+        };
+    }
+
+    /// Nobody asks any more, so nothing is known after a while.
+    fn rest(&mut self) {
+        self.sent.clear();
+        (self.missed, self.silent_since, self.healthy_since) = (0, None, None);
+        self.state = State::Calm;
+    }
+
+    /// Data went out at `since`, or waits since then for a tunnel, and nothing came back.
+    pub(super) fn on_silent(&mut self, since: BootTime) {
+        self.silent_since.get_or_insert(since);
+    }
+
+    /// Something authentic came, be it data.
+    pub(super) fn on_heard(&mut self) {
+        self.silent_since = None;
+        if self.is_doubted() && self.missed < MISSES {
+            self.state = State::Calm;
+        }
+    }
+
+    /// Takes the answer to one of our probes, if it is one.
+    pub(super) fn on_reply(&mut self, id: u64, now: BootTime) -> bool {
+        let Some(place) = self.sent.iter().position(|sent| sent.id == id) else { return false };
+        let Some(answered) = self.sent.remove(place) else { return false };
+        self.rtt.sample(now.since(answered.at));
+        self.proven_at = self.proven_at.max(Some(answered.at));
+        self.answers_from.get_or_insert(answered.at);
+        self.healthy_since.get_or_insert(now);
+        (self.missed, self.silent_since) = (0, None);
+        // What was asked before it is as good as answered.
+        self.sent.retain(|sent| sent.at > answered.at);
+        self.state = State::Calm;
+        true
+    }
+
+    /// Whether it is a probe's time; the caller sends it under this id.
+    pub(super) fn poll_probe(&mut self, id: u64, config: &ClaimsConfig, now: BootTime) -> bool {
+        if self.next_at.is_none_or(|at| now < at) {
+            return false;
+        }
+        if self.sent.len() >= MAX_OUTSTANDING {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(Sent { id, at: now, is_missed: false });
+        self.asked = self.asked.saturating_add(1);
+        self.next_at = self.interval(config).map(|interval| now + interval);
+        true
+    }
+
+    fn interval(&self, config: &ClaimsConfig) -> Option<Duration> {
+        match (self.need, self.state) {
+            (Need::None, _) => None,
+            // Slower as it lasts: there may be nobody at all.
+            (Need::Proof, _) | (Need::Active, State::Doubted(_) | State::Dead(_)) => {
+                Some(self.backed_off(config.probe_interval, config.return_interval))
+            }
+            (Need::Active, State::Calm) => Some(config.check_interval),
+            (Need::Standby | Need::Return, State::Doubted(_)) => Some(config.return_interval),
+            (Need::Standby, State::Calm) => Some(config.warm_interval),
+            (Need::Return, State::Calm) if self.healthy_since.is_some() => Some(config.return_interval),
+            (Need::Standby | Need::Return, State::Dead(_)) | (Need::Return, State::Calm) => {
+                Some(self.backed_off(config.return_interval, config.warm_interval))
+            }
+        }
+    }
+
+    fn backed_off(&self, first: Duration, last: Duration) -> Duration {
+        (first * 2u32.saturating_pow((self.asked / 32).min(16))).min(last)
+    }
+
+    /// Lets time pass: counts misses, and judges.
+    pub(super) fn handle_timeout(&mut self, config: &ClaimsConfig, now: BootTime) {
+        if let Some(since) = self.silent_since.filter(|since| now >= *since + self.silence(config)) {
+            self.doubt(since, now);
+        }
+        let patience = self.patience(config);
+        self.sent.retain(|sent| now < sent.at + REMEMBERED.max(patience * 2));
+        let mut missed_since = None;
+        for sent in self.sent.iter_mut().filter(|sent| !sent.is_missed && now >= sent.at + patience) {
+            sent.is_missed = true;
+            self.missed = self.missed.saturating_add(1);
+            self.missed_at = self.missed_at.max(Some(sent.at));
+            self.answers_from = None;
+            missed_since.get_or_insert(sent.at);
+        }
+        if let Some(since) = missed_since.filter(|_| self.need != Need::None) {
+            self.doubt(since, now);
+        }
+        if let State::Doubted(since) = self.state
+            && self.is_gone(config, now)
+        {
+            self.state = State::Dead(since);
+            self.healthy_since = None;
+        }
+    }
+
+    fn doubt(&mut self, since: BootTime, now: BootTime) {
+        if self.state == State::Calm {
+            self.state = State::Doubted(since);
+            self.asked = 0;
+            if self.next_at.is_some() {
+                self.next_at = Some(now);
+            }
+        }
+    }
+
+    fn is_gone(&self, config: &ClaimsConfig, now: BootTime) -> bool {
+        let is_silent = self.silent_since.is_some_and(|since| now >= since + config.dead_after);
+        let is_used = self.need == Need::Active;
+        self.missed >= MISSES && (is_silent || !is_used || self.missed >= DEAF_MISSES)
+    }
+
+    /// For how long an answer is waited for.
+    fn patience(&self, config: &ClaimsConfig) -> Duration {
+        self.rtt.patience().unwrap_or(config.first_patience).max(config.probe_interval)
+    }
+
+    /// How long unanswered data is no reason to doubt.
+    pub(super) fn silence(&self, config: &ClaimsConfig) -> Duration {
+        config.silence_floor.min(config.dead_after).max(self.rtt.smoothed().unwrap_or_default() * 2)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(self.state, State::Dead(_))
+    }
+
+    fn is_doubted(&self) -> bool {
+        matches!(self.state, State::Doubted(_))
+    }
+
+    /// Since when nothing is known of it.
+    pub(super) fn doubted_since(&self) -> Option<BootTime> {
+        match self.state {
+            State::Calm => None,
+            State::Doubted(since) | State::Dead(since) => Some(since),
+        }
+    }
+
+    /// It answers since the other one is in doubt, and the other one missed something that was sent when this one was there already: so it is not our own link.
+    pub(super) fn answers_where_silent(&self, other: &Self) -> bool {
+        let (Some(since), Some(from)) = (other.doubted_since(), self.answers_from) else { return false };
+        self.proven_at.is_some_and(|at| at >= since) && other.missed_at.is_some_and(|at| at >= from)
+    }
+
+    pub(super) fn proven_at(&self) -> Option<BootTime> {
+        self.proven_at
+    }
+
+    pub(super) fn healthy_since(&self) -> Option<BootTime> {
+        self.healthy_since.filter(|_| self.state == State::Calm)
+    }
+
+    pub(super) fn deadline(&self, config: &ClaimsConfig) -> Option<Deadline> {
+        let probe = self.next_at.map(|at| Deadline { at, cause: Cause::Probe });
+        let patience = self.patience(config);
+        let miss = self.sent.iter().find(|sent| !sent.is_missed).map(|sent| sent.at + patience);
+        let verdict = match self.state {
+            State::Calm => self.silent_since.map(|since| since + self.silence(config)),
+            State::Doubted(_) if self.missed >= MISSES => {
+                self.silent_since.map(|since| since + config.dead_after)
+            }
+            State::Doubted(_) | State::Dead(_) => None,
+        };
+        let judged = [miss, verdict].into_iter().flatten().min();
+        earliest([probe, judged.map(|at| Deadline { at, cause: Cause::PeerDead })])
+    }
+}
+
+/// One after the other: two lost answers in ten are no death.
+const MISSES: u32 = 5;
+/// So many while it is heard: what we send does not arrive.
+const DEAF_MISSES: u32 = 20;
