@@ -41,6 +41,7 @@ fn peer(root: &RootSecret, number: u32) -> Object {
         agent_version: "0.1.0".into(),
         expires_at: None,
         ephemeral: false,
+        claims: Vec::new(),
     };
     Object::new(&Content::Peer(peer), key.to_vec()).unwrap()
 }

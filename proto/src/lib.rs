@@ -6,6 +6,7 @@
 //! so that `agent-core` can use it.
 
 pub mod auth;
+pub mod claim;
 #[cfg(feature = "grpc")]
 pub mod codec;
 #[doc(hidden)]

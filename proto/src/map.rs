@@ -2,7 +2,9 @@
 //! is kept up to date by one addition per change; two maps with one digest are the same, whichever servers they came from.
 
 use crate::{
-    Invalid, endpoints, fixed,
+    Invalid,
+    claim::Claim,
+    endpoints, fixed,
     receipt::Receipt,
     rule::{self, Rule},
     statement::NodeId,
@@ -75,6 +77,8 @@ pub struct Peer {
     /// When its login ends; an expired peer is never dialled.
     pub expires_at: Option<UnixTime>,
     pub ephemeral: bool,
+    /// What it serves beside its own addresses, as far as its certificate grants it.
+    pub claims: Vec<Claim>,
 }
 
 /// The network as a whole.
@@ -321,6 +325,7 @@ impl Peer {
             agent_version: self.agent_version.clone(),
             expires_unix_s: UnixTime::to_wire(self.expires_at),
             ephemeral: self.ephemeral,
+            claims: self.claims.iter().map(|claim| claim.to_wire()).collect(),
         }
     }
 }
@@ -344,6 +349,7 @@ impl TryFrom<wire::Peer> for Peer {
             agent_version: wire.agent_version,
             expires_at: UnixTime::from_wire(wire.expires_unix_s),
             ephemeral: wire.ephemeral,
+            claims: Claim::from_wire(&wire.claims)?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Invalid, endpoints, fixed, map::MAX_ENDPOINTS, root_list::MAX_ROOTS, wire};
 use prost::Message;
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 /// The largest datagram taken, bytes.
 pub const MAX_LEN: usize = 1200;
@@ -15,10 +15,20 @@ pub struct PeerMessage {
     pub body: Body,
 }
 
+/// The answer to a probe, and how its sender stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeReply {
+    pub id: u64,
+    /// How long its agent runs, to the millisecond; zero from one that does not say.
+    pub uptime: Duration,
+    /// It drains.
+    pub is_leaving: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     Probe(u64),
-    ProbeReply(u64),
+    ProbeReply(ProbeReply),
     /// Where the sender may be reached now.
     Endpoints(Vec<SocketAddr>),
     /// The sender goes away.
@@ -44,7 +54,11 @@ impl PeerMessage {
         use wire::peer_message::Kind;
         let kind = match &self.body {
             Body::Probe(id) => Some(Kind::Probe(wire::Probe { id: *id })),
-            Body::ProbeReply(id) => Some(Kind::ProbeReply(wire::ProbeReply { id: *id })),
+            Body::ProbeReply(reply) => Some(Kind::ProbeReply(wire::ProbeReply {
+                id: reply.id,
+                uptime_ms: u64::try_from(reply.uptime.as_millis()).unwrap_or(u64::MAX),
+                leaving: reply.is_leaving,
+            })),
             Body::Endpoints(endpoints) => {
                 let endpoints = endpoints.iter().map(ToString::to_string).collect();
                 Some(Kind::Endpoints(wire::Endpoints { endpoints }))
@@ -77,7 +91,11 @@ impl PeerMessage {
         let wire = wire::PeerMessage::decode(bytes).map_err(|error| Invalid::new("peer message", error))?;
         let body = match wire.kind {
             Some(Kind::Probe(probe)) => Body::Probe(probe.id),
-            Some(Kind::ProbeReply(reply)) => Body::ProbeReply(reply.id),
+            Some(Kind::ProbeReply(reply)) => Body::ProbeReply(ProbeReply {
+                id: reply.id,
+                uptime: Duration::from_millis(reply.uptime_ms),
+                is_leaving: reply.leaving,
+            }),
             Some(Kind::Endpoints(list)) => {
                 Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?)
             }
@@ -109,7 +127,11 @@ mod tests {
         let endpoint = "192.0.2.1:51820".parse().unwrap();
         for body in [
             Body::Probe(1),
-            Body::ProbeReply(u64::MAX),
+            Body::ProbeReply(ProbeReply {
+                id: u64::MAX,
+                uptime: Duration::from_millis(u64::MAX),
+                is_leaving: true,
+            }),
             Body::Endpoints(vec![endpoint]),
             Body::Leaving,
             Body::Removed { removals: vec![vec![1, 2]], id: 3 },

@@ -119,6 +119,7 @@ fn peer(node: &Node) -> Content {
         agent_version: node.facts.agent_version.clone(),
         expires_at: node.expires_at,
         ephemeral: node.ephemeral,
+        claims: node.granted_claims().collect(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What a person may set, and the numbers of the protocol: each with its reason.
 
+use crate::claims::ClaimsConfig;
 use ipnet::IpNet;
 use proto::{key::PublicKey, server_url::ServerUrl};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ pub struct Config {
     pub facts: proto::session::Facts,
     pub control: ControlConfig,
     pub peer: PeerConfig,
+    pub claims: ClaimsConfig,
 }
 
 /// The numbers of the control session. `keepalive < peer_timeout` is the caller's to check.

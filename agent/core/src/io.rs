@@ -70,6 +70,8 @@ pub enum Notice {
     Enrolled,
     /// A peer's tunnel came up or went down.
     Peer { key: PublicKey, up: bool },
+    /// Another node serves a shared prefix for us.
+    Claim { prefix: IpNet, active: Option<PublicKey>, before: Option<PublicKey> },
     /// The answer to [`ping`](crate::Agent::ping).
     Pong { id: u64, rtt: Duration, endpoint: Option<SocketAddr> },
 }
@@ -112,10 +114,13 @@ pub struct Connected {
 /// A command for the data plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TunnelCommand {
-    /// Add a peer or change it in place: a session and endpoint are kept.
+    /// Add a peer or change it in place: a session and endpoint are kept. Prefixes that another peer had are its from now on.
     Upsert {
         peer: PublicKey,
+        /// What goes to it: first its own addresses, then what it serves for us.
         allowed_ips: Vec<IpNet>,
+        /// What it may send from: its own addresses, and every claim it was granted.
+        sources: Vec<IpNet>,
     },
     Remove {
         peer: PublicKey,
@@ -145,6 +150,11 @@ pub enum TunnelCommand {
     },
     /// What others may open here, instead of what they could before; until the first, they may open nothing.
     SetRules(Vec<Allow>),
+    /// Tell when data to the peer is unanswered for this long, and when something comes after that; `None`: no longer.
+    Watch {
+        peer: PublicKey,
+        silence: Option<Duration>,
+    },
     /// New sockets: the network changed.
     Rebind,
 }
@@ -162,6 +172,10 @@ pub enum TunnelEvent {
     Active(Vec<PublicKey>),
     /// Data was sent and nothing came back for WireGuard's 15 s.
     Unanswered { peer: PublicKey },
+    /// Data that was sent that long ago is unanswered: for as long as was asked for by Watch. Said once until Heard.
+    Silent { peer: PublicKey, elapsed: Duration },
+    /// Something authentic came from one that was Silent.
+    Heard { peer: PublicKey },
     /// The session expired.
     SessionLost { peer: PublicKey },
     /// Somebody uses a session that we do not have (any more).

@@ -10,6 +10,7 @@ use crate::{
     trust::{Learned, Trust},
 };
 use proto::{
+    claim::Claim,
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
     receipt::Receipt,
@@ -32,6 +33,12 @@ impl Member {
     pub fn is_usable(&self, time: Option<UnixTime>) -> bool {
         let ended = |end: Option<UnixTime>| matches!((end, time), (Some(end), Some(time)) if time >= end);
         !ended(self.membership.not_after) && !ended(self.peer.expires_at)
+    }
+
+    /// What it serves beside its own addresses: the map says what it wants, and its certificate what it may.
+    pub fn granted_claims(&self) -> Vec<Claim> {
+        let is_granted = |claim: &&Claim| self.membership.claims.iter().any(|grant| grant.contains(&claim.prefix));
+        self.peer.claims.iter().filter(is_granted).copied().collect()
     }
 
     fn shares_address(&self, other: &Self) -> bool {

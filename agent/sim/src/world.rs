@@ -112,6 +112,7 @@ fn config(at: usize, setup: &Setup) -> Config {
         facts: Facts { hostname: format!("agent{at}"), ..Facts::default() },
         control: ControlConfig::default(),
         peer: PeerConfig { mode: setup.peer_mode, ..PeerConfig::default() },
+        claims: ClaimsConfig::default(),
     }
 }
 

@@ -98,6 +98,7 @@ fn peer_object(node: u8) -> Option<Object> {
         agent_version: String::new(),
         expires_at: None,
         ephemeral: false,
+        claims: Vec::new(),
     };
     Object::new(&Content::Peer(peer), key(node).0.to_vec())
 }
@@ -124,6 +125,7 @@ impl Hand {
             facts: Facts::default(),
             control: ControlConfig::default(),
             peer: PeerConfig::default(),
+            claims: ClaimsConfig::default(),
         };
         let identity = Identity { key: OWN, boot: 1, can_enrol: true };
         let agent = Agent::new(config, identity, saved, cached, 5, START);

@@ -31,6 +31,7 @@ pub(crate) fn write_state(
         facts: Facts::default(),
         control: ControlConfig::default(),
         peer: PeerConfig::default(),
+        claims: ClaimsConfig::default(),
     };
     let identity = Identity { key: secret.public(), boot: 1, can_enrol: true };
     let now = BootTime::default();

@@ -5,7 +5,9 @@ use super::{
     ServerList, ServerMessage, SessionNumber, Signal, Welcome, clipped, millis, own_version,
 };
 use crate::{
-    Invalid, endpoints, fixed,
+    Invalid,
+    claim::Claim,
+    endpoints, fixed,
     key::PublicKey,
     map::{MAX_ENDPOINTS, MapDigest, MapVersion},
     receipt::Receipt,
@@ -269,6 +271,7 @@ impl TryFrom<Option<wire::Facts>> for Facts {
             os: wire.os,
             os_version: wire.os_version,
             agent_version: wire.agent_version,
+            claims: Claim::from_wire(&wire.claims)?,
         })
     }
 }
@@ -280,6 +283,7 @@ impl From<Facts> for wire::Facts {
             os: facts.os,
             os_version: facts.os_version,
             agent_version: facts.agent_version,
+            claims: facts.claims.into_iter().map(Claim::to_wire).collect(),
         }
     }
 }

@@ -9,6 +9,7 @@ pub use refused::{Reason, Refused};
 
 use crate::{
     Invalid, PROTOCOL_VERSION,
+    claim::Claim,
     key::PublicKey,
     map::{Delta, MapDigest, MapVersion},
     receipt::Receipt,
@@ -101,6 +102,9 @@ pub struct Facts {
     pub os: String,
     pub os_version: String,
     pub agent_version: String,
+    /// What it wants to serve.
+    #[serde(default)]
+    pub claims: Vec<Claim>,
 }
 
 /// Which map an agent holds.

@@ -4,6 +4,7 @@
 use crate::cluster::{Entity, EntityId, Op, Removed, Settings, SetupKeyId, State, base64_text, name};
 use ipnet::IpNet;
 use proto::{
+    claim::Claim,
     key::PublicKey,
     session::Facts,
     statement::{Membership, NodeId, Statement},
@@ -66,6 +67,12 @@ impl Node {
     /// IPv4 first.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [self.address_v4.into(), self.address_v6.into()]
+    }
+
+    /// What it wants to serve, as far as it may.
+    pub fn granted_claims(&self) -> impl Iterator<Item = Claim> {
+        let is_granted = |claim: &&Claim| self.claims.iter().any(|grant| grant.contains(&claim.prefix));
+        self.facts.claims.iter().filter(is_granted).copied()
     }
 
     pub fn is_expired(&self, now: UnixTime) -> bool {

@@ -10,7 +10,6 @@ use crate::{
     status,
     time::BootTime,
 };
-use ipnet::IpNet;
 use proto::{
     key::PublicKey, peer_message::Body, server_url::ServerUrl, session::AgentMessage, time::UnixTime,
 };
@@ -65,7 +64,7 @@ impl Agent {
         self.peer_deadlines.clear();
         self.config.peer = config;
         for key in keys {
-            let (mode, config) = (self.config.peer.mode_of(&key), self.config.peer.clone());
+            let (mode, config) = (self.mode_of(&key), self.config.peer.clone());
             self.with_peer(&key, |peer, now| peer.set_mode(mode, &config, now));
         }
     }
@@ -133,25 +132,21 @@ impl Agent {
             self.save_map_soon();
         }
         let usable = |member: &Member| member.is_usable(time);
-        let members: Vec<(PublicKey, bool, Vec<IpNet>)> = self
-            .netmap
-            .members()
-            .map(|(key, member)| {
-                let addresses = member.membership.addresses.iter().map(|ip| IpNet::from(*ip));
-                (*key, usable(member), addresses.collect())
-            })
-            .collect();
-        for (key, usable, allowed_ips) in members {
+        let members: Vec<(PublicKey, bool)> =
+            self.netmap.members().map(|(key, member)| (*key, usable(member))).collect();
+        for (key, usable) in members {
             if self.peers.get(&key).is_some_and(|peer| peer.is_usable() == usable) {
                 continue;
             }
-            self.tunnel(match usable {
-                true => TunnelCommand::Upsert { peer: key, allowed_ips },
-                false => TunnelCommand::Remove { peer: key },
-            });
+            self.hear_claims(&key, usable);
+            match usable {
+                true => self.upsert(&key),
+                false => self.tunnel(TunnelCommand::Remove { peer: key }),
+            }
             let config = self.config.peer.clone();
             self.with_peer(&key, |peer, now| peer.set_usable(usable, &config, now));
         }
+        self.drain_claims();
         self.judge_expiry();
     }
 

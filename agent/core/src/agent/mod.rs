@@ -3,6 +3,7 @@
 //! `session` has what servers say, `tunnels` what the data plane reports, `local` what a person asks for. Peers' deadlines are indexed, so that ten thousand idle peers cost a
 //! step nothing.
 
+mod claims;
 mod gossip;
 mod local;
 mod pings;
@@ -19,6 +20,7 @@ pub use saved::Saved;
 
 use crate::{
     cache::{self, Cached},
+    claims::Claims,
     config::{Config, PeerConfig},
     control::{self, Control},
     io::{ConnId, Notice, Output, TunnelCommand},
@@ -107,6 +109,10 @@ pub struct Agent {
     pings: Pings,
     gossip: Gossip,
     next_probe: u64,
+    claims: Claims,
+    kept_for_claims: BTreeSet<PublicKey>,
+    /// For our own uptime, which ranks our claims.
+    started_at: BootTime,
     expiry_at: Option<BootTime>,
     state_saving: Saving,
     map_saving: Saving,
@@ -132,6 +138,7 @@ impl Agent {
         let known = saved.known_servers();
         let control =
             Control::new(config.control.clone(), &config.servers, &known, (identity.boot, seed), now);
+        let claims = Claims::new(NodeId(0), config.claims.clone());
         let mut agent = Self {
             config,
             identity,
@@ -156,6 +163,9 @@ impl Agent {
             pings: Pings::default(),
             gossip: Gossip::default(),
             next_probe: 0,
+            claims,
+            kept_for_claims: BTreeSet::new(),
+            started_at: now,
             expiry_at: None,
             state_saving: Saving::default(),
             map_saving: Saving::default(),
@@ -213,6 +223,7 @@ impl Agent {
             at(self.map_saving.due_at, Cause::Save),
             at(self.pings.deadline(), Cause::Probe),
             at(self.gossip.deadline(), Cause::Gossip),
+            self.claims.poll_timeout(),
         ])
     }
 
@@ -234,6 +245,8 @@ impl Agent {
         self.save(|due_at, now| due_at <= now);
         self.pings.expire(self.now);
         self.repeat_removals();
+        self.claims.handle_timeout(&mut self.next_probe, self.now);
+        self.drain_claims();
     }
 
     /// The map as it is to be written to disk.
@@ -254,6 +267,7 @@ impl Agent {
             + self.outputs.len()
             + self.pings.len()
             + self.gossip.len()
+            + self.claims.load()
             + self.netmap.removals().len()
     }
 
@@ -317,10 +331,12 @@ impl Agent {
 
     fn configure_interface(&mut self) {
         let Some((_, membership)) = &self.membership else { return };
-        let overlay = match self.netmap.network() {
+        self.claims.set_client(membership.node_id);
+        let mut overlay = match self.netmap.network() {
             Some(network) => vec![network.overlay_v4, network.overlay_v6],
             None => Vec::new(),
         };
+        overlay.extend(self.claims.routed());
         let addresses = membership.addresses.clone();
         self.outputs.push_back(Output::Configure { addresses, overlay });
     }

@@ -54,6 +54,7 @@ fn peer_object(node: u8, name: &str, certificate: Vec<u8>) -> Object {
         agent_version: String::new(),
         expires_at: None,
         ephemeral: false,
+        claims: Vec::new(),
     };
     Object::new(&Content::Peer(peer), key(node).0.to_vec()).unwrap()
 }
@@ -103,6 +104,7 @@ impl Bench {
             facts: Facts::default(),
             control: ControlConfig::default(),
             peer: PeerConfig::default(),
+            claims: ClaimsConfig::default(),
         };
         let identity = Identity { key: key(1), boot: 1, can_enrol: true };
         let agent = Agent::new(config, identity, saved, cached, 5, START);
@@ -460,6 +462,7 @@ fn a_peer_whose_published_endpoints_leave_the_one_in_use_is_sought_there() {
         agent_version: String::new(),
         expires_at: None,
         ephemeral: false,
+        claims: Vec::new(),
     };
     let object = Object::new(&Content::Peer(moved), key(2).0.to_vec()).unwrap();
     let outputs = bench.tell(3, vec![object], Vec::new());

@@ -8,11 +8,11 @@ use crate::{
     peer::{Action, Peer},
     time::BootTime,
 };
-use ipnet::IpNet;
 use proto::{
     key::PublicKey,
-    peer_message::{Body, PeerMessage},
+    peer_message::{Body, PeerMessage, ProbeReply},
     session::{AgentMessage, Signal},
+    statement::NodeId,
 };
 use rand::RngExt;
 use std::net::SocketAddr;
@@ -22,7 +22,8 @@ impl Agent {
         self.advance(now);
         match event {
             TunnelEvent::PacketWaiting { peer } => {
-                self.with_peer(&peer, |peer, now| peer.on_packet_waiting(now))
+                self.with_peer(&peer, |peer, now| peer.on_packet_waiting(now));
+                self.claims.handle_silent(&peer, self.now, self.now);
             }
             TunnelEvent::HandshakeDone { peer, endpoint } => {
                 let known = self.peers.get(&peer).and_then(|peer| peer.paths.current());
@@ -30,6 +31,7 @@ impl Agent {
                     self.save_state_soon();
                 }
                 self.with_peer(&peer, |peer, now| peer.on_handshake(endpoint, now));
+                self.claims.handle_heard(&peer, self.now);
             }
             TunnelEvent::EndpointChanged { peer, endpoint } => {
                 self.with_peer(&peer, |peer, _| {
@@ -45,8 +47,14 @@ impl Agent {
                         Vec::new()
                     });
                 }
+                self.claims.handle_data(&peers, self.now);
             }
             TunnelEvent::Unanswered { peer } => self.with_peer(&peer, |peer, now| peer.on_unanswered(now)),
+            TunnelEvent::Silent { peer, elapsed } => {
+                self.with_peer(&peer, |peer, now| peer.on_unanswered(now));
+                self.claims.handle_silent(&peer, self.now - elapsed, self.now);
+            }
+            TunnelEvent::Heard { peer } => self.claims.handle_heard(&peer, self.now),
             TunnelEvent::SessionLost { peer } => self.with_peer(&peer, |peer, now| peer.on_session_lost(now)),
             TunnelEvent::UnknownIndex { from } => self.on_unknown_index(from),
             TunnelEvent::StaleInitiation { peer, from } => {
@@ -54,6 +62,7 @@ impl Agent {
             }
             TunnelEvent::Message { peer, payload, from } => self.on_peer_message(peer, &payload, from),
         }
+        self.drain_claims();
     }
 
     /// Interface addresses (with the listen port) or the listen port changed.
@@ -139,8 +148,15 @@ impl Agent {
         let Ok(message) = PeerMessage::decode(payload) else { return };
         match message.body {
             // By the path it came on: that is what is measured.
-            Body::Probe(id) => self.send_to_peer(key, Body::ProbeReply(id), Some(from)),
-            Body::ProbeReply(id) => self.on_probe_reply(key, id),
+            Body::Probe(id) => {
+                let uptime = self.now.since(self.started_at);
+                let reply = ProbeReply { id, uptime, is_leaving: self.draining };
+                self.send_to_peer(key, Body::ProbeReply(reply), Some(from));
+            }
+            Body::ProbeReply(reply) => {
+                self.on_probe_reply(key, reply.id);
+                self.on_claimant_told(&key, message.boot, reply);
+            }
             Body::Endpoints(endpoints) => {
                 let now = self.now;
                 if let Some(peer) = self.peers.get_mut(&key) {
@@ -152,8 +168,8 @@ impl Agent {
             Body::RemovalSummary(digest) => self.on_removal_summary(key, digest),
             Body::Roots(links) => self.on_roots_told(key, &links),
             Body::RootsWanted => self.on_roots_wanted(key),
-            // Drains matter to shared addresses only.
-            Body::Leaving | Body::Unknown => {}
+            Body::Leaving => self.claims.handle_leaving(&key, self.now),
+            Body::Unknown => {}
         }
     }
 
@@ -186,17 +202,17 @@ impl Agent {
         self.time.on_signed(member.membership.issued_at);
         let usable = member.is_usable(self.time.at(self.now));
         let published: Vec<SocketAddr> = member.peer.endpoints.clone();
-        let allowed_ips = member.membership.addresses.iter().map(|ip| IpNet::from(*ip)).collect();
-        let mode = self.peer_config().mode_of(key);
+        self.hear_claims(key, usable);
+        let mode = self.mode_of(key);
         let config = self.config.peer.clone();
         let peer = self.peers.entry(*key).or_insert_with(|| Peer::new(Paths::default()));
         // It has new endpoints, and one of them may be the one that works; or it left the one that we use, and could not say so.
         let moved = peer.paths.set_published(&published) && !peer.paths.is_published();
         let initiate = peer.is_waking() || (peer.is_connected() && moved);
-        self.tunnel(match usable {
-            true => TunnelCommand::Upsert { peer: *key, allowed_ips },
-            false => TunnelCommand::Remove { peer: *key },
-        });
+        match usable {
+            true => self.upsert(key),
+            false => self.tunnel(TunnelCommand::Remove { peer: *key }),
+        }
         self.with_peer(key, |peer, now| {
             let mut actions = peer.set_usable(usable, &config, now);
             actions.extend(peer.set_mode(mode, &config, now));
@@ -205,6 +221,7 @@ impl Agent {
             }
             actions
         });
+        self.drain_claims();
     }
 
     pub(super) fn remove_peer(&mut self, key: &PublicKey) {
@@ -219,6 +236,8 @@ impl Agent {
             self.gossip.forget(key);
         }
         self.tunnel(TunnelCommand::Remove { peer: *key });
+        self.claims.handle_claims(*key, NodeId(0), Vec::new(), self.now);
+        self.drain_claims();
     }
 
     /// Runs a step of a peer's machine, does what it asks, and indexes its deadline.

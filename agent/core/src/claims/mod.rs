@@ -14,10 +14,9 @@ mod rank;
 use crate::time::{BootTime, Cause, Deadline, earliest};
 use choice::{Decision, Standing};
 use ipnet::IpNet;
-use proto::{key::PublicKey, statement::NodeId};
+use proto::{claim::Claim, key::PublicKey, statement::NodeId};
 use pulse::{Need, Pulse};
 use rank::Candidate;
-pub use rank::Claim;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -153,6 +152,21 @@ impl Claims {
             engaged: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
+    }
+
+    /// Our own number, once we are a member.
+    pub fn set_client(&mut self, client: NodeId) {
+        self.client = client;
+    }
+
+    /// The prefixes that this peer serves for us.
+    pub fn served_by(&self, peer: &PublicKey) -> impl Iterator<Item = IpNet> {
+        self.choices.iter().filter(|(_, choice)| choice.active.as_ref() == Some(peer)).map(|(prefix, _)| *prefix)
+    }
+
+    /// Every prefix that somebody serves for us.
+    pub fn routed(&self) -> impl Iterator<Item = IpNet> {
+        self.choices.iter().filter(|(_, choice)| choice.active.is_some()).map(|(prefix, _)| *prefix)
     }
 
     /// What this node claims now, in place of what it claimed before; nothing, if it is gone.

@@ -5,24 +5,11 @@
 
 use crate::time::BootTime;
 use blake2::{Blake2s256, Digest as _};
-use ipnet::IpNet;
-use proto::statement::NodeId;
+use proto::{claim::Claim, statement::NodeId};
 use std::{cmp::Reverse, time::Duration};
 
 /// Starts that lie within this of each other count as one: clients hear of them after different delays.
 const UPTIME_TOLERANCE: Duration = Duration::from_secs(2);
-
-/// What a node claims.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claim {
-    pub prefix: IpNet,
-    /// The higher is preferred.
-    pub priority: u16,
-    /// Among equals, takes the prefix back after a failure.
-    pub preempt: bool,
-    /// Among equals that all say so, clients distribute themselves.
-    pub spread: bool,
-}
 
 /// A node with its claim on a prefix, or on one around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
