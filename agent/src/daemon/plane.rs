@@ -285,8 +285,7 @@ impl Events {
 fn translate(command: TunnelCommand) -> Command {
     let key = |peer: proto::key::PublicKey| agent_tunnel::PublicKey(peer.0);
     match command {
-        TunnelCommand::Upsert { peer, allowed_ips } => {
-            let sources = allowed_ips.clone();
+        TunnelCommand::Upsert { peer, allowed_ips, sources } => {
             Command::Upsert(Peer { key: key(peer), allowed_ips, sources, preshared_key: None })
         }
         TunnelCommand::Remove { peer } => Command::Remove(key(peer)),
@@ -298,6 +297,7 @@ fn translate(command: TunnelCommand) -> Command {
             Command::SendMessage { peer: key(peer), payload, via }
         }
         TunnelCommand::SetRules(rules) => Command::SetRules(rules::translate(rules)),
+        TunnelCommand::Watch { peer, silence } => Command::Watch { peer: key(peer), silence },
         TunnelCommand::Rebind => Command::Rebind,
     }
 }
@@ -315,6 +315,8 @@ pub(super) fn event(event: Event) -> Result<TunnelEvent, String> {
         }
         Event::Active(peers) => TunnelEvent::Active(peers.into_iter().map(key).collect()),
         Event::Unanswered { peer } => TunnelEvent::Unanswered { peer: key(peer) },
+        Event::Silent { peer, elapsed } => TunnelEvent::Silent { peer: key(peer), elapsed },
+        Event::Heard { peer } => TunnelEvent::Heard { peer: key(peer) },
         Event::SessionLost { peer } => TunnelEvent::SessionLost { peer: key(peer) },
         Event::UnknownIndex { from } => TunnelEvent::UnknownIndex { from },
         Event::StaleInitiation { peer, from } => TunnelEvent::StaleInitiation { peer: key(peer), from },

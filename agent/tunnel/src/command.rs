@@ -44,6 +44,12 @@ pub enum Command {
     /// Other rules for the filter; a connection from outside that these would not allow is over. Without a filter
     /// ([`crate::Config::filter`]) it is ignored.
     SetRules(Vec<Rule>),
+    /// Tell when data to the peer is unanswered for this long ([`crate::Event::Silent`]), and when something authentic comes
+    /// after that; `None`: no longer. For few peers.
+    Watch {
+        peer: PublicKey,
+        silence: Option<Duration>,
+    },
     /// The network changed: new sockets, on the same port where possible.
     Rebind,
     Shutdown,

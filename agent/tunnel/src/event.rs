@@ -1,6 +1,6 @@
 //! What the data plane reports.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use crate::PublicKey;
 
@@ -22,6 +22,10 @@ pub enum Event {
     /// Data was sent and nothing authenticated came back for 15 s (WireGuard's keepalive and rekey timeouts): the
     /// path may be dead. Once until something comes.
     Unanswered { peer: PublicKey },
+    /// A watched peer ([`crate::Command::Watch`]) has not answered data that was sent that long ago. Once until `Heard`.
+    Silent { peer: PublicKey, elapsed: Duration },
+    /// Something authentic came from a watched peer that was silent.
+    Heard { peer: PublicKey },
     /// The session expired, or a handshake was given up after 90 s. Waiting packets are gone.
     SessionLost { peer: PublicKey },
     /// Transport data for a session that is not here: its sender has not noticed a restart. Rate-limited.

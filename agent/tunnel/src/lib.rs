@@ -44,6 +44,7 @@ mod too_big;
 mod tunnel;
 pub mod uapi;
 mod wait;
+mod watch;
 mod worker;
 
 pub use command::Command;

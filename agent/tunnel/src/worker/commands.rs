@@ -88,6 +88,11 @@ impl Worker {
                     state.keepalive = interval;
                 }
             }),
+            Command::Watch { peer, silence } => self.with(&peer, |worker, id| {
+                if worker.peers.get(id).is_some() {
+                    worker.watches.set(id, silence);
+                }
+            }),
             Command::SetEndpoint { peer, endpoint } => self.with(&peer, |worker, id| {
                 if worker.is_endpoint(endpoint) {
                     worker.set_endpoint(id, canonical(endpoint));
@@ -170,6 +175,7 @@ impl Worker {
 
     pub(super) fn remove(&mut self, id: PeerId) {
         self.put_to_rest(id);
+        self.watches.set(id, None);
         for prefix in self.peers.allowed_ips(id).map(std::mem::take).unwrap_or_default() {
             self.routes.remove(prefix, id);
         }

@@ -50,6 +50,7 @@ use crate::{
     team::Team,
     tunnel::Request,
     wait::{self, Ready, Wakeups},
+    watch::Watches,
 };
 
 use handshakes::Handshakes;
@@ -110,6 +111,7 @@ pub(crate) struct Worker {
     events: Events,
     activity: Activity,
     strangers: Strangers,
+    watches: Watches,
     now: Instant,
     next_tick_at: Instant,
     /// Live peers that this tick has still to come to.
@@ -151,6 +153,7 @@ impl Worker {
             events,
             activity: Activity::new(now),
             strangers: Strangers::new(now),
+            watches: Watches::default(),
             now,
             next_tick_at: now,
             to_tick: Vec::new(),

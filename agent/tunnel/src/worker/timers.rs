@@ -7,6 +7,7 @@ use crate::{
     Event,
     noise::Tick,
     peer::{Live, PeerId},
+    watch::News,
 };
 
 /// WireGuard's timers are in seconds; a quarter is early enough.
@@ -34,7 +35,8 @@ impl Worker {
         let revival = self.revivals.first().map(|&(at, _)| at);
         let is_behind = !self.to_tick.is_empty() || self.handshakes.is_waiting();
         let backlog = is_behind.then_some(self.now);
-        [tick, revival, self.activity.deadline(), backlog].into_iter().flatten().min()
+        let silence = self.watches.deadline(|id| self.peers.unanswered_since(id));
+        [tick, revival, self.activity.deadline(), silence, backlog].into_iter().flatten().min()
     }
 
     pub(super) fn handle_timers(&mut self) {
@@ -50,6 +52,17 @@ impl Worker {
         }
         self.revive();
         self.report();
+        self.tell_silence();
+    }
+
+    fn tell_silence(&mut self) {
+        let news = self.watches.poll(self.now, |id| self.peers.unanswered_since(id));
+        let Some((id, news)) = news else { return };
+        let Some(peer) = self.peers.get(id).map(|state| state.key) else { return };
+        self.emit(match news {
+            News::Silent(elapsed) => Event::Silent { peer, elapsed },
+            News::Heard => Event::Heard { peer },
+        });
     }
 
     fn report(&mut self) {
