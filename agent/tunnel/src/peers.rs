@@ -1,6 +1,6 @@
 //! The table of peers, found by place, by key and by session index, with the list of those that are live.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use ipnet::IpNet;
 
