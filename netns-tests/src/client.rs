@@ -115,6 +115,7 @@ impl Member {
             os: "linux".into(),
             os_version: "12".into(),
             agent_version: "0.1.0".into(),
+            claims: Vec::new(),
         }
     }
 }

@@ -55,7 +55,8 @@ impl TryFrom<&wire::Claim> for Claim {
         if prefix != prefix.trunc() {
             return Err(Invalid::new("claim", format_args!("{prefix} has host bits")));
         }
-        let priority = u16::try_from(wire.priority).map_err(|error| Invalid::new("claim's priority", error))?;
+        let priority =
+            u16::try_from(wire.priority).map_err(|error| Invalid::new("claim's priority", error))?;
         Ok(Self { prefix, priority, preempt: wire.preempt, spread: wire.spread })
     }
 }
@@ -71,7 +72,10 @@ mod tests {
     #[test]
     fn claims_survive_the_wire_in_one_order() {
         let claims = Claim::from_wire(&[wire("fd00::/64"), wire("10.0.0.1/32")]).unwrap();
-        assert_eq!(claims.iter().map(|claim| claim.prefix.to_string()).collect::<Vec<_>>(), ["10.0.0.1/32", "fd00::/64"]);
+        assert_eq!(
+            claims.iter().map(|claim| claim.prefix.to_string()).collect::<Vec<_>>(),
+            ["10.0.0.1/32", "fd00::/64"]
+        );
         let again: Vec<wire::Claim> = claims.iter().map(|claim| claim.to_wire()).collect();
         assert_eq!(Claim::from_wire(&again).unwrap(), claims);
     }

@@ -37,7 +37,8 @@ impl Member {
 
     /// What it serves beside its own addresses: the map says what it wants, and its certificate what it may.
     pub fn granted_claims(&self) -> Vec<Claim> {
-        let is_granted = |claim: &&Claim| self.membership.claims.iter().any(|grant| grant.contains(&claim.prefix));
+        let is_granted =
+            |claim: &&Claim| self.membership.claims.iter().any(|grant| grant.contains(&claim.prefix));
         self.peer.claims.iter().filter(is_granted).copied().collect()
     }
 

@@ -147,7 +147,7 @@ impl Atlas {
             agent_version: String::new(),
             expires_at: None,
             ephemeral: false,
-        claims: Vec::new(),
+            claims: Vec::new(),
         };
         put(&mut self.map, &Content::Peer(peer), member.key.0.to_vec());
         self.nodes.insert(member.key, node);

@@ -234,6 +234,7 @@ impl World {
             | TunnelCommand::SetEndpoint { .. }
             | TunnelCommand::Message { .. }
             | TunnelCommand::SetRules(_)
+            | TunnelCommand::Watch { .. }
             | TunnelCommand::Rebind => return,
         };
         if let Some(flow) = self.busy_flow(at, peer) {

@@ -203,7 +203,11 @@ impl World {
                 }
             }
             Notice::Refused(_) => self.nodes[at].is_refused = true,
-            Notice::Unserved | Notice::MapChanged { .. } | Notice::Enrolled | Notice::Pong { .. } => {}
+            Notice::Unserved
+            | Notice::MapChanged { .. }
+            | Notice::Enrolled
+            | Notice::Claim { .. }
+            | Notice::Pong { .. } => {}
         }
     }
 

@@ -91,7 +91,10 @@ struct Initiation {
 
 #[derive(Debug, Clone, Default)]
 struct Peer {
-    addresses: Vec<IpNet>,
+    /// What goes to it.
+    allowed_ips: Vec<IpNet>,
+    /// What it may send from.
+    sources: Vec<IpNet>,
     endpoint: Option<SocketAddr>,
     /// The one in use, by which we send.
     current: Option<Keys>,
@@ -153,8 +156,9 @@ impl Tunnel {
 
     pub(crate) fn command(&mut self, command: TunnelCommand, now: BootTime) {
         match command {
-            TunnelCommand::Upsert { peer, allowed_ips } => {
-                self.peers.entry(peer).or_default().addresses = allowed_ips;
+            TunnelCommand::Upsert { peer, allowed_ips, sources } => {
+                let peer = self.peers.entry(peer).or_default();
+                (peer.allowed_ips, peer.sources) = (allowed_ips, sources);
             }
             TunnelCommand::Remove { peer } => {
                 self.peers.remove(&peer);
@@ -162,9 +166,11 @@ impl Tunnel {
             TunnelCommand::Initiate { peer, endpoints } => self.initiate(peer, endpoints, now),
             TunnelCommand::Forget { peer } => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
-                    let addresses = std::mem::take(&mut peer.addresses);
+                    let allowed_ips = std::mem::take(&mut peer.allowed_ips);
+                    let sources = std::mem::take(&mut peer.sources);
                     let Peer { endpoint, keepalive, newest_stamp, .. } = *peer;
-                    *peer = Peer { addresses, endpoint, keepalive, newest_stamp, ..Peer::default() };
+                    *peer =
+                        Peer { allowed_ips, sources, endpoint, keepalive, newest_stamp, ..Peer::default() };
                 }
             }
             TunnelCommand::SetKeepalive { peer, interval } => {
@@ -181,7 +187,7 @@ impl Tunnel {
                 self.transport(peer, Packet::Message(payload), via, now);
             }
             TunnelCommand::SetRules(rules) => self.rules = rules,
-            TunnelCommand::Rebind => {}
+            TunnelCommand::Watch { .. } | TunnelCommand::Rebind => {}
         }
     }
 

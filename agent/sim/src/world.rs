@@ -17,6 +17,7 @@ use crate::{
 };
 use agent_core::{
     BootTime, Config,
+    claims::ClaimsConfig,
     config::{ControlConfig, PeerConfig, PeerMode},
 };
 use proto::{

@@ -1,6 +1,7 @@
 //! What the layers give together, checked: the settings that the daemon runs with.
 
 use super::{ModeRule, Options};
+use agent_core::claims::ClaimsConfig;
 use agent_core::config::{ControlConfig, MIN_IDLE_TIMEOUT, PeerConfig, PeerMode};
 use agent_tunnel::WantedWorkers;
 use proto::{server_url::ServerUrl, session::Facts};
@@ -75,13 +76,20 @@ impl Settings {
             os: std::env::consts::OS.to_owned(),
             os_version,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            claims: Vec::new(),
         };
         let control = ControlConfig {
             keepalive: self.keepalive,
             peer_timeout: self.peer_timeout,
             ..ControlConfig::default()
         };
-        agent_core::Config { servers: self.servers.clone(), facts, control, peer: self.peer() }
+        agent_core::Config {
+            servers: self.servers.clone(),
+            facts,
+            control,
+            peer: self.peer(),
+            claims: ClaimsConfig::default(),
+        }
     }
 
     /// Without single peers.

@@ -6,6 +6,7 @@ use crate::{
     platform::boot_time,
 };
 use agent_core::{Notice, control::Served};
+use ipnet::IpNet;
 use proto::key::PublicKey;
 use std::{net::SocketAddr, time::Duration};
 
@@ -32,9 +33,21 @@ impl Driver<'_> {
                     false => tracing::info!(peer, "peer disconnected"),
                 }
             }
+            Notice::Claim { prefix, active, before } => self.on_claim(prefix, active, before),
             Notice::Pong { id, rtt, endpoint } => self.on_pong(id, rtt, endpoint),
         }
         Ok(())
+    }
+
+    fn on_claim(&self, prefix: IpNet, active: Option<PublicKey>, before: Option<PublicKey>) {
+        let name = |key: Option<PublicKey>| key.map(|key| self.name_of(&key));
+        match (name(active), name(before)) {
+            (Some(active), Some(before)) => {
+                tracing::info!(%prefix, active, before, "another node serves a shared prefix")
+            }
+            (Some(active), None) => tracing::info!(%prefix, active, "a shared prefix is served"),
+            (None, _) => tracing::info!(%prefix, "nobody claims a shared prefix any more"),
+        }
     }
 
     fn on_pong(&mut self, id: u64, rtt: Duration, endpoint: Option<SocketAddr>) {

@@ -256,6 +256,8 @@ impl EventSender {
             | Event::HandshakeDone { .. }
             | Event::EndpointChanged { .. }
             | Event::Unanswered { .. }
+            | Event::Silent { .. }
+            | Event::Heard { .. }
             | Event::SessionLost { .. }
             | Event::Gone { .. }
             | Event::Fault { .. } => false,

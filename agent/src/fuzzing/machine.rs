@@ -5,6 +5,7 @@ use super::decode_state;
 use agent_core::{
     Agent, BootTime, Config, ConnId, Identity, Output, Saved,
     cache::{self, Cached},
+    claims::ClaimsConfig,
     config::{ControlConfig, PeerConfig},
     io::{Closed, Connected, TunnelEvent},
 };

@@ -114,6 +114,8 @@ fn end(event: Event) -> Option<End> {
         | Event::EndpointChanged { .. }
         | Event::Active(_)
         | Event::Unanswered { .. }
+        | Event::Silent { .. }
+        | Event::Heard { .. }
         | Event::SessionLost { .. }
         | Event::UnknownIndex { .. }
         | Event::StaleInitiation { .. }

@@ -6,6 +6,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
+use agent_core::claims::ClaimsConfig;
 use agent_core::config::{ControlConfig, PeerConfig};
 use agent_core::{Agent, BootTime, Config, ConnId, Identity, Saved};
 use proto::key::{NodeSecret, PublicKey};

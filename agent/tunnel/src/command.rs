@@ -63,7 +63,8 @@ impl Command {
             | Self::Forget { peer }
             | Self::SetKeepalive { peer, .. }
             | Self::SetEndpoint { peer, .. }
-            | Self::SendMessage { peer, .. } => Some(peer),
+            | Self::SendMessage { peer, .. }
+            | Self::Watch { peer, .. } => Some(peer),
             Self::Upsert(_) | Self::Remove(_) | Self::SetRules(_) | Self::Rebind | Self::Shutdown => None,
         }
     }

@@ -161,7 +161,10 @@ impl Claims {
 
     /// The prefixes that this peer serves for us.
     pub fn served_by(&self, peer: &PublicKey) -> impl Iterator<Item = IpNet> {
-        self.choices.iter().filter(|(_, choice)| choice.active.as_ref() == Some(peer)).map(|(prefix, _)| *prefix)
+        self.choices
+            .iter()
+            .filter(|(_, choice)| choice.active.as_ref() == Some(peer))
+            .map(|(prefix, _)| *prefix)
     }
 
     /// Every prefix that somebody serves for us.
