@@ -23,7 +23,50 @@ pub struct Claim {
     pub spread: bool,
 }
 
+/// A prefix that nobody can claim, whatever was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unclaimable {
+    #[error(
+        "{0} is every address, which an exit node would serve, and there are none yet: claim the networks behind the node"
+    )]
+    Everything(IpNet),
+    #[error("{0} is loopback: every machine's own")]
+    Loopback(IpNet),
+    #[error("{0} is multicast: it has no owner")]
+    Multicast(IpNet),
+    #[error("{0} is link-local: it has a meaning on one link only")]
+    LinkLocal(IpNet),
+    #[error("{0} is no address of a host")]
+    Unspecified(IpNet),
+    #[error(
+        "{0} holds the whole overlay, where every node has its own address: claim the part that is to be shared"
+    )]
+    Overlay(IpNet),
+}
+
 impl Claim {
+    /// Refuses what nobody can serve for others. A prefix around such addresses is refused as well.
+    ///
+    /// # Errors
+    /// What it is.
+    pub fn check_prefix(prefix: &IpNet) -> Result<(), Unclaimable> {
+        let overlaps = |text: &str| {
+            let special: Option<IpNet> = text.parse().ok();
+            special.is_some_and(|special| special.contains(prefix) || prefix.contains(&special))
+        };
+        let any = |texts: [&str; 2]| texts.into_iter().any(overlaps);
+        match prefix {
+            _ if prefix.prefix_len() == 0 => Err(Unclaimable::Everything(*prefix)),
+            _ if any(["127.0.0.0/8", "::1/128"]) => Err(Unclaimable::Loopback(*prefix)),
+            _ if any(["224.0.0.0/4", "ff00::/8"]) => Err(Unclaimable::Multicast(*prefix)),
+            _ if any(["169.254.0.0/16", "fe80::/10"]) => Err(Unclaimable::LinkLocal(*prefix)),
+            _ if any(["0.0.0.0/8", "::/128"]) || overlaps("240.0.0.0/4") => {
+                Err(Unclaimable::Unspecified(*prefix))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn to_wire(self) -> wire::Claim {
         wire::Claim {
             prefix: self.prefix.to_string(),
@@ -64,6 +107,29 @@ impl TryFrom<&wire::Claim> for Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_can_serve_is_refused_and_the_rest_is_not() {
+        let check = |text: &str| Claim::check_prefix(&text.parse().unwrap());
+        for bad in [
+            "0.0.0.0/0",
+            "::/0",
+            "127.0.0.1/32",
+            "126.0.0.0/7",
+            "239.1.0.0/16",
+            "ff02::1/128",
+            "169.254.1.0/24",
+        ]
+        .into_iter()
+        .chain(["fe80::1/128", "0.0.0.0/32", "255.255.255.255/32", "::/128", "::/8"])
+        {
+            let error = check(bad).unwrap_err().to_string();
+            assert!(error.starts_with(bad), "{error}");
+        }
+        for good in ["10.0.0.0/8", "100.64.0.9/32", "192.168.1.0/24", "fd00::/48", "2001:db8::1/128"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+    }
 
     fn wire(prefix: &str) -> wire::Claim {
         wire::Claim { prefix: prefix.into(), priority: 7, ..wire::Claim::default() }

@@ -48,7 +48,7 @@ impl Atlas {
         let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..Self::default() };
         atlas.put(ObjectId::network(), Content::Network(state.network.clone()));
         atlas.put(ObjectId::rule(DEFAULT_RULE.to_vec()), default_rule(state));
-        state.nodes().for_each(|node| atlas.put(ObjectId::peer(node.key), peer(node)));
+        state.nodes().for_each(|node| atlas.put(ObjectId::peer(node.key), peer(state, node)));
         state.removals().for_each(|removed| {
             atlas.put(ObjectId::removal(removed.key), Content::Removal(removed.signed.clone()));
         });
@@ -61,7 +61,7 @@ impl Atlas {
         let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..self.clone() };
         for touched in changed {
             let content = match touched {
-                Touched::Node(key) => state.node_by_key(&key).map(|node| peer(node)),
+                Touched::Node(key) => state.node_by_key(&key).map(|node| peer(state, node)),
                 Touched::Removal(key) => {
                     state.removal(&key).map(|removed| Content::Removal(removed.signed.clone()))
                 }
@@ -109,7 +109,7 @@ fn default_rule(state: &State) -> Content {
     Content::Rule(Rule::all_from(vec![state.network.overlay_v4, state.network.overlay_v6]))
 }
 
-fn peer(node: &Node) -> Content {
+fn peer(state: &State, node: &Node) -> Content {
     Content::Peer(Peer {
         node_id: node.id,
         name: node.name.clone(),
@@ -119,7 +119,7 @@ fn peer(node: &Node) -> Content {
         agent_version: node.facts.agent_version.clone(),
         expires_at: node.expires_at,
         ephemeral: node.ephemeral,
-        claims: node.granted_claims().collect(),
+        claims: node.granted_claims(state).collect(),
     })
 }
 

@@ -99,6 +99,14 @@ pub(crate) struct Former {
     pub(crate) seals: bool,
 }
 
+/// Whether it is the own address of the peer that this is routed to: the first of its family.
+pub(crate) fn is_own(allowed_ips: &[IpNet], address: IpAddr) -> bool {
+    let mut of_family = allowed_ips.iter().filter(|prefix| prefix.addr().is_ipv4() == address.is_ipv4());
+    of_family
+        .next()
+        .is_some_and(|prefix| prefix.addr() == address && prefix.prefix_len() == prefix.max_prefix_len())
+}
+
 impl PeerState {
     pub(crate) fn new(peer: Peer) -> Self {
         Self {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_tunnel::{Command, Event};
+use agent_tunnel::{Command, Event, Peer, PublicKey};
 use support::{MESSAGE_PORT, Node, Pair, RIGHT, Wire, overlay, peer, wait_until};
 
 #[test]
@@ -157,6 +157,32 @@ fn a_message_needs_a_session_and_a_peer_may_use_its_own_addresses_only() {
     let forged = pair.wire.left.output("ping -q -c 1 -W 1 -I 100.64.0.9 100.64.0.2");
     assert!(!forged.status.success());
     assert_eq!(pair.right.tunnel.drops().bad_source, 1);
+}
+
+#[test]
+fn what_several_may_send_from_excludes_the_own_address_of_another() {
+    let pair = Pair::connected();
+    let upsert = |key, own: &str, served: &[&str], sources: &[&str]| {
+        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let allowed_ips = parse(&[&[own], served].concat());
+        let sources = parse(&[&[own], sources].concat());
+        Command::Upsert(Peer { key, allowed_ips, sources, preshared_key: None })
+    };
+    let right = &pair.right.tunnel;
+    // Both may serve 100.64.0.8, the third one does; 100.64.0.9 is its own.
+    right.command(upsert(pair.left.key, "100.64.0.1/32", &[], &["100.64.0.8/31"]));
+    right.command(upsert(PublicKey([3; 32]), "100.64.0.9/32", &["100.64.0.8/31"], &["100.64.0.8/31"]));
+    pair.wire.left.shell("ip address add 100.64.0.8/32 dev hf0");
+    pair.wire.left.shell("ip address add 100.64.0.9/32 dev hf0");
+    pair.wire.left.output("ping -q -c 1 -W 1 -I 100.64.0.9 100.64.0.2");
+    assert_eq!(right.drops().bad_source, 1);
+    let received = || {
+        right.stats().iter().filter(|peer| peer.key == pair.left.key).map(|peer| peer.rx_packets).sum::<u64>()
+    };
+    let before = received();
+    pair.wire.left.output("ping -q -c 1 -W 1 -I 100.64.0.8 100.64.0.2");
+    wait_until("what is shared comes through", || received() == before + 1);
+    assert_eq!(right.drops().bad_source, 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod address;
 mod admission;
 pub(crate) mod base64_text;
 mod change;
+mod claims;
 mod ending;
 mod name;
 mod node;
@@ -26,9 +27,12 @@ mod trust;
 pub(crate) use address::in_ula;
 pub use admission::{Applicant, Refusal, enrol, enrol_within};
 pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
+pub use claims::claimable;
 pub use ending::{absence, forget_ended};
 pub(crate) use name::is_valid as is_valid_name;
-pub use node::{Node, NodeError, allow_claim, claimable, expire, observe, remove, remove_all, rename, renew};
+pub use node::{
+    Node, NodeError, allow_claim, disallow_claim, expire, observe, remove, remove_all, rename, renew,
+};
 pub(crate) use put_back::{put_back, settings_back, take_over, unknown_removal};
 pub(crate) use readoption::{Readopted, Returning, readopt_all};
 pub use recent::Touched;
@@ -43,6 +47,7 @@ pub use setup_key::{SetupKey, SetupKeyId, SetupKeyState, SetupKeyTerms};
 pub(crate) use trust::some_of;
 pub use trust::{NotSignable, sign_anew};
 
+use claims::Taken;
 use imbl::{HashMap, OrdMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nodes::Nodes;
@@ -98,6 +103,8 @@ pub struct State {
     next_node_id: NodeId,
     nodes: Nodes,
     setup_keys: OrdMap<SetupKeyId, Arc<SetupKey>>,
+    /// By nodes' and setup keys' grants.
+    taken: Taken,
     setup_keys_by_hash: HashMap<[u8; 32], SetupKeyId>,
     removals: OrdMap<PublicKey, Arc<Removed>>,
     /// The addresses of removed nodes.
@@ -175,6 +182,7 @@ impl State {
             next_node_id: snapshot.next_node_id,
             nodes: Nodes::default(),
             setup_keys: OrdMap::new(),
+            taken: Taken::default(),
             setup_keys_by_hash: HashMap::new(),
             removals: OrdMap::new(),
             resting: OrdMap::new(),
@@ -226,9 +234,13 @@ impl State {
         match entity {
             Entity::Node(node) => {
                 self.next_node_id = self.next_node_id.max(NodeId(node.id.0.saturating_add(1)));
+                self.delete(EntityId::Node(node.id));
+                self.taken.add(&node.claims);
                 self.nodes.put(*node);
             }
             Entity::SetupKey(key) => {
+                self.delete(EntityId::SetupKey(key.id));
+                self.taken.add(&key.claims);
                 self.setup_keys_by_hash.insert(key.hash, key.id);
                 self.setup_keys.insert(key.id, Arc::new(*key));
             }
@@ -254,11 +266,14 @@ impl State {
     fn delete(&mut self, id: EntityId) {
         match id {
             EntityId::Node(id) => {
-                self.nodes.delete(id);
+                if let Some(node) = self.nodes.delete(id) {
+                    self.taken.remove(&node.claims);
+                }
             }
             EntityId::SetupKey(id) => {
                 if let Some(key) = self.setup_keys.remove(&id) {
                     self.setup_keys_by_hash.remove(&key.hash);
+                    self.taken.remove(&key.claims);
                 }
             }
             EntityId::Removal(key) => {
@@ -406,7 +421,7 @@ impl address::Used for State {
     }
 
     fn is_owned(&self, address: Ipv4Addr) -> bool {
-        self.nodes.by_v4(address).is_some()
+        self.nodes.by_v4(address).is_some() || self.taken.contains(address)
     }
 
     fn is_resting(&self, address: Ipv4Addr) -> bool {

@@ -1,10 +1,12 @@
 //! A node as the cluster keeps it, and what may be done to one: told facts, renamed, expired, granted a claim, renewed, removed. Each is a pure
 //! function from the state to the ops that `Cluster::write` appends. Whatever stands in the certificate is signed here.
 
-use crate::cluster::{Entity, EntityId, Op, Removed, Settings, SetupKeyId, State, base64_text, name};
+use crate::cluster::{
+    Entity, EntityId, Op, Removed, Settings, SetupKeyId, State, base64_text, claims, claims::claimable, name,
+};
 use ipnet::IpNet;
 use proto::{
-    claim::Claim,
+    claim::{Claim, Unclaimable},
     key::PublicKey,
     session::Facts,
     statement::{Membership, NodeId, Statement},
@@ -59,8 +61,14 @@ pub enum NodeError {
     InvalidName(String),
     #[error("the name {name:?} belongs to node {owner}; choose another")]
     NameTaken { name: String, owner: NodeId },
-    #[error("{0} lies in the overlay network, whose addresses have one owner each; claim another prefix")]
-    ClaimInOverlay(IpNet),
+    #[error(transparent)]
+    Unclaimable(#[from] Unclaimable),
+    #[error("{0} takes too many of the overlay's addresses from new nodes: allow a /{1} or longer there")]
+    ClaimTooLarge(IpNet, u8),
+    #[error("{node} has no leave of its own to claim {prefix}; it may claim: {granted}")]
+    NotAllowed { prefix: IpNet, node: String, granted: String },
+    #[error("{prefix} is the own address of {owner}, which nobody else may serve: take one that no node has")]
+    ClaimOfOwn { prefix: IpNet, owner: String },
 }
 
 impl Node {
@@ -69,10 +77,16 @@ impl Node {
         [self.address_v4.into(), self.address_v6.into()]
     }
 
-    /// What it wants to serve, as far as it may.
-    pub fn granted_claims(&self) -> impl Iterator<Item = Claim> {
-        let is_granted = |claim: &&Claim| self.claims.iter().any(|grant| grant.contains(&claim.prefix));
-        self.facts.claims.iter().filter(is_granted).copied()
+    /// What it wants to serve, as far as it may in this cluster.
+    pub(crate) fn granted_claims(&self, state: &State) -> impl Iterator<Item = Claim> {
+        self.facts.claims.iter().filter(|claim| claims::is_granted(state, &self.claims, claim)).copied()
+    }
+
+    /// What it wants to serve and may not.
+    pub fn refused_claims(&self, state: &State) -> impl Iterator<Item = IpNet> {
+        let refused =
+            self.facts.claims.iter().filter(|claim| !claims::is_granted(state, &self.claims, claim));
+        refused.map(|claim| claim.prefix)
     }
 
     pub fn is_expired(&self, now: UnixTime) -> bool {
@@ -174,21 +188,6 @@ pub fn expire(node: &Node, now: UnixTime) -> Vec<Op> {
     }
 }
 
-/// The prefix as it may be granted: without host bits, and none that the overlay's owners have.
-///
-/// # Errors
-/// The prefix overlaps the overlay.
-pub fn claimable(state: &State, prefix: IpNet) -> Result<IpNet, NodeError> {
-    let prefix = prefix.trunc();
-    let overlaps = |overlay: &IpNet| overlay.contains(&prefix) || prefix.contains(overlay);
-    // An exit node claims everything.
-    let is_whole = prefix.prefix_len() == 0;
-    match !is_whole && (overlaps(&state.network.overlay_v4) || overlaps(&state.network.overlay_v6)) {
-        true => Err(NodeError::ClaimInOverlay(prefix)),
-        false => Ok(prefix),
-    }
-}
-
 /// Grants the node a prefix to claim.
 ///
 /// # Errors
@@ -202,6 +201,27 @@ pub fn allow_claim(state: &State, node: &Node, prefix: IpNet, now: UnixTime) -> 
     node.claims.push(prefix);
     node.certify(state, now);
     Ok(vec![Op::put_node(node)])
+}
+
+/// Takes the leave to claim a prefix back.
+///
+/// # Errors
+/// It has no such leave; what it has is told.
+pub fn disallow_claim(
+    state: &State,
+    node: &Node,
+    prefix: IpNet,
+    now: UnixTime,
+) -> Result<Vec<Op>, NodeError> {
+    let prefix = prefix.trunc();
+    let mut changed = node.clone();
+    changed.claims.retain(|granted| *granted != prefix);
+    if changed.claims == node.claims {
+        let granted: Vec<String> = node.claims.iter().map(IpNet::to_string).collect();
+        return Err(NodeError::NotAllowed { prefix, node: node.name.clone(), granted: granted.join(", ") });
+    }
+    changed.certify(state, now);
+    Ok(vec![Op::put_node(changed)])
 }
 
 /// Ends the membership: the node goes, a signed removal stays until its certificate would have ended.
@@ -247,9 +267,16 @@ mod tests {
         let Ok((_, Statement::Membership(membership))) = Statement::trust(&node.membership) else { panic!() };
         assert_eq!(membership.claims, ["10.0.0.0/8".parse::<IpNet>().unwrap()]);
         assert_eq!(allow_claim(&state, &node, prefix, testing::NOW), Ok(vec![]));
-        let inside = "100.64.0.0/16".parse().unwrap();
-        assert_eq!(allow_claim(&state, &node, inside, testing::NOW), Err(NodeError::ClaimInOverlay(inside)));
-        assert!(allow_claim(&state, &node, "0.0.0.0/0".parse().unwrap(), testing::NOW).is_ok());
+        let inside = "10.1.0.0/16".parse().unwrap();
+        assert!(matches!(
+            disallow_claim(&state, &node, inside, testing::NOW),
+            Err(NodeError::NotAllowed { granted, .. }) if granted == "10.0.0.0/8"
+        ));
+        let ops = disallow_claim(&state, &node, prefix, testing::NOW).unwrap();
+        testing::apply(&mut state, ops);
+        let node = state.node(node.id).unwrap();
+        let Ok((_, Statement::Membership(membership))) = Statement::trust(&node.membership) else { panic!() };
+        assert!(membership.claims.is_empty() && node.claims.is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `server node list | show | rename | expire | remove | allow-claim`. A node is named by its name, overlay address, public key or number.
 
 use crate::{
-    cluster::{Actor, Node, NodeError, Op, State, allow_claim, expire, remove, rename},
+    cluster::{Actor, Node, NodeError, Op, State, allow_claim, disallow_claim, expire, remove, rename},
     cmd::{CommonArgs, Failure, text},
     follow::Cluster,
 };
@@ -47,6 +47,13 @@ pub(crate) enum Command {
         #[command(flatten)]
         common: CommonArgs,
     },
+    /// Take such leave back
+    DisallowClaim {
+        node: String,
+        prefix: IpNet,
+        #[command(flatten)]
+        common: CommonArgs,
+    },
 }
 
 /// A node as JSON.
@@ -60,7 +67,10 @@ struct Shown<'a> {
     expired: bool,
     ephemeral: bool,
     groups: &'a [String],
+    /// What it may claim.
     claims: &'a [IpNet],
+    wanted_claims: Vec<IpNet>,
+    refused_claims: Vec<IpNet>,
     hostname: &'a str,
     os: &'a str,
     os_version: &'a str,
@@ -102,6 +112,12 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
             let done = |node: &Node| format!("{} may claim {}", node.name, prefix.trunc());
             change_node(&node, cluster, common.json, change, done).await
         }
+        Command::DisallowClaim { node, prefix, common } => {
+            let change = |state: &State, node: &Node, now| disallow_claim(state, node, prefix, now);
+            let cluster = common.database.load_to_sign().await?;
+            let done = |node: &Node| format!("{} may no longer claim {}", node.name, prefix.trunc());
+            change_node(&node, cluster, common.json, change, done).await
+        }
     }
 }
 
@@ -121,7 +137,7 @@ async fn change_node(
     if json {
         let state = cluster.state();
         let after = state.node(before.id).map_or(&before, |node| node);
-        return Ok(text::print_json(&Shown::of(after, false, cluster.now()))?);
+        return Ok(text::print_json(&Shown::of(&state, after, false, cluster.now()))?);
     }
     text::print(&done(&before));
     Ok(())
@@ -131,7 +147,7 @@ async fn list(common: CommonArgs) -> Result<(), Failure> {
     let cluster = common.database.load().await?;
     let (online, state, now) = (online(&cluster).await?, cluster.state(), cluster.now());
     if common.json {
-        let nodes = state.nodes().map(|node| Shown::of(node, online.contains(&node.id), now));
+        let nodes = state.nodes().map(|node| Shown::of(&state, node, online.contains(&node.id), now));
         return Ok(text::print_json(&nodes.collect::<Vec<_>>())?);
     }
     let rows: Vec<_> = state.nodes().map(|node| row(node, online.contains(&node.id), now)).collect();
@@ -168,7 +184,7 @@ async fn show(named: &str, common: CommonArgs) -> Result<(), Failure> {
     let node = state.find_node(named).map_err(Failure::failed)?;
     let is_online = online.contains(&node.id);
     if common.json {
-        return Ok(text::print_json(&Shown::of(node, is_online, now))?);
+        return Ok(text::print_json(&Shown::of(&state, node, is_online, now))?);
     }
     let facts = &node.facts;
     for (what, value) in [
@@ -182,6 +198,8 @@ async fn show(named: &str, common: CommonArgs) -> Result<(), Failure> {
         ("kind", if node.ephemeral { "ephemeral" } else { "lasting" }.to_owned()),
         ("groups", text::list(&node.groups)),
         ("may claim", text::list(&node.claims)),
+        ("claims", text::list(&wanted(node))),
+        ("refused claims", text::list(&node.refused_claims(&state).collect::<Vec<_>>())),
         ("host", facts.hostname.clone()),
         ("system", format!("{} {}", facts.os, facts.os_version)),
         ("agent", facts.agent_version.clone()),
@@ -194,13 +212,18 @@ async fn show(named: &str, common: CommonArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What it claims, whether it may or not.
+fn wanted(node: &Node) -> Vec<IpNet> {
+    node.facts.claims.iter().map(|claim| claim.prefix).collect()
+}
+
 async fn online(cluster: &Cluster) -> Result<BTreeSet<NodeId>, Failure> {
     let (sessions, _) = cluster.store().sessions(0).await.map_err(Failure::failed)?;
     Ok(sessions.iter().filter(|seen| seen.is_online()).map(|seen| seen.row.node).collect())
 }
 
 impl<'a> Shown<'a> {
-    fn of(node: &'a Node, online: bool, now: UnixTime) -> Self {
+    fn of(state: &State, node: &'a Node, online: bool, now: UnixTime) -> Self {
         Self {
             id: node.id,
             name: &node.name,
@@ -211,6 +234,8 @@ impl<'a> Shown<'a> {
             ephemeral: node.ephemeral,
             groups: &node.groups,
             claims: &node.claims,
+            wanted_claims: wanted(node),
+            refused_claims: node.refused_claims(state).collect(),
             hostname: &node.facts.hostname,
             os: &node.facts.os,
             os_version: &node.facts.os_version,

@@ -7,6 +7,7 @@ mod rules;
 mod standing;
 
 use super::*;
+use crate::claims::ClaimsConfig;
 use crate::{
     config::{ControlConfig, PeerMode},
     io::{Connected, TunnelEvent},

@@ -1,6 +1,9 @@
 //! Network to interface, and the handshakes in between.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant, SystemTime},
+};
 
 use super::{Worker, handshakes::MAX_READ};
 use crate::{
@@ -9,7 +12,7 @@ use crate::{
     initiation::{self, Sender},
     noise::{Admission, Kind, Opened},
     packet,
-    peer::PeerId,
+    peer::{PeerId, is_own},
     socket::{Arena, Ecn, Family, Path, Received, leads_somewhere},
 };
 
@@ -209,13 +212,13 @@ impl Worker {
         let packet = &self.writer.room()[..len];
         let source = packet::source(packet);
         let is_message = self.message_port.is_some_and(|port| packet::is_to_udp_port(packet, port));
-        let Some((state, source)) = self.peers.get(id).zip(source) else { return Verdict::BadSource };
+        let Some(source) = source else { return Verdict::BadSource };
         let is_allowed = match self.policy {
-            Policy::Owner => state.may_send_from(source),
+            Policy::Owner => self.may_send_from(id, source),
             Policy::WireGuard => self.routes.lookup(source) == Some(id),
         };
         if is_message {
-            return if state.own_address() == Some(source) {
+            return if self.peers.get(id).and_then(|state| state.own_address()) == Some(source) {
                 Verdict::Message
             } else {
                 Verdict::ForgedMessage
@@ -226,6 +229,20 @@ impl Worker {
         }
         let judged = self.filter.as_mut().map_or(Ok(()), |filter| filter.judge_inbound(packet, self.now));
         judged.map_or_else(Verdict::Refused, |()| Verdict::Deliver)
+    }
+
+    /// A source that several may send from is one that nobody has for his own.
+    fn may_send_from(&mut self, id: PeerId, source: IpAddr) -> bool {
+        let Some(state) = self.peers.get(id) else { return false };
+        if !state.may_send_from(source) {
+            return false;
+        }
+        if is_own(&state.allowed_ips, source) {
+            return true;
+        }
+        let owner = self.routes.lookup(source).filter(|owner| *owner != id);
+        let owned = owner.and_then(|owner| self.peers.allowed_ips(owner));
+        !owned.is_some_and(|list| is_own(list, source))
     }
 
     fn deliver_message(&mut self, id: PeerId, path: Path, len: usize) {
