@@ -31,8 +31,9 @@ pub enum Output {
     Fetch { conn: ConnId, have: Vec<ObjectRef> },
     /// Close; the connection is forgotten, no report is expected.
     Close { conn: ConnId },
-    /// Give the interface these addresses, and route these prefixes into it.
-    Configure { addresses: Vec<IpAddr>, overlay: Vec<IpNet> },
+    /// Give the interface these addresses, and route these prefixes into it: the overlay, and what others serve. What this node
+    /// serves itself: single addresses are the interface's as well, but not to send from; to subnets packets are forwarded.
+    Configure { addresses: Vec<IpAddr>, overlay: Vec<IpNet>, served: Vec<IpNet> },
     /// A command for the data plane.
     Tunnel(TunnelCommand),
     /// Write [`map_cache`](crate::Agent::map_cache) to disk.

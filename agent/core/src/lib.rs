@@ -20,6 +20,7 @@ pub mod netmap;
 pub mod path;
 pub mod peer;
 pub mod removals;
+mod routing;
 pub mod rules;
 pub mod status;
 pub mod time;

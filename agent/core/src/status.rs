@@ -65,6 +65,25 @@ pub struct Own {
     /// The wall clock less the servers' time; `None` while only one of them is known.
     pub clock_ahead_seconds: Option<i64>,
     pub draining: bool,
+    /// What this node claims.
+    pub claims: Vec<OwnClaim>,
+}
+
+/// A prefix that this node claims.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct OwnClaim {
+    pub prefix: IpNet,
+    pub priority: u16,
+    pub state: OwnClaimState,
+    /// Why it is not served, and what to do.
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnClaimState {
+    Served,
+    Refused,
 }
 
 /// The own membership certificate.
@@ -158,6 +177,7 @@ pub struct Peer {
     pub handshakes: u64,
     /// Only reasons that occurred.
     pub drops: BTreeMap<&'static str, u64>,
+    /// What it claims and was granted.
     pub claims: Vec<IpNet>,
 }
 
@@ -189,6 +209,10 @@ pub enum PathKind {
 pub struct Claim {
     pub prefix: IpNet,
     pub active: Option<String>,
+    /// Who is kept ready while it is in use.
+    pub standby: Option<String>,
     pub candidates: Vec<String>,
     pub switches: u64,
+    /// Why it is not routed on this machine.
+    pub unused: Option<String>,
 }

@@ -56,10 +56,13 @@ mod tests {
             ("HOLDFAST_SERVERS", "a,b"),
             ("HOLDFAST_PEER_MODE", "always, lazy=x"),
             ("HOLDFAST_KEEPALIVE", ""),
+            ("HOLDFAST_CLAIM", "10.1.0.0/24@7,10.99.0.1"),
+            ("HOLDFAST_SPREAD", "true"),
+            ("HOLDFAST_ACCEPT_ROUTES", "false"),
             ("HOLDFAST_SOMETHING_ELSE", "1"),
         ]);
         let expected: Options =
-            toml::from_str("servers = ['a', 'b']\npeer-mode = ['always', 'lazy=x']").unwrap();
+            toml::from_str("servers = ['a', 'b']\npeer-mode = ['always', 'lazy=x']\nclaim = ['10.1.0.0/24@7', '10.99.0.1/32']\nspread = true\naccept-routes = false").unwrap();
         assert_eq!(found.unwrap(), expected);
     }
 

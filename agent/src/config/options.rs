@@ -1,6 +1,6 @@
 //! One layer of settings: every value may be absent. The same type is filled by clap, by the environment, by the TOML file and by what is kept.
 
-use super::{Listen, Span, WorkerCount};
+use super::{ClaimRule, Listen, Span, WorkerCount};
 use agent_core::config::PeerMode;
 use clap::Args;
 use proto::{Invalid, server_url::ServerUrl};
@@ -46,6 +46,34 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MODE[=PEER]")]
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
     pub(crate) peer_mode: Vec<ModeRule>,
+    /// A prefix to serve for others, which needs leave: `server node allow-claim`. May be repeated; `none` takes all back
+    #[arg(long, value_name = "PREFIX[@PRIORITY]")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_one_or_many")]
+    pub(crate) claim: Option<Vec<ClaimRule>>,
+    /// Among equal claimants, take the own claims back after a failure
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) preempt: Option<bool>,
+    /// Among equal claimants that all say so, clients distribute themselves
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spread: Option<bool>,
+    /// Rewrite the source of what goes to the claimed subnets to this machine's own address
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) masquerade: Option<bool>,
+    /// Use subnets that others claim; host addresses are used without it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) accept_routes: Option<bool>,
+    /// Between two probes of a claimant that is in doubt [default: 50ms]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) probe_interval: Option<Span>,
+    /// A claimant that is silent for this long is dead [default: 500ms]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dead_after: Option<Span>,
 }
 
 impl Options {
@@ -61,6 +89,13 @@ impl Options {
             idle_timeout: self.idle_timeout.or(lower.idle_timeout),
             metrics_listen: self.metrics_listen.or(lower.metrics_listen),
             peer_mode: with_modes(&lower.peer_mode, self.peer_mode),
+            claim: self.claim.or_else(|| lower.claim.clone()),
+            preempt: self.preempt.or(lower.preempt),
+            spread: self.spread.or(lower.spread),
+            masquerade: self.masquerade.or(lower.masquerade),
+            accept_routes: self.accept_routes.or(lower.accept_routes),
+            probe_interval: self.probe_interval.or(lower.probe_interval),
+            dead_after: self.dead_after.or(lower.dead_after),
         }
     }
 
@@ -173,9 +208,17 @@ impl Texts {
     }
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModeRule>, D::Error> {
+fn one_or_many<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     let texts = Texts::deserialize(deserializer)?.into_vec();
     texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+fn some_one_or_many<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    one_or_many(deserializer).map(Some)
 }
 
 #[cfg(test)]
@@ -199,7 +242,9 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_read_again() {
-        let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\nmetrics-listen = 9586\npeer-mode = ['always', 'lazy=x']";
+        let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\nmetrics-listen = 9586\npeer-mode = ['always', 'lazy=x']\n\
+            claim = ['10.1.0.0/24@7', 'fd00::1']\npreempt = true\nspread = false\nmasquerade = true\naccept-routes = true\n\
+            probe-interval = '20ms'\ndead-after = '150ms'";
         let written = serde_json::to_string(&options(text).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&written).unwrap(), options(text).unwrap());
     }
@@ -217,6 +262,8 @@ mod tests {
             ("workers = 9", "\"9\" is no number of workers"),
             ("workers = 'some'", "some"),
             ("metrics-listen = 'everywhere'", "everywhere"),
+            ("claim = '10.1.0.1/24'", "10.1.0.0/24"),
+            ("spread = 'yes'", "boolean"),
         ] {
             let error = options(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

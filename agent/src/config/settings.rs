@@ -1,13 +1,24 @@
 //! What the layers give together, checked: the settings that the daemon runs with.
 
-use super::{ModeRule, Options};
+use super::{ClaimRule, ModeRule, Options};
 use agent_core::claims::ClaimsConfig;
 use agent_core::config::{ControlConfig, MIN_IDLE_TIMEOUT, PeerConfig, PeerMode};
 use agent_tunnel::WantedWorkers;
-use proto::{server_url::ServerUrl, session::Facts};
+use ipnet::IpNet;
+use proto::{
+    claim::{Claim, MAX_CLAIMS},
+    server_url::ServerUrl,
+    session::Facts,
+};
 use std::{net::SocketAddr, time::Duration};
 
 const LISTEN_PORT: u16 = 51_820;
+/// Below it a busy machine looks dead; above it nobody would call it shared.
+const LEAST_PROBE_INTERVAL: Duration = Duration::from_millis(10);
+const MOST_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const MAX_DEAD_AFTER: Duration = Duration::from_secs(60);
+/// A claimant is dead after so many missed probes, whatever the time.
+const MISSES: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -22,6 +33,9 @@ pub(crate) struct Settings {
     /// `None`: nowhere.
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) modes: Vec<ModeRule>,
+    pub(crate) claims: Vec<Claim>,
+    pub(crate) masquerade: bool,
+    pub(crate) sharing: ClaimsConfig,
     /// What was corrected; to be told to the user.
     pub(crate) warnings: Vec<String>,
 }
@@ -34,6 +48,23 @@ pub(crate) enum SettingsError {
          could answer"
     )]
     Timeout { keepalive: Duration, peer_timeout: Duration },
+    #[error("--claim {0} is given with two priorities: {1} and {2}")]
+    TwoPriorities(IpNet, u16, u16),
+    #[error("--claim none takes back all claims, and is given beside {0}")]
+    NoneAndOthers(IpNet),
+    #[error(
+        "--claim is given {0} times: a node claims at most {MAX_CLAIMS} prefixes; larger ones cover more"
+    )]
+    TooManyClaims(usize),
+    #[error(
+        "--probe-interval ({0:?}) must be from {LEAST_PROBE_INTERVAL:?} to {MOST_PROBE_INTERVAL:?}: more often, a busy node looks dead; more seldom, a dead one is found late"
+    )]
+    ProbeInterval(Duration),
+    #[error(
+        "--dead-after ({dead_after:?}) must be from {MISSES} times --probe-interval ({probe_interval:?}), as a node is dead only when it \
+         missed {MISSES} probes, to {MAX_DEAD_AFTER:?}"
+    )]
+    DeadAfter { dead_after: Duration, probe_interval: Duration },
 }
 
 impl Settings {
@@ -53,7 +84,12 @@ impl Settings {
                 "--idle-timeout {asked:?} is below the least that WireGuard's sessions allow: {idle_timeout:?} is used"
             ));
         }
+        let sharing = sharing(&options)?;
+        let claims = claims(&options)?;
         Ok(Self {
+            claims,
+            sharing,
+            masquerade: options.masquerade.unwrap_or(false),
             servers: options.servers.map(|list| list.0).unwrap_or_default(),
             hostname: options.hostname.unwrap_or(hostname),
             listen_port: options.listen_port.unwrap_or(LISTEN_PORT),
@@ -76,7 +112,7 @@ impl Settings {
             os: std::env::consts::OS.to_owned(),
             os_version,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            claims: Vec::new(),
+            claims: self.claims.clone(),
         };
         let control = ControlConfig {
             keepalive: self.keepalive,
@@ -88,7 +124,7 @@ impl Settings {
             facts,
             control,
             peer: self.peer(),
-            claims: ClaimsConfig::default(),
+            claims: self.sharing.clone(),
         }
     }
 
@@ -100,6 +136,49 @@ impl Settings {
             idle_timeout: self.idle_timeout,
             ..PeerConfig::default()
         }
+    }
+}
+
+/// How claims of others are used.
+fn sharing(options: &Options) -> Result<ClaimsConfig, SettingsError> {
+    let usual = ClaimsConfig::default();
+    let probe_interval = options.probe_interval.map_or(usual.probe_interval, |span| span.0);
+    let dead_after = options.dead_after.map_or(usual.dead_after, |span| span.0);
+    if !(LEAST_PROBE_INTERVAL..=MOST_PROBE_INTERVAL).contains(&probe_interval) {
+        return Err(SettingsError::ProbeInterval(probe_interval));
+    }
+    if !(probe_interval * MISSES..=MAX_DEAD_AFTER).contains(&dead_after) {
+        return Err(SettingsError::DeadAfter { dead_after, probe_interval });
+    }
+    let accept_routes = options.accept_routes.unwrap_or(false);
+    Ok(ClaimsConfig { probe_interval, dead_after, accept_routes, ..usual })
+}
+
+/// What this node claims, sorted.
+fn claims(options: &Options) -> Result<Vec<Claim>, SettingsError> {
+    let (preempt, spread) = (options.preempt.unwrap_or(false), options.spread.unwrap_or(false));
+    let rules = options.claim.as_deref().unwrap_or_default();
+    let mut claims: Vec<Claim> = Vec::new();
+    for rule in rules {
+        match rule {
+            ClaimRule::None => {}
+            ClaimRule::Prefix { prefix, priority } => {
+                claims.push(Claim { prefix: *prefix, priority: *priority, preempt, spread });
+            }
+        }
+    }
+    claims.sort_unstable();
+    claims.dedup();
+    if let Some(claim) = claims.first().filter(|_| rules.contains(&ClaimRule::None)) {
+        return Err(SettingsError::NoneAndOthers(claim.prefix));
+    }
+    if let Some([one, two]) = claims.array_windows().find(|[one, two]: &&[Claim; 2]| one.prefix == two.prefix)
+    {
+        return Err(SettingsError::TwoPriorities(one.prefix, one.priority, two.priority));
+    }
+    match claims.len() {
+        0..=MAX_CLAIMS => Ok(claims),
+        more => Err(SettingsError::TooManyClaims(more)),
     }
 }
 
@@ -117,6 +196,43 @@ mod tests {
             assert!(matches!(settings(text), Err(SettingsError::Timeout { .. })), "{text}");
         }
         assert!(settings("keepalive = 3\npeer-timeout = '3001ms'").is_ok());
+    }
+
+    #[test]
+    fn claims_that_contradict_each_other_are_refused_by_name() {
+        let claims =
+            settings("claim = ['10.1.0.0/24@7', '10.1.0.0/24@7', '10.0.0.1']\nspread = true").unwrap().claims;
+        let claims: Vec<(String, u16, bool)> =
+            claims.iter().map(|claim| (claim.prefix.to_string(), claim.priority, claim.spread)).collect();
+        assert_eq!(claims, [("10.0.0.1/32".to_owned(), 0, true), ("10.1.0.0/24".to_owned(), 7, true)]);
+        assert!(settings("claim = 'none'").unwrap().claims.is_empty());
+        for (text, reason) in [
+            ("claim = ['10.1.0.0/24@7', '10.1.0.0/24']", "10.1.0.0/24 is given with two priorities: 0 and 7"),
+            ("claim = ['none', '10.1.0.0/24']", "beside 10.1.0.0/24"),
+        ] {
+            let error = settings(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let many: Vec<String> = (0..=255).map(|at| format!("'10.0.{at}.0/24'")).collect();
+        assert_eq!(settings(&format!("claim = [{}]", many.join(","))).unwrap().claims.len(), MAX_CLAIMS);
+        let more = format!("claim = [{}, '10.9.9.9']", many.join(","));
+        assert_eq!(settings(&more), Err(SettingsError::TooManyClaims(257)));
+    }
+
+    #[test]
+    fn the_times_of_claims_have_limits_that_are_told() {
+        let tight = settings("probe-interval = '20ms'\ndead-after = '150ms'").unwrap().sharing;
+        assert_eq!(tight.dead_after, Duration::from_millis(150));
+        for (text, reason) in [
+            ("probe-interval = '9ms'", "from 10ms to 5s"),
+            ("probe-interval = 6", "from 10ms to 5s"),
+            ("dead-after = '249ms'", "5 times --probe-interval (50ms)"),
+            ("dead-after = 61", "60s"),
+            ("probe-interval = 1", "--dead-after (500ms)"),
+        ] {
+            let error = settings(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
     }
 
     #[test]

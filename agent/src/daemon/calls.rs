@@ -114,6 +114,13 @@ impl Driver<'_> {
         if (new.keepalive, new.peer_timeout) != (old.keepalive, old.peer_timeout) {
             self.agent.set_timing(new.keepalive, new.peer_timeout, now);
         }
+        let new = &self.settings;
+        if new.sharing != old.sharing {
+            self.agent.set_claims_config(new.sharing.clone(), now);
+        }
+        if (&new.claims, new.masquerade) != (&old.claims, old.masquerade) {
+            self.agent.set_claims(new.claims.clone(), now);
+        }
         self.apply_modes();
     }
 

@@ -170,6 +170,7 @@ impl<'w> Driver<'w> {
         }
         let kept = driver.world.disk.kept_root();
         driver.agent.handle_root_kept(kept, now);
+        driver.agent.handle_networks(driver.world.network.networks.clone(), now);
         driver.apply_modes();
         Ok(driver)
     }
@@ -368,6 +369,7 @@ impl<'w> Driver<'w> {
     fn on_network(&mut self, network: Network, now: BootTime) {
         let is_another = network.is_another_than(&self.world.network);
         self.world.network = network;
+        self.agent.handle_networks(self.world.network.networks.clone(), now);
         if is_another {
             tracing::info!("the network changed; connections are made again");
             self.agent.handle_network_changed(now);
@@ -406,6 +408,7 @@ impl<'w> Driver<'w> {
         self.world.plane.interface().clone_into(&mut status.own.interface);
         status.own.listen_port = self.world.plane.listen_port();
         status.warnings.extend(self.world.metrics.trouble());
+        status.warnings.extend_from_slice(self.world.plane.troubles());
         Snapshot { status, tunnel: self.world.plane.tunnel() }
     }
 

@@ -104,7 +104,7 @@ enum Event {
 /// What outlives a core.
 struct World {
     /// Held for as long as anything is written there.
-    _state_dir: StateDir,
+    state_dir: StateDir,
     disk: Disk,
     /// As last written.
     state: State,
@@ -166,9 +166,11 @@ impl World {
         let settings = settings(&launch.given, &launch.file, &kept)?;
         // Who can ask for the status can also stop us in good order.
         let signals = StopSignals::new().map_err(system("wait for signals"))?;
-        let (plane, tunnel_events) = Plane::new(&launch.interface, &settings, &secret).await?;
+        let (plane, tunnel_events) =
+            Plane::new(&launch.interface, &settings, &secret, state_dir.path()).await?;
         // A killed agent's rules are known by its interface's absence: it is gone once ours has the name.
         platform::clean_up().await.map_err(system("look for what a killed agent left"))?;
+        platform::recover(state_dir.path()).await;
         let mut network_watch =
             NetworkWatch::start(&launch.interface, MARK).map_err(system("watch the network for changes"))?;
         let path = socket_path(state_dir.path());
@@ -197,7 +199,7 @@ impl World {
             disk: Disk::start(files, found.state.root()).map_err(system("start a thread"))?,
             state: found.state,
             cached: found.map,
-            _state_dir: state_dir,
+            state_dir,
         };
         Ok((world, local))
     }
@@ -211,7 +213,8 @@ impl World {
         let settings = self.settings()?;
         self.plane.stop().await;
         let interface = self.plane.interface().to_owned();
-        (self.plane, self.tunnel_events) = Plane::new(&interface, &settings, &self.secret).await?;
+        (self.plane, self.tunnel_events) =
+            Plane::new(&interface, &settings, &self.secret, self.state_dir.path()).await?;
         Ok(())
     }
 

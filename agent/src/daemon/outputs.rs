@@ -3,14 +3,13 @@
 use super::{
     DaemonError,
     driver::{Driver, End, Farewell},
-    plane::Configured,
+    plane::{Configured, Wanted},
 };
 use crate::platform::boot_time;
 use agent_core::{
     ConnId, Output,
     io::{Closed, Dial},
 };
-use ipnet::IpNet;
 use std::net::IpAddr;
 
 impl Driver<'_> {
@@ -28,7 +27,9 @@ impl Driver<'_> {
                     self.give_up(conn, asked);
                 }
                 Output::Close { conn } => self.connections.close(conn),
-                Output::Configure { addresses, overlay } => self.configure(addresses, overlay).await?,
+                Output::Configure { addresses, overlay, served } => {
+                    self.configure(addresses, Wanted { overlay, served }).await?;
+                }
                 Output::Tunnel(command) => self.world.plane.command(command),
                 Output::SaveMap => self.save_map(),
                 Output::SaveState => self.save_state(),
@@ -62,8 +63,9 @@ impl Driver<'_> {
         }
     }
 
-    async fn configure(&mut self, addresses: Vec<IpAddr>, overlay: Vec<IpNet>) -> Result<(), DaemonError> {
-        match self.world.plane.configure(addresses, overlay).await? {
+    async fn configure(&mut self, addresses: Vec<IpAddr>, wanted: Wanted) -> Result<(), DaemonError> {
+        let masquerade = self.settings.masquerade;
+        match self.world.plane.configure(addresses, wanted, masquerade).await? {
             // They may be served at an address of the interface.
             Configured::Done => self.world.metrics.retry(boot_time()),
             Configured::NeedsRestart => {

@@ -4,7 +4,7 @@
 use super::{MARK, rules};
 use crate::{
     config::Settings,
-    platform::{Routes, UapiListener},
+    platform::{Routes, Serving, UapiListener},
     wg,
 };
 use agent_core::io::{TunnelCommand, TunnelEvent};
@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use proto::{AGENT_PORT, key::NodeSecret};
 use std::{
     net::IpAddr,
+    path::Path,
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -38,6 +39,15 @@ pub(crate) enum PlaneError {
     Start(#[from] StartError),
 }
 
+/// What goes through the interface, and to what of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Routed into the tunnel.
+    pub(super) overlay: Vec<IpNet>,
+    /// Served to others.
+    pub(super) served: Vec<IpNet>,
+}
+
 /// What [`Plane::configure`] came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Configured {
@@ -56,8 +66,12 @@ pub(super) struct Plane {
     addresses: Vec<IpAddr>,
     /// Those of them that the interface has: without IPv6 on this system, not all.
     usable: Vec<IpAddr>,
-    overlay: Vec<IpNet>,
+    wanted: Wanted,
+    masquerade: bool,
     routes: Option<Routes>,
+    serving: Serving,
+    /// What of the machine could not be made to serve.
+    troubles: Vec<String>,
     /// Shows the interface to `wg`.
     uapi: Option<JoinHandle<()>>,
     sender: EventSender,
@@ -81,6 +95,7 @@ impl Plane {
         interface: &str,
         settings: &Settings,
         secret: &NodeSecret,
+        state_dir: &Path,
     ) -> Result<(Self, Events), PlaneError> {
         let device = create(interface, settings.workers).await?;
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -95,8 +110,11 @@ impl Plane {
             tunnel: None,
             addresses: Vec::new(),
             usable: Vec::new(),
-            overlay: Vec::new(),
+            wanted: Wanted::default(),
+            masquerade: false,
             routes: None,
+            serving: Serving::new(interface, state_dir),
+            troubles: Vec::new(),
             uapi: None,
             sender: EventSender { sender, queued },
         };
@@ -107,7 +125,8 @@ impl Plane {
     pub(super) async fn configure(
         &mut self,
         addresses: Vec<IpAddr>,
-        overlay: Vec<IpNet>,
+        wanted: Wanted,
+        masquerade: bool,
     ) -> Result<Configured, PlaneError> {
         if addresses.is_empty() {
             self.stop().await;
@@ -119,8 +138,14 @@ impl Plane {
         if self.tunnel.is_none() {
             self.start(addresses).await?;
         }
-        if self.overlay != overlay {
-            self.route(overlay).await;
+        let is_routed = self.wanted.overlay == wanted.overlay || self.route(&wanted.overlay).await;
+        if self.wanted.served != wanted.served || self.masquerade != masquerade || !self.troubles.is_empty() {
+            self.serve(&wanted.served, masquerade).await;
+        }
+        (self.wanted, self.masquerade) = (wanted, masquerade);
+        if !is_routed {
+            // With the next configuration it is tried again.
+            self.wanted.overlay.clear();
         }
         Ok(Configured::Done)
     }
@@ -175,21 +200,41 @@ impl Plane {
         }));
     }
 
-    async fn route(&mut self, overlay: Vec<IpNet>) {
-        if let Some(routes) = self.routes.take() {
-            routes.remove().await;
+    /// Whether everything is routed.
+    async fn route(&mut self, overlay: &[IpNet]) -> bool {
+        let mut routes =
+            match self.routes.take().map_or_else(|| Routes::new(&self.interface, &self.usable, MARK), Ok) {
+                Ok(routes) => routes,
+                Err(error) => {
+                    tracing::error!(%error, "nothing can be routed into the tunnel");
+                    return false;
+                }
+            };
+        let routed = routes.set(overlay).await;
+        self.routes = Some(routes);
+        if let Err(error) = &routed {
+            tracing::error!(%error, "not everything can be routed into the tunnel");
         }
-        match Routes::add(&self.interface, &self.usable, &overlay, MARK).await {
-            Ok(routes) => {
-                self.routes = Some(routes);
-                self.overlay = overlay;
-            }
-            Err(error) => tracing::error!(%error, "the overlay cannot be routed into the tunnel"),
+        routed.is_ok()
+    }
+
+    async fn serve(&mut self, served: &[IpNet], masquerade: bool) {
+        let troubles = self.serving.apply(served, masquerade).await;
+        for trouble in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+            tracing::warn!(trouble, "not all that this node claims is served");
         }
+        self.troubles = troubles;
+    }
+
+    /// What of the machine could not be made to serve, for people.
+    pub(super) fn troubles(&self) -> &[String] {
+        &self.troubles
     }
 
     /// Takes away interface, routes and rules. What was sent before still goes out.
     pub(super) async fn stop(&mut self) {
+        self.serving.end().await;
+        self.troubles.clear();
         if let Some(routes) = self.routes.take() {
             routes.remove().await;
         }
@@ -201,7 +246,7 @@ impl Plane {
         self.device = None;
         self.addresses.clear();
         self.usable.clear();
-        self.overlay.clear();
+        self.wanted = Wanted::default();
         let Some(mut tunnel) = self.tunnel.take() else { return };
         // A status that is being written may hold it for a moment; the last owner's drop ends the thread.
         while let Err(held) = Arc::try_unwrap(tunnel) {

@@ -103,8 +103,10 @@ fn digest(status: &Status) -> u64 {
         (peer.mode as u8, peer.tunnel as u8, peer.path.kind as u8, peer.path.endpoint).hash(&mut hash);
     }
     for claim in &status.claims {
-        (claim.prefix, &claim.active, &claim.candidates, claim.switches).hash(&mut hash);
+        (claim.prefix, &claim.active, &claim.standby, &claim.candidates).hash(&mut hash);
+        (claim.switches, &claim.unused).hash(&mut hash);
     }
+    status.own.claims.hash(&mut hash);
     hash.finish()
 }
 

@@ -11,12 +11,13 @@ mod unsupported;
 use unsupported as system;
 
 pub(crate) use system::{
-    Alarm, LocalListener, LocalStream, NetworkWatch, Routes, StopSignals, UapiListener, boot_time, clean_up,
-    connect_local, connect_uapi, create_new_private_file, create_private_dir, create_private_file, detach,
-    hostname, inherited, interface_index, is_open_to_others, is_own_file, log_to_system, make_private,
-    open_system_log, os_version, prepare_control_socket,
+    Alarm, LocalListener, LocalStream, NetworkWatch, Routes, Serving, StopSignals, UapiListener, boot_time,
+    clean_up, connect_local, connect_uapi, create_new_private_file, create_private_dir, create_private_file,
+    detach, hostname, inherited, interface_index, is_open_to_others, is_own_file, log_to_system,
+    make_private, open_system_log, os_version, prepare_control_socket, recover,
 };
 
+use ipnet::IpNet;
 use std::{io, net::IpAddr, path::PathBuf};
 
 /// Why WireGuard's tools cannot find an interface.
@@ -33,6 +34,8 @@ pub(crate) enum UapiError {
 pub(crate) struct Network {
     /// Of interfaces that are up, sorted; neither loopback, link-local nor our own.
     pub(crate) addresses: Vec<IpAddr>,
+    /// The same, each with the length of its network.
+    pub(crate) networks: Vec<IpNet>,
     /// Where packets to the Internet leave from, IPv4 and IPv6, if they can.
     pub(crate) preferred: [Option<IpAddr>; 2],
 }
@@ -57,6 +60,7 @@ mod tests {
         let parse = |text: &&str| text.parse().unwrap();
         Network {
             addresses: addresses.iter().map(parse).collect(),
+            networks: Vec::new(),
             preferred: [preferred.as_ref().map(parse), None],
         }
     }

@@ -135,14 +135,13 @@ impl NetworkWatch {
 pub(crate) struct Routes(Infallible);
 
 impl Routes {
-    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
-    pub(crate) async fn add(
-        _interface: &str,
-        _addresses: &[IpAddr],
-        _overlay: &[IpNet],
-        _mark: u32,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(_interface: &str, _addresses: &[IpAddr], _mark: u32) -> io::Result<Self> {
         unsupported()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn set(&mut self, _prefixes: &[IpNet]) -> io::Result<()> {
+        match self.0 {}
     }
 
     #[expect(clippy::unused_async, reason = "the same function as on other systems")]
@@ -154,6 +153,27 @@ impl Routes {
 pub(crate) async fn clean_up() -> io::Result<()> {
     unsupported()
 }
+
+/// Nothing is served where no tunnel can be made.
+#[derive(Debug)]
+pub(crate) struct Serving;
+
+impl Serving {
+    pub(crate) fn new(_interface: &str, _directory: &Path) -> Self {
+        Self
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn apply(&mut self, _served: &[IpNet], _masquerade: bool) -> Vec<String> {
+        Vec::new()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn end(&mut self) {}
+}
+
+#[expect(clippy::unused_async, reason = "the same function as on other systems")]
+pub(crate) async fn recover(_directory: &Path) {}
 
 pub(crate) fn prepare_control_socket(_socket: &Socket, _mark: u32) -> io::Result<()> {
     unsupported()

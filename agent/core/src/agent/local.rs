@@ -119,7 +119,11 @@ impl Agent {
         self.netmap = crate::netmap::NetMap::new(self.identity.key, None);
         self.rules = Told::default();
         self.online.clear();
-        self.outputs.push_back(Output::Configure { addresses: Vec::new(), overlay: Vec::new() });
+        self.outputs.push_back(Output::Configure {
+            addresses: Vec::new(),
+            overlay: Vec::new(),
+            served: Vec::new(),
+        });
         self.outputs.push_back(Output::SaveState);
         self.outputs.push_back(Output::SaveMap);
     }
@@ -212,10 +216,10 @@ impl Agent {
             own: self.own_status(now),
             control: self.control_status(now),
             peers: self.netmap.members().map(|(key, member)| self.peer_status(key, member, now)).collect(),
-            claims: Vec::new(),
+            claims: self.claims_status(),
             traffic: None,
             drops: BTreeMap::new(),
-            warnings: self.warnings(now),
+            warnings: [self.warnings(now), self.warnings_of_claims()].concat(),
         }
     }
 
@@ -232,6 +236,7 @@ impl Agent {
             root: self.newest_root(),
             clock_ahead_seconds: self.time.wall_ahead(now),
             draining: self.draining,
+            claims: self.own_claims_status(),
         }
     }
 
@@ -292,7 +297,7 @@ impl Agent {
             tx_packets: 0,
             handshakes: 0,
             drops: BTreeMap::new(),
-            claims: member.membership.claims.clone(),
+            claims: member.granted_claims().iter().map(|claim| claim.prefix).collect(),
         }
     }
 }

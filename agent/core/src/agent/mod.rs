@@ -10,6 +10,7 @@ mod pings;
 mod roots;
 mod rules;
 mod saved;
+mod serving;
 mod session;
 mod standing;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::{
     trusted_time::TrustedTime,
 };
 use gossip::Gossip;
+use ipnet::IpNet;
 use pings::Pings;
 use proto::{
     key::PublicKey,
@@ -111,6 +113,8 @@ pub struct Agent {
     next_probe: u64,
     claims: Claims,
     kept_for_claims: BTreeSet<PublicKey>,
+    /// The machine's addresses, with their networks.
+    networks: Vec<IpNet>,
     /// For our own uptime, which ranks our claims.
     started_at: BootTime,
     expiry_at: Option<BootTime>,
@@ -165,6 +169,7 @@ impl Agent {
             next_probe: 0,
             claims,
             kept_for_claims: BTreeSet::new(),
+            networks: Vec::new(),
             started_at: now,
             expiry_at: None,
             state_saving: Saving::default(),
@@ -327,18 +332,6 @@ impl Agent {
             }
         };
         self.outputs.push_back(output);
-    }
-
-    fn configure_interface(&mut self) {
-        let Some((_, membership)) = &self.membership else { return };
-        self.claims.set_client(membership.node_id);
-        let mut overlay = match self.netmap.network() {
-            Some(network) => vec![network.overlay_v4, network.overlay_v6],
-            None => Vec::new(),
-        };
-        overlay.extend(self.claims.routed());
-        let addresses = membership.addresses.clone();
-        self.outputs.push_back(Output::Configure { addresses, overlay });
     }
 
     fn tunnel(&mut self, command: TunnelCommand) {

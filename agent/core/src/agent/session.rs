@@ -350,7 +350,10 @@ impl Agent {
         if known.is_some_and(|known| known.issued_at > membership.issued_at || is_same(known)) {
             return;
         }
-        let moved = known.is_none_or(|known| known.addresses != membership.addresses);
+        let is_as_before = |known: &Membership| {
+            (&known.addresses, &known.claims) == (&membership.addresses, &membership.claims)
+        };
+        let moved = !known.is_some_and(is_as_before);
         self.membership = Some((signed.to_vec(), membership));
         if moved {
             self.configure_interface();

@@ -9,6 +9,7 @@ mod standing;
 use super::*;
 use crate::claims::ClaimsConfig;
 use crate::{
+    claims::ClaimsConfig,
     config::{ControlConfig, PeerMode},
     io::{Connected, TunnelEvent},
 };

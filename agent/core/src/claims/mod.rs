@@ -48,6 +48,8 @@ pub struct ClaimsConfig {
     pub return_hold: Duration,
     /// A prefix without data for this long is not in use.
     pub idle_timeout: Duration,
+    /// Subnets are used, and not only host addresses.
+    pub accept_routes: bool,
 }
 
 impl Default for ClaimsConfig {
@@ -63,6 +65,7 @@ impl Default for ClaimsConfig {
             preferred_hold: Duration::from_secs(5),
             return_hold: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(300),
+            accept_routes: false,
         }
     }
 }
@@ -152,6 +155,11 @@ impl Claims {
             engaged: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
+    }
+
+    /// Other numbers, for what is judged from now on.
+    pub fn set_config(&mut self, config: ClaimsConfig) {
+        self.config = config;
     }
 
     /// Our own number, once we are a member.

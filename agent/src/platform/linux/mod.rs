@@ -3,9 +3,12 @@
 mod clock;
 mod files;
 mod local;
+mod memory;
+mod nat;
 mod network;
 mod process;
 mod routes;
+mod serving;
 mod uapi;
 
 pub(crate) use clock::{Alarm, boot_time};
@@ -17,4 +20,5 @@ pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
 pub(crate) use process::{StopSignals, detach, hostname, log_to_system, open_system_log, os_version};
 pub(crate) use routes::{Routes, clean_up};
+pub(crate) use serving::{Serving, recover};
 pub(crate) use uapi::{UapiListener, connect_uapi, inherited, interface_index};

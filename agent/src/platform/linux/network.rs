@@ -2,7 +2,12 @@
 
 use crate::platform::Network;
 use futures_util::StreamExt;
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use ipnet::IpNet;
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    net::if_::InterfaceFlags,
+    sys::socket::SockaddrStorage,
+};
 use rtnetlink::MulticastGroup;
 use socket2::Socket;
 use std::{
@@ -74,26 +79,34 @@ impl Drop for NetworkWatch {
 }
 
 fn look(own: &str, mark: u32) -> Network {
-    let mut addresses: Vec<IpAddr> = match getifaddrs() {
+    let mut networks: Vec<IpNet> = match getifaddrs() {
         Ok(interfaces) => interfaces.filter_map(|interface| usable(&interface, own)).collect(),
         Err(error) => {
             tracing::debug!(%error, "interface addresses cannot be listed");
             Vec::new()
         }
     };
-    addresses.sort_unstable();
+    networks.sort_unstable();
+    networks.dedup();
+    let mut addresses: Vec<IpAddr> = networks.iter().map(IpNet::addr).collect();
     addresses.dedup();
-    Network { addresses, preferred: OUTSIDE.map(|outside| way_out(outside, mark).ok()) }
+    Network { addresses, networks, preferred: OUTSIDE.map(|outside| way_out(outside, mark).ok()) }
 }
 
-fn usable(interface: &nix::ifaddrs::InterfaceAddress, own: &str) -> Option<IpAddr> {
+fn usable(interface: &InterfaceAddress, own: &str) -> Option<IpNet> {
     let is_up = interface.flags.contains(InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING);
     if !is_up || interface.flags.contains(InterfaceFlags::IFF_LOOPBACK) || interface.interface_name == own {
         return None;
     }
-    let address = interface.address.as_ref()?;
+    let address = interface.address.as_ref().and_then(ip).filter(is_reachable)?;
+    let mask = interface.netmask.as_ref().and_then(ip);
+    // Where the system tells no mask, it is the address alone.
+    Some(mask.and_then(|mask| IpNet::with_netmask(address, mask).ok()).unwrap_or_else(|| address.into()))
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
-    v4.or_else(|| Some(address.as_sockaddr_in6()?.ip().into())).filter(is_reachable)
+    v4.or_else(|| Some(address.as_sockaddr_in6()?.ip().into()))
 }
 
 fn is_reachable(address: &IpAddr) -> bool {

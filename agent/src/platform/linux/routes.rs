@@ -15,11 +15,11 @@ use rtnetlink::{
     Handle, IpVersion, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        route::{RouteProtocol, RouteScope},
+        route::{RouteMessage, RouteProtocol, RouteScope},
         rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
-use std::{io, net::IpAddr};
+use std::{collections::BTreeSet, io, net::IpAddr};
 use tokio::task::AbortHandle;
 
 /// How `ip rule` and `ip route` name us: proto 72.
@@ -33,7 +33,13 @@ const PRIORITY: u32 = 5_200;
 pub(crate) struct Routes {
     handle: Handle,
     connection: AbortHandle,
+    interface: String,
+    index: u32,
+    /// The own addresses, to send from.
+    addresses: Vec<IpAddr>,
+    mark: u32,
     rules: Vec<RuleMessage>,
+    routed: BTreeSet<IpNet>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,54 +55,66 @@ pub(crate) enum RouteError {
 }
 
 impl Routes {
-    /// Routes the prefixes into `interface`, with the own address of the same family as source. A prefix of a family that we
-    /// have no address of is left out, and so is IPv6 where it cannot be routed. On an error nothing is left behind.
-    pub(crate) async fn add(
-        interface: &str,
-        addresses: &[IpAddr],
-        overlay: &[IpNet],
-        mark: u32,
-    ) -> Result<Self, RouteError> {
+    /// Ready to route into `interface`, with the own address of the same family as source.
+    pub(crate) fn new(interface: &str, addresses: &[IpAddr], mark: u32) -> Result<Self, RouteError> {
         let index = if_nametoindex(interface).map_err(|_| RouteError::NoInterface(interface.to_owned()))?;
         let (handle, connection) = open()?;
-        let mut routes = Self { handle, connection, rules: Vec::new() };
-        for (prefix, source) in
-            overlay.iter().filter_map(|prefix| Some((prefix, source_for(prefix, addresses)?)))
-        {
-            let added = match routes.add_rule(family(source), TABLE_BASE + index, mark).await {
-                Ok(()) => routes.add_route(prefix, source, (interface, index)).await,
-                Err(error) => Err(error),
-            };
-            match added {
-                Ok(()) => {}
-                Err(error) if source.is_ipv6() => tracing::info!(%error, "no IPv6 in the tunnel"),
-                Err(error) => {
-                    routes.remove().await;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(routes)
+        Ok(Self {
+            handle,
+            connection,
+            interface: interface.to_owned(),
+            index,
+            addresses: addresses.to_vec(),
+            mark,
+            rules: Vec::new(),
+            routed: BTreeSet::new(),
+        })
     }
 
-    async fn add_route(
-        &self,
-        prefix: &IpNet,
-        source: IpAddr,
-        (interface, index): (&str, u32),
-    ) -> Result<(), RouteError> {
+    /// Routes these prefixes and no others; a route that stays is not touched. A prefix of a family that we have no address of is left out, and so is IPv6
+    /// where it cannot be routed. After an error the others are routed all the same.
+    pub(crate) async fn set(&mut self, prefixes: &[IpNet]) -> Result<(), RouteError> {
+        let wanted: BTreeSet<IpNet> = prefixes.iter().copied().collect();
+        let mut failed = Ok(());
+        for prefix in wanted.difference(&self.routed.clone()) {
+            let Some(source) = source_for(prefix, &self.addresses) else { continue };
+            match self.add(prefix, source).await {
+                Ok(()) => drop(self.routed.insert(*prefix)),
+                Err(error) if source.is_ipv6() => tracing::info!(%error, "no IPv6 in the tunnel"),
+                Err(error) => failed = Err(error),
+            }
+        }
+        for prefix in self.routed.difference(&wanted).copied().collect::<Vec<_>>() {
+            self.routed.remove(&prefix);
+            let Some(route) = source_for(&prefix, &self.addresses).and_then(|own| self.route(&prefix, own))
+            else {
+                continue;
+            };
+            if let Err(error) = self.handle.route().del(route).execute().await {
+                tracing::debug!(%prefix, %error, "a route was gone already");
+            }
+        }
+        failed
+    }
+
+    async fn add(&mut self, prefix: &IpNet, source: IpAddr) -> Result<(), RouteError> {
+        self.add_rule(family(source), TABLE_BASE + self.index, self.mark).await?;
+        let Some(route) = self.route(prefix, source) else { return Ok(()) };
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(|source| RouteError::Route {
+            prefix: *prefix,
+            interface: self.interface.clone(),
+            source,
+        })
+    }
+
+    fn route(&self, prefix: &IpNet, source: IpAddr) -> Option<RouteMessage> {
         let route = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(prefix.network(), prefix.prefix_len())
-            .and_then(|route| route.pref_source(source));
-        let Ok(route) = route else { return Ok(()) };
-        let route = route
-            .output_interface(index)
-            .table_id(TABLE_BASE + index)
-            .protocol(PROTOCOL)
-            .scope(RouteScope::Link)
-            .build();
-        let added = self.handle.route().add(route).replace().execute().await;
-        added.map_err(|source| RouteError::Route { prefix: *prefix, interface: interface.to_owned(), source })
+            .and_then(|route| route.pref_source(source))
+            .ok()?;
+        let route = route.output_interface(self.index).table_id(TABLE_BASE + self.index);
+        Some(route.protocol(PROTOCOL).scope(RouteScope::Link).build())
     }
 
     /// One rule for each family.
@@ -160,7 +178,7 @@ fn is_stale(rule: &RuleMessage, tables: &[u32]) -> bool {
     ours && !rule.attributes.iter().any(has_interface)
 }
 
-fn open() -> io::Result<(Handle, AbortHandle)> {
+pub(super) fn open() -> io::Result<(Handle, AbortHandle)> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     Ok((handle, tokio::spawn(connection).abort_handle()))
 }

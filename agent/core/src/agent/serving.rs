@@ -1,0 +1,159 @@
+//! What this node serves for others, and what it routes to those who serve: addresses and routes of the interface follow from the certificate, the map, who is active, and the networks of
+//! the machine.
+
+use super::Agent;
+use crate::{
+    claims::{ClaimStatus, ClaimsConfig},
+    io::Output,
+    routing::{Obstacle, Surroundings, is_host},
+    status,
+    time::BootTime,
+};
+use ipnet::IpNet;
+use proto::{claim::Claim, key::PublicKey, statement::Membership};
+
+impl Agent {
+    /// What this node claims from now on.
+    pub fn set_claims(&mut self, claims: Vec<Claim>, now: BootTime) {
+        self.advance(now);
+        self.config.facts.claims = claims;
+        self.configure_interface();
+        self.endpoints_changes += 1;
+        self.tell_endpoints();
+    }
+
+    /// How claims of others are used.
+    pub fn set_claims_config(&mut self, config: ClaimsConfig, now: BootTime) {
+        self.advance(now);
+        self.config.claims = config.clone();
+        self.claims.set_config(config);
+        self.configure_interface();
+    }
+
+    /// The addresses of the machine's interfaces but the tunnel's, each with the length of its network.
+    pub fn handle_networks(&mut self, networks: Vec<IpNet>, now: BootTime) {
+        self.advance(now);
+        if self.networks != networks {
+            self.networks = networks;
+            self.configure_interface();
+        }
+    }
+
+    pub(super) fn configure_interface(&mut self) {
+        let Some((_, membership)) = &self.membership else { return };
+        let (node, addresses) = (membership.node_id, membership.addresses.clone());
+        self.claims.set_client(node);
+        let served = self.served();
+        let mut overlay = self.overlay();
+        let routed: Vec<IpNet> =
+            self.claims.routed().filter(|prefix| self.obstacle(prefix, &served).is_none()).collect();
+        overlay.extend(routed);
+        self.put_configure(Output::Configure { addresses, overlay, served });
+    }
+
+    /// Takes the place of one that was not done yet: a whole map brings many.
+    fn put_configure(&mut self, configure: Output) {
+        let is_configure = |output: &&mut Output| matches!(output, Output::Configure { addresses, .. } if !addresses.is_empty());
+        match self.outputs.iter_mut().rev().find(is_configure) {
+            Some(waiting) => *waiting = configure,
+            None => self.outputs.push_back(configure),
+        }
+    }
+
+    fn overlay(&self) -> Vec<IpNet> {
+        let network = self.netmap.network();
+        network.map_or_else(Vec::new, |network| vec![network.overlay_v4, network.overlay_v6])
+    }
+
+    fn obstacle(&self, prefix: &IpNet, served: &[IpNet]) -> Option<Obstacle> {
+        let surroundings = Surroundings {
+            overlay: &self.overlay(),
+            served,
+            connected: &self.networks,
+            accept_routes: self.config.claims.accept_routes,
+        };
+        surroundings.obstacle(prefix)
+    }
+
+    /// Own claims that are granted.
+    fn served(&self) -> Vec<IpNet> {
+        let claims = self.config.facts.claims.iter();
+        claims.filter(|claim| self.refusal(claim).is_none()).map(|claim| claim.prefix).collect()
+    }
+
+    /// Why an own claim is not served, for people.
+    fn refusal(&self, claim: &Claim) -> Option<String> {
+        let prefix = claim.prefix;
+        let Some((_, Membership { claims, addresses, .. })) = &self.membership else {
+            return Some("this node is not enrolled".to_owned());
+        };
+        if let Some(overlay) = self.overlay().into_iter().find(|overlay| prefix.contains(overlay)) {
+            return Some(format!("it covers the whole overlay, {overlay}"));
+        }
+        if is_host(&prefix) && addresses.contains(&prefix.addr()) {
+            return Some("it is this node's own address, which nobody can share".to_owned());
+        }
+        (!claims.iter().any(|grant| grant.contains(&prefix))).then(|| {
+            let name = &self.config.facts.hostname;
+            format!("not granted: run `server node allow-claim {name} {prefix}` on a server")
+        })
+    }
+
+    pub(super) fn own_claims_status(&self) -> Vec<status::OwnClaim> {
+        let claims = self.config.facts.claims.iter().map(|claim| {
+            let reason = self.refusal(claim);
+            let state = match reason {
+                Some(_) => status::OwnClaimState::Refused,
+                None => status::OwnClaimState::Served,
+            };
+            status::OwnClaim { prefix: claim.prefix, priority: claim.priority, state, reason }
+        });
+        claims.collect()
+    }
+
+    pub(super) fn claims_status(&self) -> Vec<status::Claim> {
+        let served = self.served();
+        let name = |key: &PublicKey| self.name_of(key).map_or_else(|| key.short(), str::to_owned);
+        let claims = self.claims.status().into_iter();
+        claims
+            .map(|ClaimStatus { prefix, active, standby, candidates, switches }| status::Claim {
+                prefix,
+                active: active.as_ref().map(name),
+                standby: standby.as_ref().map(name),
+                candidates: candidates.iter().map(name).collect(),
+                switches,
+                unused: self.obstacle(&prefix, &served).and_then(unused),
+            })
+            .collect()
+    }
+
+    /// Subnets that are asked for and yet not used.
+    pub(super) fn warnings_of_claims(&self) -> Vec<String> {
+        let served = self.served();
+        let warning = |prefix: IpNet| match self.obstacle(&prefix, &served)? {
+            Obstacle::Connected(own) if is_host(&prefix) || self.config.claims.accept_routes => {
+                let active = self.claims.active(&prefix)?;
+                let name = self.name_of(&active).map_or_else(|| active.short(), str::to_owned);
+                Some(format!("{prefix}, which {name} claims, is not used: this machine is itself in {own}"))
+            }
+            Obstacle::CoversOverlay => {
+                Some(format!("{prefix}, which another node claims, is not used: it covers the whole overlay"))
+            }
+            Obstacle::Connected(_) | Obstacle::WithinOverlay | Obstacle::Served | Obstacle::NotAccepted => {
+                None
+            }
+        };
+        self.claims.routed().filter_map(warning).collect()
+    }
+}
+
+/// For people; what lies in the overlay is used.
+fn unused(obstacle: Obstacle) -> Option<String> {
+    match obstacle {
+        Obstacle::WithinOverlay => None,
+        Obstacle::CoversOverlay => Some("it covers the whole overlay".to_owned()),
+        Obstacle::Served => Some("this node serves it itself".to_owned()),
+        Obstacle::Connected(own) => Some(format!("this machine is itself in {own}")),
+        Obstacle::NotAccepted => Some("subnets are used with --accept-routes".to_owned()),
+    }
+}

@@ -1,0 +1,140 @@
+//! A prefix to claim, as people write it: `10.1.0.0/24`, `10.99.0.1@100`; `none` takes back what was claimed before.
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+use std::{fmt, net::IpAddr, str::FromStr};
+
+/// One entry of `--claim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClaimRule {
+    None,
+    Prefix { prefix: IpNet, priority: u16 },
+}
+
+impl FromStr for ClaimRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let (prefix, priority) = match text.split_once('@') {
+            Some((prefix, priority)) => (prefix, priority_of(priority)?),
+            None => (text, 0),
+        };
+        Ok(Self::Prefix { prefix: prefix_of(prefix)?, priority })
+    }
+}
+
+fn priority_of(text: &str) -> Result<u16, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is no priority: a number from 0 to 65535, the higher the better"))
+}
+
+fn prefix_of(text: &str) -> Result<IpNet, String> {
+    let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let prefix = parsed.map_err(|_| format!("{text:?} is no prefix: write 10.1.0.0/24 or 10.99.0.1"))?;
+    let address = IpNet::from(prefix.addr());
+    if prefix.prefix_len() == 0 {
+        return Err(format!(
+            "{prefix} is every address, which only an exit node could serve, and there are none: claim the networks behind this node"
+        ));
+    }
+    if prefix != prefix.trunc() {
+        return Err(format!(
+            "{prefix} has bits set behind its length: {} or {address} is meant",
+            prefix.trunc()
+        ));
+    }
+    match unusual(&prefix) {
+        Some(kind) => Err(format!("{prefix} cannot be claimed: {kind}")),
+        None => Ok(prefix),
+    }
+}
+
+/// What no node can serve for others.
+fn unusual(prefix: &IpNet) -> Option<&'static str> {
+    const KINDS: [(&str, &str); 10] = [
+        ("0.0.0.0/8", "it is unspecified"),
+        ("127.0.0.0/8", "loopback addresses are each machine's own"),
+        ("169.254.0.0/16", "link-local addresses are not routed"),
+        ("224.0.0.0/4", "multicast is not routed"),
+        ("255.255.255.255/32", "it is the broadcast address"),
+        ("::/128", "it is unspecified"),
+        ("::1/128", "loopback addresses are each machine's own"),
+        ("::ffff:0:0/96", "write it as an IPv4 prefix"),
+        ("fe80::/10", "link-local addresses are not routed"),
+        ("ff00::/8", "multicast is not routed"),
+    ];
+    let overlaps = |kind: &str| {
+        let kind: IpNet = kind.parse().expect("the prefixes above are prefixes");
+        kind.contains(prefix) || prefix.contains(&kind)
+    };
+    KINDS.iter().find(|(kind, _)| overlaps(kind)).map(|(_, why)| *why)
+}
+
+impl fmt::Display for ClaimRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Prefix { prefix, priority: 0 } => prefix.fmt(f),
+            Self::Prefix { prefix, priority } => write!(f, "{prefix}@{priority}"),
+        }
+    }
+}
+
+impl Serialize for ClaimRule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_or_an_address_may_have_a_priority() {
+        for (text, written) in [
+            ("10.1.0.0/24", "10.1.0.0/24"),
+            ("10.99.0.1", "10.99.0.1/32"),
+            (" fd00::1@65535 ", "fd00::1/128@65535"),
+            ("10.99.0.1/32@0", "10.99.0.1/32"),
+            ("none", "none"),
+        ] {
+            let rule: ClaimRule = text.parse().unwrap();
+            assert_eq!(rule.to_string(), written);
+            assert_eq!(written.parse(), Ok(rule));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_claimed_is_refused_with_its_reason() {
+        for (text, reason) in [
+            ("", "no prefix"),
+            ("lan", "no prefix"),
+            ("10.1.0.0/33", "no prefix"),
+            ("10.1.0.7/24", "10.1.0.0/24 or 10.1.0.7/32 is meant"),
+            ("10.1.0.0/24@", "no priority"),
+            ("10.1.0.0/24@-1", "no priority"),
+            ("10.1.0.0/24@65536", "no priority"),
+            ("0.0.0.0/0", "exit node"),
+            ("::/0", "exit node"),
+            ("0.0.0.0", "unspecified"),
+            ("::", "unspecified"),
+            ("127.0.0.1", "loopback"),
+            ("::1", "loopback"),
+            ("126.0.0.0/7", "loopback"),
+            ("169.254.1.0/24", "link-local"),
+            ("fe80::/64", "link-local"),
+            ("224.0.0.1", "multicast"),
+            ("ff02::1", "multicast"),
+            ("255.255.255.255", "broadcast"),
+            ("::ffff:10.0.0.0/104", "IPv4"),
+        ] {
+            let error = text.parse::<ClaimRule>().unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+}
