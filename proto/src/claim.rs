@@ -55,16 +55,14 @@ impl Claim {
             special.is_some_and(|special| special.contains(prefix) || prefix.contains(&special))
         };
         let any = |texts: [&str; 2]| texts.into_iter().any(overlaps);
-        match prefix {
-            _ if prefix.prefix_len() == 0 => Err(Unclaimable::Everything(*prefix)),
-            _ if any(["127.0.0.0/8", "::1/128"]) => Err(Unclaimable::Loopback(*prefix)),
-            _ if any(["224.0.0.0/4", "ff00::/8"]) => Err(Unclaimable::Multicast(*prefix)),
-            _ if any(["169.254.0.0/16", "fe80::/10"]) => Err(Unclaimable::LinkLocal(*prefix)),
-            _ if any(["0.0.0.0/8", "::/128"]) || overlaps("240.0.0.0/4") => {
-                Err(Unclaimable::Unspecified(*prefix))
-            }
-            _ => Ok(()),
-        }
+        let cases = [
+            (prefix.prefix_len() == 0, Unclaimable::Everything(*prefix)),
+            (any(["127.0.0.0/8", "::1/128"]), Unclaimable::Loopback(*prefix)),
+            (any(["224.0.0.0/4", "ff00::/8"]), Unclaimable::Multicast(*prefix)),
+            (any(["169.254.0.0/16", "fe80::/10"]), Unclaimable::LinkLocal(*prefix)),
+            (any(["0.0.0.0/8", "::/128"]) || overlaps("240.0.0.0/4"), Unclaimable::Unspecified(*prefix)),
+        ];
+        cases.into_iter().find(|(is_it, _)| *is_it).map_or(Ok(()), |(_, why)| Err(why))
     }
 
     pub(crate) fn to_wire(self) -> wire::Claim {

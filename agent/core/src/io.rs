@@ -19,6 +19,7 @@ pub struct ConnId(pub u64);
 
 /// What the driver must do.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "few wait at a time, and messages are most of them")]
 pub enum Output {
     /// Look the host of the URL up; report [`handle_resolved`](crate::Agent::handle_resolved).
     Resolve(ServerUrl),

