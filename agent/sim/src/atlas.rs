@@ -1,7 +1,8 @@
 //! Everything the servers know, as of one version: the objects of every map. An agent's map is all of them but its own entry.
 
-use crate::{members, rules::Policy};
+use crate::{claims::Claimed, members, rules::Policy};
 use proto::{
+    claim::Claim,
     key::PublicKey,
     map::{Content, ContentHash, Delta, Map, MapDigest, MapVersion, Network, Object, ObjectId, Peer},
     receipt::{Mark, Receipt},
@@ -10,7 +11,7 @@ use proto::{
     time::UnixTime,
     wire::ObjectKind,
 };
-use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, rc::Rc, time::Duration};
 
 /// A version of everything.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +28,7 @@ pub(crate) struct Atlas {
     pub(crate) newest_root: usize,
     /// Of certificates; `None`: they never end.
     lifetime: Option<Duration>,
+    claims: Rc<[Claimed]>,
 }
 
 /// A node.
@@ -37,6 +39,8 @@ struct Known {
     certificate: Certificate,
     /// The newest root that it keeps, as it said.
     confirmed: usize,
+    /// It claims nothing for now.
+    is_withdrawn: bool,
 }
 
 /// A node's certificate, by what makes it another.
@@ -64,6 +68,8 @@ pub(crate) enum Change {
     Remove(usize),
     /// Its certificate is given out anew.
     Renew(usize),
+    /// It claims nothing any more, or again what it may.
+    Withdraw(usize, bool),
     /// The next root.
     Rotate,
     /// The next that is under a former root is signed anew.
@@ -76,8 +82,9 @@ pub(crate) enum Change {
 }
 
 impl Atlas {
-    pub(crate) fn first(lifetime: Option<Duration>) -> Self {
-        let mut atlas = Self { version: MapVersion { epoch: 1, revision: 1 }, lifetime, ..Self::default() };
+    pub(crate) fn first(lifetime: Option<Duration>, claims: Rc<[Claimed]>) -> Self {
+        let version = MapVersion { epoch: 1, revision: 1 };
+        let mut atlas = Self { version, lifetime, claims, ..Self::default() };
         put(&mut atlas.map, &Content::Network(network()), Vec::new());
         atlas.put_policy(Policy::Network);
         atlas
@@ -98,6 +105,9 @@ impl Atlas {
             Change::Renew(agent) => {
                 let certificate = Certificate { root: next.newest_root, issued_at: at };
                 next.change(*agent, |node| node.certificate = certificate);
+            }
+            Change::Withdraw(agent, is_withdrawn) => {
+                next.change(*agent, |node| node.is_withdrawn = *is_withdrawn);
             }
             Change::Rotate => next.newest_root += 1,
             Change::SignAnew => next.sign_anew(),
@@ -126,7 +136,7 @@ impl Atlas {
         let issued_at = if self.lifetime.is_some() { at } else { members::FOUNDED };
         let certificate = Certificate { root: self.newest_root, issued_at };
         let (name, endpoints, confirmed) = (format!("agent{agent}"), Vec::new(), self.first_root);
-        self.put_node(agent, Known { name, endpoints, certificate, confirmed });
+        self.put_node(agent, Known { name, endpoints, certificate, confirmed, is_withdrawn: false });
     }
 
     fn change(&mut self, agent: usize, change: impl FnOnce(&mut Known)) {
@@ -147,7 +157,7 @@ impl Atlas {
             agent_version: String::new(),
             expires_at: None,
             ephemeral: false,
-            claims: Vec::new(),
+            claims: if node.is_withdrawn { Vec::new() } else { self.claims_of(agent) },
         };
         put(&mut self.map, &Content::Peer(peer), member.key.0.to_vec());
         self.nodes.insert(member.key, node);
@@ -225,7 +235,25 @@ impl Atlas {
     }
 
     pub(crate) fn signed(&self, agent: usize, certificate: Certificate) -> Vec<u8> {
-        members::certificate(agent, certificate.root, certificate.issued_at, self.lifetime)
+        let of = self.claims.iter().filter(|claimed| claimed.agent == agent && claimed.is_granted);
+        let claims = of.map(|claimed| claimed.claim.prefix).collect();
+        members::certificate(agent, certificate.root, certificate.issued_at, self.lifetime, claims)
+    }
+
+    /// What a node wants to serve.
+    fn claims_of(&self, agent: usize) -> Vec<Claim> {
+        let mut claims: Vec<Claim> = self
+            .claims
+            .iter()
+            .filter(|claimed| claimed.agent == agent)
+            .map(|claimed| claimed.claim)
+            .collect();
+        claims.sort();
+        claims
+    }
+
+    pub(crate) fn is_withdrawn(&self, agent: usize) -> bool {
+        self.nodes.get(&members::of(agent).key).is_some_and(|node| node.is_withdrawn)
     }
 
     pub(crate) fn lifetime(&self) -> Option<Duration> {

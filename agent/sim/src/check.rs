@@ -11,6 +11,7 @@
 //! 9. Nobody is left behind on a root that is trusted no more; who is served believes the newest, and after everything is healed nothing needs a former one (`roots`).
 //! 10. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
 //! 11. Who is served lets in whom the newest rules allow, and nobody else, soon after they change; requests that they allow as before go on to be answered (`rules`).
+//! 12. Prefixes go to who was granted them, and lead somewhere (`claims`).
 
 use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
@@ -20,6 +21,8 @@ use std::time::Duration;
 pub(crate) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Steps (an output, a deadline) of one agent in a second. Dials are 20 a second at most, each with its end; a dozen peers wake at once now and then.
 const MAX_STEPS: u32 = 250;
+/// .. and where prefixes are shared, five are asked at once for each silence, each with a deadline and a miss.
+const MAX_PROBED: u32 = 5 * 3;
 /// Machines' and sessions' parts, for up to 16 agents and 4 servers; signals are remembered up to 1024.
 const MAX_LOAD: usize = 1024 + 200;
 /// A standby counts once it was asked for life: it is every 10 s.
@@ -52,8 +55,10 @@ impl World {
             (watch.second, watch.steps) = (second, 0);
         }
         watch.steps += 1;
-        if watch.steps > MAX_STEPS {
-            self.fail(&format!("agent {at} spins: {MAX_STEPS} steps in one second"));
+        let probes = (1000 / self.nodes[at].config.claims.probe_interval.as_millis().max(1)) as u32;
+        let max = MAX_STEPS + if self.claims.is_empty() { 0 } else { probes * MAX_PROBED };
+        if self.nodes[at].watch.steps > max {
+            self.fail(&format!("agent {at} spins: more than {max} steps in one second"));
         }
     }
 
@@ -75,6 +80,7 @@ impl World {
             self.check_flow(flow);
         }
         self.check_gossip();
+        self.check_claims();
     }
 
     fn watch_service(&mut self, at: usize) {

@@ -1,6 +1,9 @@
 //! What the servers share: the newest version of everything, and which server serves whom.
 
-use crate::atlas::{Atlas, Change};
+use crate::{
+    atlas::{Atlas, Change},
+    claims::Claimed,
+};
 use agent_core::BootTime;
 use proto::{map::MapVersion, receipt::Mark, session::SessionNumber, statement::NodeId, time::UnixTime};
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
@@ -30,8 +33,8 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    pub(crate) fn new(servers: usize, lifetime: Option<Duration>) -> Self {
-        let head = Rc::new(Atlas::first(lifetime));
+    pub(crate) fn new(servers: usize, lifetime: Option<Duration>, claims: &[Claimed]) -> Self {
+        let head = Rc::new(Atlas::first(lifetime, claims.into()));
         let log = BTreeMap::from([(head.version, head.mark)]);
         Self {
             copy: (head.clone(), log.clone()),

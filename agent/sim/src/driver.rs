@@ -7,7 +7,10 @@ use crate::{
     tunnel::{Body, Effect, Tunnel},
     world::World,
 };
-use agent_core::{Agent, BootTime, Identity, Notice, Output, cache, io::TunnelEvent};
+use agent_core::{
+    Agent, BootTime, Identity, Notice, Output, cache,
+    io::{TunnelCommand, TunnelEvent},
+};
 use proto::{map::MapVersion, root::Fingerprint, server_url::ServerUrl, session::AgentMessage};
 use std::{net::SocketAddr, time::Duration};
 
@@ -35,6 +38,8 @@ impl World {
         node.tunnel.clock_ahead_s = node.clock_ahead_s;
         let agent = Agent::new(node.config.clone(), identity, node.saved.clone(), cached, seed, now);
         node.agent = Some(agent);
+        node.told.active.clear();
+        (node.told.switches, node.told.messages) = (0, 0);
         node.watch.steady_since = now;
         node.watch.launched_at = now;
         // What was not written before the kill is seen anew.
@@ -52,6 +57,8 @@ impl World {
         node.agent = None;
         node.wake_at = None;
         node.is_ticking = false;
+        node.look_at = None;
+        node.is_leaving = false;
         node.life += 1;
         let (life, streams) = (node.life, std::mem::take(&mut node.streams));
         for id in streams.into_values() {
@@ -142,8 +149,10 @@ impl World {
             Output::Configure { .. } => {}
             Output::Tunnel(command) => {
                 self.note_command(at, &command);
-                let now = self.now;
-                self.nodes[at].tunnel.command(command, now);
+                self.check_prefixes(at, &command);
+                let (now, node) = (self.now, &mut self.nodes[at]);
+                node.told.messages += u64::from(matches!(command, TunnelCommand::Message { .. }));
+                node.tunnel.command(command, now);
                 self.effects(at);
             }
             Output::SaveMap => self.nodes[at].save_map(),
@@ -202,12 +211,9 @@ impl World {
                     self.note_down(at, members::agent_of(key));
                 }
             }
+            Notice::Claim { prefix, active, before } => self.on_claim(at, *prefix, *active, *before),
             Notice::Refused(_) => self.nodes[at].is_refused = true,
-            Notice::Unserved
-            | Notice::MapChanged { .. }
-            | Notice::Enrolled
-            | Notice::Claim { .. }
-            | Notice::Pong { .. } => {}
+            Notice::Unserved | Notice::MapChanged { .. } | Notice::Enrolled | Notice::Pong { .. } => {}
         }
     }
 
@@ -235,6 +241,8 @@ impl World {
 
     /// Does what the data plane asks.
     pub(crate) fn effects(&mut self, at: usize) {
+        let now = self.now;
+        self.nodes[at].tunnel.look(now);
         for effect in std::mem::take(&mut self.nodes[at].tunnel.effects) {
             match effect {
                 Effect::Send(datagram) => self.send_datagram(at, datagram.to, datagram.body),
@@ -245,11 +253,32 @@ impl World {
                 Effect::Deliver(from, packet) => self.on_delivered(at, members::agent_of(&from), packet),
             }
         }
+        self.look_later(at);
         let node = &mut self.nodes[at];
         if !node.is_ticking && node.tunnel.is_busy() {
             node.is_ticking = true;
             let life = node.life;
             self.queue.push(self.now + Duration::from_secs(1), Event::Tick { agent: at, life });
+        }
+    }
+
+    /// Every packet moves the deadline: one look stands for all until then.
+    fn look_later(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let Some(look_at) = node.tunnel.look_at() else { return };
+        if node.look_at.is_none_or(|known| look_at < known) {
+            node.look_at = Some(look_at);
+            self.queue.push(look_at, Event::Look { agent: at, life: node.life });
+        }
+    }
+
+    pub(crate) fn on_look(&mut self, at: usize, life: u32) {
+        let node = &mut self.nodes[at];
+        if node.life == life && node.look_at == Some(self.now) {
+            node.look_at = None;
+            if !node.asleep {
+                self.effects(at);
+            }
         }
     }
 

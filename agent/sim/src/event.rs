@@ -87,6 +87,13 @@ pub(crate) enum Event {
     },
     /// Traffic from one agent to another.
     Flow(usize),
+    /// .. and from one to a shared address.
+    Call(usize),
+    /// An agent's data plane looks at those that it watches.
+    Look {
+        agent: usize,
+        life: u32,
+    },
     Fault(Fault),
     Check,
 }

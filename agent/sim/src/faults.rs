@@ -1,7 +1,7 @@
 //! What can go wrong, and what sets it right again.
 
 use crate::{atlas::Change, members, network::Host, rules::Policy, world::World};
-use agent_core::BootTime;
+use agent_core::{Agent, BootTime};
 use proto::time::UnixTime;
 use std::time::Duration;
 
@@ -26,9 +26,14 @@ pub enum Fault {
     /// .. or each packet with this probability.
     Loss(Host, f64),
     Latency(Host, Duration),
+    /// What a machine sends is that much later than what it gets.
+    LatencyOut(Host, Duration),
     Heal(Host),
     Partition(Host, Host),
     Join(Host, Host),
+    /// What the first sends to the second is lost.
+    Block(Host, Host),
+    Unblock(Host, Host),
     /// Another machine answers at a server's address.
     Route {
         address_of: usize,
@@ -39,6 +44,11 @@ pub enum Fault {
     Launch(usize),
     Sleep(usize),
     WakeUp(usize),
+    /// The agent tells its peers that it goes, and goes on until it is stopped.
+    Leave(usize),
+    /// A node claims nothing any more, or again what it may.
+    Withdraw(usize),
+    Claim(usize),
     /// The agent's machine gets another address.
     Move(usize),
     /// Its wall clock is set, seconds ahead of the truth.
@@ -82,14 +92,23 @@ impl World {
             Fault::DropOut(host) => self.network.link_mut(host).drops_out = true,
             Fault::Loss(host, loss) => self.network.lose(host, loss),
             Fault::Latency(host, latency) => self.network.link_mut(host).latency = latency,
+            Fault::LatencyOut(host, more) => self.network.link_mut(host).latency_out = more,
             Fault::Heal(host) => self.network.link_mut(host).heal(),
             Fault::Partition(one, other) => drop(self.network.partitions.insert((one, other))),
             Fault::Join(one, other) => drop(self.network.partitions.remove(&(one, other))),
+            Fault::Block(from, to) => drop(self.network.blocked.insert((from, to))),
+            Fault::Unblock(from, to) => drop(self.network.blocked.remove(&(from, to))),
             Fault::Route { address_of, to } => self.routes.set(members::server_addr(address_of), to),
             Fault::Stop(agent) => self.stop_agent(agent),
             Fault::Launch(agent) => self.launch_agent(agent),
             Fault::Sleep(agent) => self.sleep(agent),
             Fault::WakeUp(agent) => self.wake_up(agent),
+            Fault::Leave(agent) => self.leave(agent),
+            Fault::Withdraw(agent) => self.write_if_possible(&Change::Withdraw(agent, true)),
+            Fault::Claim(agent) if self.database.head.is_withdrawn(agent) => {
+                self.write_if_possible(&Change::Withdraw(agent, false));
+            }
+            Fault::Claim(_) => {}
             Fault::Move(agent) => self.move_agent(agent),
             Fault::WallClock(agent, ahead_s) => self.set_wall_clock(agent, ahead_s),
             Fault::Rename(agent) => self.rename(agent),
@@ -132,6 +151,7 @@ impl World {
             | Change::Remove(agent)
             | Change::Endpoints(agent, _)
             | Change::Renew(agent)
+            | Change::Withdraw(agent, _)
             | Change::Confirm(agent, _) => known(agent),
             Change::Unseen | Change::Enrol(_) | Change::SignAnew | Change::Rules(_) => true,
             Change::Rotate => self.database.head.may_rotate(),
@@ -151,6 +171,11 @@ impl World {
         self.nodes[agent].asleep = false;
         self.disturb(agent, false);
         self.input(agent, |a, now| a.handle_network_changed(now));
+    }
+
+    fn leave(&mut self, agent: usize) {
+        self.nodes[agent].is_leaving = true;
+        self.input(agent, Agent::drain);
     }
 
     fn move_agent(&mut self, agent: usize) {
@@ -176,6 +201,7 @@ impl World {
     /// Everything is set right.
     pub fn heal(&mut self) {
         self.network.partitions.clear();
+        self.network.blocked.clear();
         let agents = (0..self.nodes.len()).map(Host::Agent);
         let hosts: Vec<Host> = agents.chain((0..self.servers.len()).map(Host::Server)).collect();
         hosts.into_iter().for_each(|host| self.apply(&Fault::Heal(host)));
@@ -194,8 +220,12 @@ impl World {
             }
         }
         for agent in 0..self.nodes.len() {
+            self.apply(&Fault::Claim(agent));
             if self.nodes[agent].asleep {
                 self.apply(&Fault::WakeUp(agent));
+            }
+            if self.nodes[agent].is_leaving {
+                self.apply(&Fault::Stop(agent));
             }
             self.apply(&Fault::Launch(agent));
         }

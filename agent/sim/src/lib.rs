@@ -8,7 +8,9 @@
 //! list of faults; scenarios apply single [`Fault`]s and measure.
 
 mod atlas;
+mod callers;
 mod check;
+mod claims;
 mod database;
 mod driver;
 mod event;
@@ -18,6 +20,7 @@ mod members;
 mod network;
 mod news;
 mod node;
+mod prefixes;
 mod roots;
 mod routes;
 mod rules;
@@ -29,8 +32,10 @@ mod stream;
 mod trace;
 mod traffic;
 mod tunnel;
+mod watch;
 mod world;
 
+pub use claims::Claimed;
 pub use faults::Fault;
 pub use network::Host;
 pub use rules::Policy;

@@ -1,5 +1,6 @@
 //! The nodes that may take part, the roots of their cluster, and what those sign.
 
+use ipnet::IpNet;
 use proto::{
     key::PublicKey,
     map::MapVersion,
@@ -70,13 +71,14 @@ pub(crate) fn certificate(
     root: usize,
     issued_at: UnixTime,
     lifetime: Option<Duration>,
+    claims: Vec<IpNet>,
 ) -> Vec<u8> {
     let member = of(agent);
     let membership = Membership {
         node_id: member.node,
         node_key: member.key,
         addresses: vec![member.address],
-        claims: Vec::new(),
+        claims,
         issued_at,
         not_after: lifetime.map(|lifetime| issued_at.saturating_add(lifetime)),
     };

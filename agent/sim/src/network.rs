@@ -23,13 +23,16 @@ pub(crate) struct Link {
     pub(crate) drops_out: bool,
     /// Probability that a packet is lost.
     pub(crate) loss: f64,
-    /// From the machine to the core.
+    /// From the machine to the core, or from there to the machine.
     pub(crate) latency: Duration,
+    /// From the machine to the core, that much more.
+    pub(crate) latency_out: Duration,
 }
 
 impl Link {
     pub(crate) fn heal(&mut self) {
-        *self = Self { cut: false, drops_in: false, drops_out: false, loss: 0.0, latency: self.latency };
+        let Self { latency, latency_out, .. } = *self;
+        *self = Self { cut: false, drops_in: false, drops_out: false, loss: 0.0, latency, latency_out };
     }
 
     fn is_clean(&self) -> bool {
@@ -43,6 +46,8 @@ pub(crate) struct Network {
     agents: Vec<Link>,
     servers: Vec<Link>,
     pub(crate) partitions: BTreeSet<(Host, Host)>,
+    /// What one sends to the other is lost.
+    pub(crate) blocked: BTreeSet<(Host, Host)>,
     /// Some link lost packets at random at some time.
     pub(crate) was_lossy: bool,
     rng: Pcg32,
@@ -57,9 +62,10 @@ impl Network {
             drops_out: false,
             loss: 0.0,
             latency: latency.mul_f64(rng.random_range(0.5..=1.5)),
+            latency_out: Duration::ZERO,
         };
         let (agents, servers) = ((0..agents).map(&mut link).collect(), (0..servers).map(&mut link).collect());
-        Self { agents, servers, partitions: BTreeSet::new(), was_lossy: false, rng }
+        Self { agents, servers, partitions: BTreeSet::new(), blocked: BTreeSet::new(), was_lossy: false, rng }
     }
 
     pub(crate) fn link(&self, host: Host) -> &Link {
@@ -84,13 +90,17 @@ impl Network {
     /// Whether a packet that is not lost by chance arrives.
     pub(crate) fn passes(&self, from: Host, to: Host) -> bool {
         let (out, into) = (self.link(from), self.link(to));
-        let open = !out.cut && !out.drops_out && !into.cut && !into.drops_in;
+        let open =
+            !out.cut && !out.drops_out && !into.cut && !into.drops_in && !self.blocked.contains(&(from, to));
         open && !self.partitions.contains(&(from, to)) && !self.partitions.contains(&(to, from))
     }
 
     /// Nothing is lost between the two, in either direction.
     pub(crate) fn is_clean(&self, one: Host, other: Host) -> bool {
-        self.link(one).is_clean() && self.link(other).is_clean() && self.passes(one, other)
+        self.link(one).is_clean()
+            && self.link(other).is_clean()
+            && self.passes(one, other)
+            && self.passes(other, one)
     }
 
     /// When a datagram arrives, if it does.
@@ -119,7 +129,7 @@ impl Network {
     }
 
     fn delay(&mut self, from: Host, to: Host) -> Duration {
-        let base = self.link(from).latency + self.link(to).latency;
+        let base = self.link(from).latency + self.link(from).latency_out + self.link(to).latency;
         base.mul_f64(self.rng.random_range(1.0..=1.2))
     }
 }

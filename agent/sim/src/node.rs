@@ -2,7 +2,8 @@
 
 use crate::{members, stream::StreamId, tunnel::Tunnel};
 use agent_core::{Agent, BootTime, Config, ConnId, Saved};
-use proto::{map::MapVersion, server_url::ServerUrl};
+use ipnet::IpNet;
+use proto::{key::PublicKey, map::MapVersion, server_url::ServerUrl};
 use std::{collections::BTreeMap, net::SocketAddr};
 
 #[derive(Debug)]
@@ -20,10 +21,14 @@ pub(crate) struct Node {
     pub(crate) clock_ahead_s: i64,
     pub(crate) tunnel: Tunnel,
     pub(crate) is_ticking: bool,
+    /// When its data plane looks at those that it watches, at the latest.
+    pub(crate) look_at: Option<BootTime>,
     pub(crate) wake_at: Option<BootTime>,
     pub(crate) streams: BTreeMap<ConnId, StreamId>,
     /// Servers refuse it, and it believes them.
     pub(crate) is_refused: bool,
+    /// It told its peers that it goes.
+    pub(crate) is_leaving: bool,
     pub(crate) told: Told,
     pub(crate) watch: Watch,
 }
@@ -35,6 +40,11 @@ pub(crate) struct Told {
     pub(crate) server: Option<proto::session::ServerId>,
     pub(crate) tunnels_up: u64,
     pub(crate) tunnels_down: u64,
+    /// Who serves which prefix, and how often that changed, since it started.
+    pub(crate) active: BTreeMap<IpNet, PublicKey>,
+    pub(crate) switches: u64,
+    /// To other agents, since it started.
+    pub(crate) messages: u64,
 }
 
 /// What the invariants remember of it.
@@ -70,9 +80,11 @@ impl Node {
             clock_ahead_s: 0,
             tunnel: Tunnel::new(members::of(at).key, 0),
             is_ticking: false,
+            look_at: None,
             wake_at: None,
             streams: BTreeMap::new(),
             is_refused: false,
+            is_leaving: false,
             told: Told::default(),
             watch: Watch { good_since: vec![None; servers], ..Watch::default() },
         }

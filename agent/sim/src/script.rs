@@ -45,6 +45,9 @@ impl Script {
         if seed % 3 == 1 {
             writer.rules();
         }
+        if seed % 5 == 2 && agents > 4 {
+            writer.claims();
+        }
         writer.one_wrong_clock();
         writer.script.faults.sort_by_key(|(at, _)| *at);
         writer.script
@@ -209,6 +212,21 @@ impl Writer {
             0 => Policy::Network,
             1 => Policy::Named(agents),
             _ => Policy::InSet(agents),
+        }
+    }
+
+    /// Who claims something is lost to one client or to all, or claims it no more.
+    fn claims(&mut self) {
+        for _ in 0..self.rng.random_range(1..=3) {
+            let (client, claimer) = (self.rng.random_range(0..2), self.rng.random_range(2..self.agents));
+            let (one, other) = (Host::Agent(client), Host::Agent(claimer));
+            match self.rng.random_range(0..5) {
+                0 => self.between(Fault::Block(one, other), Fault::Unblock(one, other)),
+                1 => self.between(Fault::Block(other, one), Fault::Unblock(other, one)),
+                2 => self.between(Fault::Stop(claimer), Fault::Launch(claimer)),
+                3 => self.between(Fault::Cut(other), Fault::Heal(other)),
+                _ => self.between(Fault::Withdraw(claimer), Fault::Claim(claimer)),
+            }
         }
     }
 

@@ -1,6 +1,11 @@
 //! Traffic between agents: requests at an interval, each of which wants its reply.
 
-use crate::{event::Event, members, tunnel::Packet, world::World};
+use crate::{
+    event::Event,
+    members,
+    tunnel::{Header, Packet},
+    world::World,
+};
 use agent_core::BootTime;
 use std::{collections::BTreeMap, time::Duration};
 
@@ -69,7 +74,7 @@ impl World {
             return;
         }
         self.queue.push(now + flow.interval, Event::Flow(at));
-        let (from, to) = (flow.from, members::of(flow.to).key);
+        let (from, to) = (flow.from, members::of(flow.to).address);
         if !self.nodes[from].is_awake() {
             return;
         }
@@ -78,19 +83,25 @@ impl World {
         flow.sent += 1;
         let id = (at as u64) << 32 | flow.next;
         flow.outstanding.insert(id, (now, flow.is_settled));
-        self.nodes[from].tunnel.send(to, Packet::Request(id), now);
+        let header = Header { id, from: members::of(from).address, to };
+        self.nodes[from].tunnel.send(Packet::Request(header), now);
         self.effects(from);
     }
 
     pub(crate) fn on_delivered(&mut self, at: usize, from: usize, packet: Packet) {
         match packet {
-            Packet::Request(id) => {
+            Packet::Request(Header { id, from: source, to }) => {
                 self.check_let_in(at, from);
                 let now = self.now;
-                self.nodes[at].tunnel.send(members::of(from).key, Packet::Reply(id), now);
+                if !self.has_address(at, to) {
+                    self.fail(&format!("a packet to {to} went to agent {at}, which does not have it"));
+                }
+                let reply = Header { id, from: to, to: source };
+                self.nodes[at].tunnel.send(Packet::Reply(reply), now);
                 self.effects(at);
             }
-            Packet::Reply(id) => {
+            Packet::Reply(Header { id, .. }) if self.on_answer(id, from) => {}
+            Packet::Reply(Header { id, .. }) => {
                 let flow = &mut self.flows[(id >> 32) as usize];
                 flow.answered += 1;
                 if let Some((sent_at, _)) = flow.outstanding.remove(&id) {

@@ -1,7 +1,8 @@
 //! A model of the data plane (`agent-tunnel`): handshakes of one round trip, sessions of 180 s renewed after 120 s by whoever began them, packets that wait,
-//! roaming, and the events that the real one reports. There is no cryptography: an index that the receiver knows authenticates. There are no connections either: each
-//! request is judged by the rules of the moment, by its source, and replies pass.
+//! roaming, prefixes and what may be sent from, watched peers, and the events that the real one reports. There is no cryptography: an index that the receiver knows
+//! authenticates. There are no connections either: each request is judged by the rules of the moment, by its source, and replies pass.
 
+use crate::{prefixes::Prefixes, watch::Watches};
 use agent_core::{
     BootTime,
     io::{TunnelCommand, TunnelEvent},
@@ -22,16 +23,33 @@ const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 const UNANSWERED: Duration = Duration::from_secs(15);
 const PASSIVE_KEEPALIVE: Duration = Duration::from_secs(10);
 const UNKNOWN_INDEX_INTERVAL: Duration = Duration::from_millis(200);
-const WAITING_LIMIT: usize = 16;
+const WAITING_LIMIT: usize = 64;
 const SESSIONS: usize = 8;
 
 /// What a tunnel carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Packet {
-    Request(u64),
-    Reply(u64),
+    Request(Header),
+    Reply(Header),
     Keepalive,
     Message(Vec<u8>),
+}
+
+/// Whose request or reply it is, and its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) id: u64,
+    pub(crate) from: IpAddr,
+    pub(crate) to: IpAddr,
+}
+
+impl Packet {
+    fn header(&self) -> Option<&Header> {
+        match self {
+            Self::Request(header) | Self::Reply(header) => Some(header),
+            Self::Keepalive | Self::Message(_) => None,
+        }
+    }
 }
 
 /// What goes over the network between data planes.
@@ -120,6 +138,10 @@ struct Peer {
 pub(crate) struct Tunnel {
     own: PublicKey,
     peers: BTreeMap<PublicKey, Peer>,
+    prefixes: Prefixes,
+    /// Each peer's own address: the first that it is given.
+    owns: BTreeMap<PublicKey, IpAddr>,
+    watches: Watches,
     /// What a peer may ask unasked.
     rules: Vec<Allow>,
     next_index: u32,
@@ -136,6 +158,9 @@ impl Tunnel {
         Self {
             own,
             peers: BTreeMap::new(),
+            prefixes: Prefixes::default(),
+            owns: BTreeMap::new(),
+            watches: Watches::default(),
             rules: Vec::new(),
             next_index: first_index,
             next_unknown_at: BootTime::default(),
@@ -157,11 +182,14 @@ impl Tunnel {
     pub(crate) fn command(&mut self, command: TunnelCommand, now: BootTime) {
         match command {
             TunnelCommand::Upsert { peer, allowed_ips, sources } => {
-                let peer = self.peers.entry(peer).or_default();
-                (peer.allowed_ips, peer.sources) = (allowed_ips, sources);
+                self.upsert(peer, allowed_ips, sources, now);
             }
             TunnelCommand::Remove { peer } => {
-                self.peers.remove(&peer);
+                self.watches.set(peer, None);
+                if let Some(removed) = self.peers.remove(&peer) {
+                    self.prefixes.replace(peer, &removed.allowed_ips, &[]);
+                    self.owns.remove(&peer);
+                }
             }
             TunnelCommand::Initiate { peer, endpoints } => self.initiate(peer, endpoints, now),
             TunnelCommand::Forget { peer } => {
@@ -187,13 +215,13 @@ impl Tunnel {
                 self.transport(peer, Packet::Message(payload), via, now);
             }
             TunnelCommand::SetRules(rules) => self.rules = rules,
-            TunnelCommand::Watch { .. } | TunnelCommand::Rebind => {}
+            TunnelCommand::Watch { peer, silence } => {
+                if self.peers.contains_key(&peer) {
+                    self.watches.set(peer, silence);
+                }
+            }
+            TunnelCommand::Rebind => {}
         }
-    }
-
-    fn allows_peer(&self, peer: &PublicKey) -> bool {
-        let addresses = self.peers.get(peer).map_or(&[][..], |peer| &peer.addresses);
-        addresses.iter().any(|address| self.allows(address.addr()))
     }
 
     /// Whether a rule lets this address open something.
@@ -201,13 +229,57 @@ impl Tunnel {
         self.rules.iter().flat_map(|rule| &rule.sources).any(|source| source.contains(&address))
     }
 
+    fn upsert(&mut self, key: PublicKey, allowed_ips: Vec<IpNet>, sources: Vec<IpNet>, now: BootTime) {
+        let peer = self.peers.entry(key).or_default();
+        if let Some(own) = allowed_ips.first() {
+            self.owns.insert(key, own.addr());
+        }
+        let robbed = self.prefixes.replace(key, &peer.allowed_ips, &allowed_ips);
+        (peer.allowed_ips, peer.sources) = (allowed_ips, sources);
+        for former in robbed {
+            self.send_elsewhere(former, now);
+        }
+    }
+
+    /// What waits for a peer and would go to another by now goes there.
+    fn send_elsewhere(&mut self, key: PublicKey, now: BootTime) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        for packet in std::mem::take(&mut peer.waiting) {
+            self.send(packet, now);
+        }
+    }
+
+    /// Who has packets to this address.
+    pub(crate) fn owner(&self, destination: IpAddr) -> Option<PublicKey> {
+        self.prefixes.lookup(destination)
+    }
+
+    /// Since when data to a peer is unanswered.
+    fn unanswered_since(&self, peer: &PublicKey) -> Option<BootTime> {
+        self.peers.get(peer).filter(|peer| peer.current.is_some())?.unanswered_since
+    }
+
+    /// Tells of watched peers what is news.
+    pub(crate) fn look(&mut self, now: BootTime) {
+        let mut watches = std::mem::take(&mut self.watches);
+        let news = watches.poll(now, |peer| self.unanswered_since(peer));
+        self.watches = watches;
+        self.effects.extend(news.into_iter().map(Effect::Event));
+    }
+
+    /// When to look again.
+    pub(crate) fn look_at(&self) -> Option<BootTime> {
+        self.watches.deadline(|peer| self.unanswered_since(peer))
+    }
+
     /// A packet from the TUN side.
-    pub(crate) fn send(&mut self, key: PublicKey, packet: Packet, now: BootTime) {
+    pub(crate) fn send(&mut self, packet: Packet, now: BootTime) {
+        let Some(key) = packet.header().and_then(|header| self.prefixes.lookup(header.to)) else { return };
         let Some(peer) = self.peers.get_mut(&key) else { return };
         if peer.current.is_none() {
-            peer.waiting.push_back(packet);
-            if peer.waiting.len() > WAITING_LIMIT {
-                peer.waiting.pop_front();
+            // The oldest stay.
+            if peer.waiting.len() < WAITING_LIMIT {
+                peer.waiting.push_back(packet);
             }
             if !std::mem::replace(&mut peer.told_waiting, true) {
                 self.effects.push(Effect::Event(TunnelEvent::PacketWaiting { peer: key }));
@@ -354,7 +426,12 @@ impl Tunnel {
         }
         if packet != Packet::Keepalive {
             peer.owes_since.get_or_insert(now);
-            if matches!(packet, Packet::Request(_)) && !self.allows_peer(&key) {
+            let Some(Header { from: source, .. }) = packet.header() else { return };
+            let owner = self.prefixes.lookup(*source).filter(|owner| *owner != key);
+            let is_anothers = owner.is_some_and(|owner| self.owns.get(&owner) == Some(source));
+            let may_send = !is_anothers && peer.sources.iter().any(|prefix| prefix.contains(source));
+            let is_allowed = matches!(packet, Packet::Reply(_)) || self.allows(*source);
+            if !may_send || !is_allowed {
                 return;
             }
             let Some(peer) = self.peers.get_mut(&key) else { return };

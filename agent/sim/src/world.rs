@@ -1,7 +1,9 @@
 //! The world: everything there is, one clock, one queue.
 
 use crate::{
+    callers::Caller,
     check::CHECK_INTERVAL,
+    claims::Claimed,
     database::Database,
     event::{Event, Queue},
     faults::Fault,
@@ -45,6 +47,9 @@ pub struct Setup {
     pub spread: Duration,
     /// How long a certificate lives; `None`: for ever.
     pub lifetime: Option<Duration>,
+    /// What nodes claim, and how clients choose among them.
+    pub claims: Vec<Claimed>,
+    pub choosing: ClaimsConfig,
     /// Keeps the last events as text. Slow.
     pub traced: bool,
 }
@@ -60,6 +65,8 @@ impl Default for Setup {
             peer_mode: PeerMode::Lazy,
             spread: Duration::ZERO,
             lifetime: None,
+            claims: Vec::new(),
+            choosing: ClaimsConfig::default(),
             traced: true,
         }
     }
@@ -86,6 +93,8 @@ pub struct World {
     pub(crate) streams: BTreeMap<StreamId, Stream>,
     pub(crate) next_stream: u64,
     pub(crate) flows: Vec<Flow>,
+    pub(crate) claims: Vec<Claimed>,
+    pub(crate) callers: Vec<Caller>,
     pub(crate) gossip: Gossip,
     pub(crate) trace: Trace,
 }
@@ -113,14 +122,14 @@ fn config(at: usize, setup: &Setup) -> Config {
         facts: Facts { hostname: format!("agent{at}"), ..Facts::default() },
         control: ControlConfig::default(),
         peer: PeerConfig { mode: setup.peer_mode, ..PeerConfig::default() },
-        claims: ClaimsConfig::default(),
+        claims: setup.choosing.clone(),
     }
 }
 
 impl World {
     /// All servers and agents start; no agent is a member yet.
     pub fn new(setup: &Setup, seed: u64) -> Self {
-        let database = Database::new(setup.servers, setup.lifetime);
+        let database = Database::new(setup.servers, setup.lifetime, &setup.claims);
         let server = |at: usize| Server {
             spread: setup.spread,
             process: crate::server::Process::Dead,
@@ -145,6 +154,8 @@ impl World {
             streams: BTreeMap::new(),
             next_stream: 0,
             flows: Vec::new(),
+            claims: setup.claims.clone(),
+            callers: Vec::new(),
             gossip: Gossip::default(),
             trace: Trace::new(setup.traced),
         };
@@ -230,6 +241,8 @@ impl World {
             Event::Mail { server, node, signal } => self.on_mail(server, node, signal),
             Event::DrainEnd { server, life } => self.on_drain_end(server, life),
             Event::Flow(flow) => self.on_flow(flow),
+            Event::Call(caller) => self.on_call(caller),
+            Event::Look { agent, life } => self.on_look(agent, life),
             Event::Fault(fault) => self.apply(&fault),
             Event::Check => self.on_check(),
         }

@@ -2,8 +2,8 @@
 //!
 //! `HOLDFAST_SIM_SEED=n` replays one run with its last events; `HOLDFAST_SIM_RUNS=n` makes more of them.
 
-use agent_core::config::PeerMode;
-use agent_sim::{Script, Setup, World};
+use agent_core::{claims::ClaimsConfig, config::PeerMode};
+use agent_sim::{Claimed, Script, Setup, World};
 use std::{panic::catch_unwind, time::Duration};
 
 const RUNS: u64 = 2000;
@@ -14,8 +14,9 @@ fn number(variable: &str) -> Option<u64> {
 
 /// What the seed makes of the world.
 fn setup(seed: u64, traced: bool) -> Setup {
+    let claims = claims(seed);
     Setup {
-        agents: 2 + (seed % 3) as usize,
+        agents: if claims.is_empty() { 2 + (seed % 3) as usize } else { 5 },
         servers: 1 + (seed / 3 % 4) as usize,
         latency: Duration::from_millis([1, 4, 15, 35][(seed / 12 % 4) as usize]),
         named: seed / 48 % 2 == 1,
@@ -25,8 +26,22 @@ fn setup(seed: u64, traced: bool) -> Setup {
         // A database that goes back has certificates of before, with which no invariant could bear.
         lifetime: (seed % 9 == 4 && seed % 4 != 1)
             .then(|| Duration::from_secs([90, 120, 300][(seed / 9 % 3) as usize])),
+        claims,
+        choosing: ClaimsConfig::default(),
         traced,
     }
+}
+
+/// Two clients, three who claim an address, one of them by a shorter prefix now and then; a client that wants it, too, and has no leave.
+fn claims(seed: u64) -> Vec<Claimed> {
+    if seed % 5 != 2 {
+        return Vec::new();
+    }
+    let of_last = if seed.is_multiple_of(2) { "10.9.0.1/32" } else { "10.9.0.0/24" };
+    let mut claims: Vec<Claimed> = (2..4).map(|agent| Claimed::new(agent, "10.9.0.1/32")).collect();
+    claims.push(Claimed::new(4, of_last));
+    claims.push(Claimed { is_granted: false, ..Claimed::new(1, "10.9.0.1/32") });
+    claims
 }
 
 fn run(seed: u64, traced: bool) -> u64 {
@@ -35,10 +50,16 @@ fn run(seed: u64, traced: bool) -> u64 {
     for agent in 0..setup.agents {
         world.flow(agent, (agent + 1) % setup.agents, Duration::from_millis(700 + 900 * agent as u64));
     }
+    if !setup.claims.is_empty() {
+        for client in [0, 1] {
+            world.call(client, "10.9.0.1", Duration::from_millis(300));
+        }
+    }
     let script = Script::random(setup.agents, setup.servers, seed);
     script.play(&mut world);
     world.run_for(script.span);
     world.settle();
+    world.settle_claims();
     world.trace_hash()
 }
 

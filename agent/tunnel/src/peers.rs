@@ -104,12 +104,12 @@ impl Peers {
         self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
-    /// This worker's own.
     /// Since when data to the peer is unanswered.
     pub(crate) fn unanswered_since(&self, id: PeerId) -> Option<Instant> {
         self.slots.get(id.0 as usize)?.as_ref()?.live.as_deref()?.unanswered_since
     }
 
+    /// This worker's own.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &PeerState> {
         self.slots.iter().flatten()
     }

@@ -145,7 +145,10 @@ impl Agent {
             self.hear_claims(&key, usable);
             match usable {
                 true => self.upsert(&key),
-                false => self.tunnel(TunnelCommand::Remove { peer: key }),
+                false => {
+                    self.drain_claims();
+                    self.tunnel(TunnelCommand::Remove { peer: key });
+                }
             }
             let config = self.config.peer.clone();
             self.with_peer(&key, |peer, now| peer.set_usable(usable, &config, now));

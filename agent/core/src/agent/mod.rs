@@ -237,6 +237,12 @@ impl Agent {
         self.control.handle_timeout(self.now);
         self.drain_control();
         self.expire_fetch();
+        if self.expiry_at.is_some_and(|at| self.now >= at) {
+            self.judge_members();
+        }
+        self.claims.handle_timeout(&mut self.next_probe, self.now);
+        self.drain_claims();
+        // After what may want a tunnel now.
         while let Some((at, key)) = self.peer_deadlines.first().copied().filter(|(at, _)| *at <= self.now) {
             self.peer_deadlines.remove(&(at, key));
             let config = self.config.peer.clone();
@@ -244,14 +250,9 @@ impl Agent {
             self.with_peer(&key, |peer, now| peer.handle_timeout(&config, &mut rng, now));
             self.rng = rng;
         }
-        if self.expiry_at.is_some_and(|at| self.now >= at) {
-            self.judge_members();
-        }
         self.save(|due_at, now| due_at <= now);
         self.pings.expire(self.now);
         self.repeat_removals();
-        self.claims.handle_timeout(&mut self.next_probe, self.now);
-        self.drain_claims();
     }
 
     /// The map as it is to be written to disk.

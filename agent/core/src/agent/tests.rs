@@ -7,8 +7,8 @@ mod rules;
 mod standing;
 
 use super::*;
-use crate::claims::ClaimsConfig;
 use crate::{
+    claims::ClaimsConfig,
     config::{ControlConfig, PeerMode},
     io::{Connected, TunnelEvent},
 };

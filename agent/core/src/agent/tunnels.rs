@@ -211,7 +211,11 @@ impl Agent {
         let initiate = peer.is_waking() || (peer.is_connected() && moved);
         match usable {
             true => self.upsert(key),
-            false => self.tunnel(TunnelCommand::Remove { peer: *key }),
+            false => {
+                // What waits for it goes to who serves in its place.
+                self.drain_claims();
+                self.tunnel(TunnelCommand::Remove { peer: *key });
+            }
         }
         self.with_peer(key, |peer, now| {
             let mut actions = peer.set_usable(usable, &config, now);
@@ -235,9 +239,10 @@ impl Agent {
             }
             self.gossip.forget(key);
         }
-        self.tunnel(TunnelCommand::Remove { peer: *key });
+        // What waits for it goes to who serves in its place.
         self.claims.handle_claims(*key, NodeId(0), Vec::new(), self.now);
         self.drain_claims();
+        self.tunnel(TunnelCommand::Remove { peer: *key });
     }
 
     /// Runs a step of a peer's machine, does what it asks, and indexes its deadline.

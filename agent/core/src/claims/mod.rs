@@ -32,7 +32,7 @@ pub struct ClaimsConfig {
     pub probe_interval: Duration,
     /// Silent for this long with unanswered data, the active one is dead, if it missed five probes as well.
     pub dead_after: Duration,
-    /// Data that is unanswered for less is no reason to doubt; nor for less than two round trips.
+    /// Data that is unanswered for less is no reason to doubt; nor for less than two round trips. Half of `dead_after`, if that is less: five misses need their time.
     pub silence_floor: Duration,
     /// How long an answer is waited for before any round trip was measured.
     pub first_patience: Duration,

@@ -240,7 +240,7 @@ impl Pulse {
 
     /// How long unanswered data is no reason to doubt.
     pub(super) fn silence(&self, config: &ClaimsConfig) -> Duration {
-        config.silence_floor.min(config.dead_after).max(self.rtt.smoothed().unwrap_or_default() * 2)
+        config.silence_floor.min(config.dead_after / 2).max(self.rtt.smoothed().unwrap_or_default() * 2)
     }
 
     pub(super) fn is_dead(&self) -> bool {

@@ -4,6 +4,7 @@ mod always_and_lazy;
 mod anycast;
 mod bad_news;
 mod balancer;
+mod claims;
 mod clocks;
 mod drained;
 mod every_server_down;

@@ -3,21 +3,9 @@
 use crate::{SEEDS, secs};
 use agent_sim::{Fault, Setup, World};
 
-const SETUP: Setup = Setup {
-    lifetime: None,
-    agents: 4,
-    servers: 2,
-    latency: std::time::Duration::from_millis(4),
-    named: false,
-    balanced: false,
-    peer_mode: agent_core::config::PeerMode::Lazy,
-    spread: std::time::Duration::ZERO,
-    traced: true,
-};
-
 /// Everybody is there, agent 3 talks to agent 0, and the copy is older than the newest agents if `is_early`.
 fn world(seed: u64, is_early: bool) -> World {
-    let mut world = World::new(&SETUP, seed);
+    let mut world = World::new(&Setup { agents: 4, servers: 2, ..Setup::default() }, seed);
     if is_early {
         world.apply(&Fault::Copy);
     }

@@ -1,0 +1,207 @@
+//! Shared addresses: who claims what, what may be routed where, and that clients get there and agree.
+//!
+//! 1. Nobody has packets for a prefix go to a node that was not granted it, or that it knows to be removed.
+//! 2. A client whose link works reaches the address while one that claims it is there for [`REACH_BOUND`], through nothing but its own view: see [`World::check_caller`].
+//! 3. After everything is healed, all clients that use a prefix have the same active node within [`AGREEMENT_BOUND`], whatever each of them saw fail before. Not among those who started
+//!    within about the tolerance of each other's starts: there delays decide what each client takes for the longer uptime.
+
+use crate::{callers::Caller, members, network::Host, world::World};
+use agent_core::{BootTime, io::TunnelCommand};
+use ipnet::IpNet;
+use proto::{claim::Claim, key::PublicKey};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+/// The tunnel is repaired by then (35 s, see `check`), and the standby is moved to.
+pub(crate) const REACH_BOUND: Duration = Duration::from_secs(42);
+/// Whoever failed for one client is asked again after 25 s at most, and has to be there for 60 s.
+const AGREEMENT_BOUND: Duration = Duration::from_secs(100);
+/// Starts count as one within 2 s; told after any delay of the network, they may be taken for it or not.
+const ABOUT_ALIKE: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_millis(3500);
+
+/// A node's claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    pub agent: usize,
+    pub claim: Claim,
+    /// Its certificate says so.
+    pub is_granted: bool,
+}
+
+impl Claimed {
+    /// Granted, among equals.
+    ///
+    /// # Panics
+    /// It is no prefix.
+    pub fn new(agent: usize, prefix: &str) -> Self {
+        let prefix = prefix.parse().unwrap_or_else(|_| panic!("{prefix} is no prefix"));
+        let claim = Claim { prefix, priority: 0, preempt: false, spread: false };
+        Self { agent, claim, is_granted: true }
+    }
+}
+
+impl World {
+    /// Who serves exactly this prefix for an agent, as it said.
+    pub fn serving(&self, client: usize, prefix: &str) -> Option<usize> {
+        let prefix: IpNet = prefix.parse().ok()?;
+        self.nodes[client].told.active.get(&prefix).map(members::agent_of)
+    }
+
+    /// How often an agent moved a prefix from one node to another, over all prefixes, since it started or this was asked last.
+    pub fn switches(&mut self, client: usize) -> u64 {
+        std::mem::take(&mut self.nodes[client].told.switches)
+    }
+
+    /// Probes and other messages to agents that an agent sent since it started.
+    pub fn messages(&self, agent: usize) -> u64 {
+        self.nodes[agent].told.messages
+    }
+
+    pub(crate) fn on_claim(
+        &mut self,
+        at: usize,
+        prefix: IpNet,
+        active: Option<PublicKey>,
+        before: Option<PublicKey>,
+    ) {
+        let told = &mut self.nodes[at].told;
+        told.switches += u64::from(active.is_some() && before.is_some());
+        match active {
+            Some(active) => drop(told.active.insert(prefix, active)),
+            None => drop(told.active.remove(&prefix)),
+        }
+    }
+
+    /// Whether a node has an address, as its own or by a claim that it was granted.
+    pub(crate) fn has_address(&self, agent: usize, address: IpAddr) -> bool {
+        members::of(agent).address == address || self.claims_of(agent).any(|prefix| prefix.contains(&address))
+    }
+
+    fn claims_of(&self, agent: usize) -> impl Iterator<Item = IpNet> {
+        let of = self.claims.iter().filter(move |claimed| claimed.agent == agent && claimed.is_granted);
+        of.map(|claimed| claimed.claim.prefix)
+    }
+
+    /// What a data plane is told to route and to take (1).
+    pub(crate) fn check_prefixes(&self, at: usize, command: &TunnelCommand) {
+        let TunnelCommand::Upsert { peer, allowed_ips, sources } = command else { return };
+        let owner = members::agent_of(peer);
+        let is_its = |prefix: &IpNet| {
+            *prefix == IpNet::from(members::of(owner).address)
+                || self.claims_of(owner).any(|claimed| claimed.contains(prefix))
+        };
+        if let Some(prefix) = allowed_ips.iter().chain(sources).find(|prefix| !is_its(prefix)) {
+            self.fail(&format!("agent {at} gives {prefix} to agent {owner}, which was not granted it"));
+        }
+        if self.nodes[at].agent.as_ref().is_some_and(|agent| agent.knows_removal(peer)) {
+            self.fail(&format!(
+                "agent {at} gives {allowed_ips:?} to agent {owner}, which it knows to be removed"
+            ));
+        }
+    }
+
+    /// Those that could answer this caller, and since when.
+    fn watch_claimers(&mut self, at: usize) {
+        let (now, caller) = (self.now, &self.callers[at]);
+        let claimers = self.claimers(caller);
+        let good: BTreeMap<usize, BootTime> = claimers
+            .into_iter()
+            .filter(|claimer| self.could_answer(caller.from, *claimer))
+            .map(|claimer| (claimer, caller.good_since.get(&claimer).copied().unwrap_or(now)))
+            .collect();
+        self.callers[at].good_since = good;
+    }
+
+    fn claimers(&self, caller: &Caller) -> Vec<usize> {
+        let has = |agent: &usize| *agent != caller.from && self.has_address(*agent, caller.to);
+        (0..self.nodes.len()).filter(has).collect()
+    }
+
+    fn could_answer(&self, client: usize, claimer: usize) -> bool {
+        let removed = |at: usize| self.database.head.removal(&members::of(at).key).is_some();
+        let is_there = |at: usize| {
+            let node = &self.nodes[at];
+            node.is_awake() && node.watch.synced_since.is_some() && !node.is_leaving && !removed(at)
+        };
+        let clean = self.network.is_clean(Host::Agent(client), Host::Agent(claimer));
+        let knows = self.knows(client, claimer) && self.knows(claimer, client);
+        let claims = !self.database.head.is_withdrawn(claimer);
+        clean
+            && knows
+            && claims
+            && is_there(client)
+            && is_there(claimer)
+            && self.are_certified(client, claimer)
+    }
+
+    /// Somebody who could answer for long, and nobody does (2).
+    fn check_caller(&self, at: usize) {
+        let caller = &self.callers[at];
+        let steady = |claimer: usize| {
+            let (one, other) = (&self.nodes[caller.from].watch, &self.nodes[claimer].watch);
+            one.steady_since.max(other.steady_since)
+        };
+        let since = caller.good_since.iter().map(|(claimer, since)| (*since).max(steady(*claimer))).min();
+        let silent_since = since.map(|since| since.max(caller.started_at).max(caller.answered_at));
+        if let Some(since) = silent_since.filter(|since| self.now.since(*since) > REACH_BOUND && caller.is_on)
+        {
+            let (from, to, span) = (caller.from, caller.to, self.now.since(since));
+            self.fail(&format!("agent {from} had no answer from {to} for {span:?}, though one claims it"));
+        }
+    }
+
+    pub(crate) fn check_claims(&mut self) {
+        for caller in 0..self.callers.len() {
+            self.watch_claimers(caller);
+            self.check_caller(caller);
+        }
+        for at in 0..self.nodes.len() {
+            for claimed in &self.claims {
+                let owner = self.nodes[at].tunnel.owner(claimed.claim.prefix.addr());
+                let agent = self.nodes[at].agent.as_ref();
+                if let Some(owner) = owner.filter(|key| agent.is_some_and(|agent| agent.knows_removal(key))) {
+                    let (prefix, owner) = (claimed.claim.prefix, members::agent_of(&owner));
+                    self.fail(&format!("agent {at} sends {prefix} to agent {owner}, which is removed"));
+                }
+            }
+        }
+    }
+
+    /// All is healed: clients agree (3).
+    ///
+    /// # Panics
+    /// They do not.
+    pub fn settle_claims(&mut self) {
+        if self.callers.is_empty() {
+            return;
+        }
+        self.run_for(AGREEMENT_BOUND);
+        for at in 0..self.callers.len() {
+            for other in 0..at {
+                let (one, other) = (&self.callers[at], &self.callers[other]);
+                if one.to == other.to && self.is_order_certain(&self.claimers(one)) {
+                    self.check_agreement_on(one.to, one.from, other.from);
+                }
+            }
+        }
+    }
+
+    fn check_agreement_on(&self, address: IpAddr, one: usize, other: usize) {
+        let owner = |at: usize| self.nodes[at].tunnel.owner(address).map(|key| members::agent_of(&key));
+        let is_removed = |at: usize| self.database.head.removal(&members::of(at).key).is_some();
+        if !is_removed(one) && !is_removed(other) && owner(one) != owner(other) {
+            let (of_one, of_other) = (owner(one), owner(other));
+            self.fail(&format!(
+                "for {address}, agent {one} uses {of_one:?} and agent {other} uses {of_other:?}"
+            ));
+        }
+    }
+
+    fn is_order_certain(&self, claimers: &[usize]) -> bool {
+        let started_at = |at: &usize| self.nodes[*at].watch.launched_at;
+        let apart = |one: &usize, other: &usize| {
+            let (one, other) = (started_at(one), started_at(other));
+            one.since(other).max(other.since(one))
+        };
+        !claimers.iter().any(|one| claimers.iter().any(|other| ABOUT_ALIKE.contains(&apart(one, other))))
+    }
+}
