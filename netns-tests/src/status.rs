@@ -29,6 +29,17 @@ pub struct Own {
     #[serde(default)]
     pub root: Option<String>,
     pub clock_ahead_seconds: Option<i64>,
+    #[serde(default)]
+    pub claims: Vec<OwnClaim>,
+    #[serde(default)]
+    pub users: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct OwnClaim {
+    pub prefix: String,
+    pub state: String,
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -15,6 +15,14 @@ pub struct PeerMessage {
     pub body: Body,
 }
 
+/// A question whether the receiver is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    pub id: u64,
+    /// The sender sends packets to a prefix that the receiver serves.
+    pub uses: bool,
+}
+
 /// The answer to a probe, and how its sender stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeReply {
@@ -27,7 +35,7 @@ pub struct ProbeReply {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    Probe(u64),
+    Probe(Probe),
     ProbeReply(ProbeReply),
     /// Where the sender may be reached now.
     Endpoints(Vec<SocketAddr>),
@@ -53,7 +61,7 @@ impl PeerMessage {
     pub fn encode(&self) -> Vec<u8> {
         use wire::peer_message::Kind;
         let kind = match &self.body {
-            Body::Probe(id) => Some(Kind::Probe(wire::Probe { id: *id })),
+            Body::Probe(probe) => Some(Kind::Probe(wire::Probe { id: probe.id, uses: probe.uses })),
             Body::ProbeReply(reply) => Some(Kind::ProbeReply(wire::ProbeReply {
                 id: reply.id,
                 uptime_ms: u64::try_from(reply.uptime.as_millis()).unwrap_or(u64::MAX),
@@ -90,7 +98,7 @@ impl PeerMessage {
         }
         let wire = wire::PeerMessage::decode(bytes).map_err(|error| Invalid::new("peer message", error))?;
         let body = match wire.kind {
-            Some(Kind::Probe(probe)) => Body::Probe(probe.id),
+            Some(Kind::Probe(probe)) => Body::Probe(Probe { id: probe.id, uses: probe.uses }),
             Some(Kind::ProbeReply(reply)) => Body::ProbeReply(ProbeReply {
                 id: reply.id,
                 uptime: Duration::from_millis(reply.uptime_ms),
@@ -126,7 +134,7 @@ mod tests {
     fn messages_survive_the_wire() {
         let endpoint = "192.0.2.1:51820".parse().unwrap();
         for body in [
-            Body::Probe(1),
+            Body::Probe(Probe { id: 1, uses: true }),
             Body::ProbeReply(ProbeReply {
                 id: u64::MAX,
                 uptime: Duration::from_millis(u64::MAX),

@@ -67,6 +67,8 @@ pub struct Own {
     pub draining: bool,
     /// What this node claims.
     pub claims: Vec<OwnClaim>,
+    /// Peers that use what this node serves now.
+    pub users: u64,
 }
 
 /// A prefix that this node claims.

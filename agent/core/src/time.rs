@@ -76,6 +76,8 @@ pub enum Cause {
     PeerDead,
     /// One that claims a prefix is there for long enough to serve it again.
     Claim,
+    /// Those who use us are waited for.
+    Leaving,
     /// A peer did not say that it knows the removals it was told.
     Gossip,
     /// A map that was asked for does not come.

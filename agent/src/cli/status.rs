@@ -129,11 +129,32 @@ fn head(text: &mut String, view: &View) -> std::fmt::Result {
         let error = server.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
         writeln!(text, "  server {} {}{rtt}{error}", server.url, server.state)?;
     }
+    claims(text, view)?;
     let drops = notable(&view.drops);
     if !drops.is_empty() {
         writeln!(text, "dropped packets: {drops}")?;
     }
     writeln!(text)
+}
+
+/// What this node serves, and who serves it what.
+fn claims(text: &mut String, view: &View) -> std::fmt::Result {
+    for claim in &view.own.claims {
+        let reason = claim.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        writeln!(text, "claims {} {}{reason}", claim.prefix, claim.state)?;
+    }
+    if view.own.users > 0 {
+        writeln!(text, "used by {} peers", view.own.users)?;
+    }
+    for claim in &view.claims {
+        let active = claim.active.as_deref().unwrap_or("nobody");
+        let others: Vec<&str> =
+            claim.candidates.iter().map(String::as_str).filter(|name| *name != active).collect();
+        let others = if others.is_empty() { String::new() } else { format!(", else {}", others.join(", ")) };
+        let unused = claim.unused.as_ref().map_or_else(String::new, |why| format!("; not used: {why}"));
+        writeln!(text, "{} served by {active}{others}; {} switches{unused}", claim.prefix, claim.switches)?;
+    }
+    Ok(())
 }
 
 /// Drops that say something is wrong, most frequent first. The others are everyday: scans, stray packets, a peer that restarted.
@@ -204,7 +225,9 @@ mod tests {
 
     const STATUS: &str = r#"{
         "state": "running",
-        "self": {"name": "a", "public_key": "k", "addresses": ["100.64.0.1"], "interface": "hf0", "listen_port": 51820},
+        "self": {"name": "a", "public_key": "k", "addresses": ["100.64.0.1"], "interface": "hf0", "listen_port": 51820,
+            "claims": [{"prefix": "10.7.0.0/24", "priority": 0, "state": "refused", "reason": "not granted"},
+                {"prefix": "10.99.0.1/32", "priority": 0, "state": "served", "reason": null}], "users": 2},
         "control": {"state": "connected", "server": {"id": "1", "url": "s1:7443"}, "standby": {"id": "2", "url": "s2:7443"},
             "connected_since": 61.5, "revision": 7, "failovers": 1, "map_source": "live", "map_age_seconds": 2,
             "servers": [{"url": "s3:7443", "state": "down", "rtt_ms": null, "last_error": "connection refused"}]},
@@ -213,7 +236,9 @@ mod tests {
              "path": {"kind": "direct", "endpoint": "192.0.2.2:51820"}, "rx_bytes": 5, "tx_bytes": 6},
             {"name": "c", "public_key": "k3", "addresses": ["100.64.0.3"], "os": "linux", "online": false, "tunnel": "idle",
              "path": {"kind": "none", "endpoint": null}, "rx_bytes": 0, "tx_bytes": 0}],
-        "claims": [], "drops": {"bad_source": 2, "no_route": 9, "queue_full": 7, "replayed": 0}, "warnings": ["the clock is off"]}"#;
+        "claims": [{"prefix": "10.1.0.0/24", "active": "b", "standby": "c", "candidates": ["b", "c"], "switches": 1, "unused": null},
+            {"prefix": "10.2.0.0/24", "active": "c", "standby": null, "candidates": ["c"], "switches": 0, "unused": "subnets"}],
+        "drops": {"bad_source": 2, "no_route": 9, "queue_full": 7, "replayed": 0}, "warnings": ["the clock is off"]}"#;
 
     #[test]
     fn the_text_shows_servers_map_and_a_line_per_peer() {
@@ -222,6 +247,9 @@ mod tests {
             "served by s1:7443 for 1 min",
             "warning: the clock is off",
             "standby s2:7443; 1 failovers",
+            "claims 10.7.0.0/24 refused: not granted\nclaims 10.99.0.1/32 served\nused by 2 peers\n",
+            "10.1.0.0/24 served by b, else c; 1 switches\n",
+            "10.2.0.0/24 served by c; 0 switches; not used: subnets\n",
             "dropped packets: 7 queue full, 2 bad source\n",
             "map live, revision 7, confirmed 2 s ago",
             "server s3:7443 down (connection refused)",

@@ -12,6 +12,8 @@ pub(super) struct View {
     #[serde(default)]
     pub(super) peers: Vec<Peer>,
     #[serde(default)]
+    pub(super) claims: Vec<Claim>,
+    #[serde(default)]
     pub(super) warnings: Vec<String>,
     #[serde(default)]
     pub(super) drops: BTreeMap<String, u64>,
@@ -24,6 +26,27 @@ pub(super) struct Own {
     pub(super) addresses: Vec<String>,
     pub(super) interface: String,
     pub(super) listen_port: u16,
+    #[serde(default)]
+    pub(super) claims: Vec<OwnClaim>,
+    #[serde(default)]
+    pub(super) users: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct OwnClaim {
+    pub(super) prefix: String,
+    pub(super) state: String,
+    pub(super) reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Claim {
+    pub(super) prefix: String,
+    pub(super) active: Option<String>,
+    #[serde(default)]
+    pub(super) candidates: Vec<String>,
+    pub(super) switches: u64,
+    pub(super) unused: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -20,6 +20,9 @@ impl Driver<'_> {
                 let first = self.snapshot();
                 Answer::Watch(self.world.watchers.add(first))
             }
+            Request::Up { .. } | Request::Set { .. } if self.agent.is_draining() => {
+                Answer::Refused(Refusal::ending())
+            }
             Request::Up { options, setup_key } => outcome(self.up(options, setup_key, now).await),
             Request::Set { options } => outcome(self.set(options, now).await),
             Request::Down => return self.leave(End::Stop, Farewell::Drain, "the agent is stopped", answer),

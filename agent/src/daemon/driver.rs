@@ -211,6 +211,9 @@ impl<'w> Driver<'w> {
             let input = self.wait().await;
             self.handle(input).await?;
             self.handle_timeout().await?;
+            if self.agent.has_left() && self.ending.is_none() {
+                self.ending = Some(Ending { end: End::Stop, give_up_at: boot_time() + ENDING_TIMEOUT });
+            }
         }
     }
 
@@ -274,7 +277,9 @@ impl<'w> Driver<'w> {
         }
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew_at = None;
-            self.end(End::RestartAll, Farewell::None);
+            // Without a data plane there is nothing to wait for.
+            let end = if self.agent.is_draining() { End::Stop } else { End::RestartAll };
+            self.end(end, Farewell::None);
         }
         Ok(())
     }
@@ -427,6 +432,10 @@ impl<'w> Driver<'w> {
         let time = match farewell {
             Farewell::Drain => {
                 self.agent.drain(now);
+                if !self.agent.has_left() {
+                    tracing::info!("waiting until those that use this node have moved");
+                    return;
+                }
                 ENDING_TIMEOUT
             }
             Farewell::Logout => {

@@ -106,7 +106,7 @@ fn digest(status: &Status) -> u64 {
         (claim.prefix, &claim.active, &claim.standby, &claim.candidates).hash(&mut hash);
         (claim.switches, &claim.unused).hash(&mut hash);
     }
-    status.own.claims.hash(&mut hash);
+    (&status.own.claims, status.own.users).hash(&mut hash);
     hash.finish()
 }
 

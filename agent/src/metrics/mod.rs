@@ -11,6 +11,8 @@
 //! holdfast_sessions_live, holdfast_tunnel_workers
 //! holdfast_bytes_total{direction}, holdfast_packets_total{direction}, holdfast_packets_handed_over_total, holdfast_handshakes_total
 //! holdfast_drops_total{reason}
+//! holdfast_claims{state}, holdfast_users                served, refused: what this node claims
+//! holdfast_claim_switches_total{prefix}, holdfast_claim_active{prefix, peer}
 //!     and of each peer, where asked for:
 //! holdfast_peer_connected{peer}, holdfast_peer_bytes_total{peer, direction}, holdfast_peer_packets_total{peer, direction}
 //! holdfast_peer_handshakes_total{peer}, holdfast_peer_handshake_age_seconds{peer}, holdfast_peer_drops_total{peer, reason}
@@ -21,7 +23,7 @@ mod serving;
 
 use agent_core::{
     cache::Source,
-    status::{Control, ControlState, Peer, RunState, ServerState, Status, TunnelState},
+    status::{Control, ControlState, OwnClaimState, Peer, RunState, ServerState, Status, TunnelState},
 };
 use listener::Listener;
 use metrics::{counter, describe_counter, describe_gauge, gauge};
@@ -37,6 +39,7 @@ pub(crate) fn render(status: &Status, peers: bool) -> String {
         node(status);
         control(&status.control);
         tunnel(status);
+        claims(status);
         if peers {
             status.peers.iter().for_each(peer);
         }
@@ -71,6 +74,10 @@ fn describe() {
     describe_counter!("holdfast_handshakes_total", "WireGuard handshakes completed");
     describe_counter!("holdfast_packets_handed_over_total", "Packets that one worker had to give to another");
     describe_counter!("holdfast_drops_total", "Packets dropped, by reason");
+    describe_gauge!("holdfast_claims", "Prefixes that this node claims, by state");
+    describe_gauge!("holdfast_users", "Peers that use what this node serves");
+    describe_counter!("holdfast_claim_switches_total", "Moves of a shared prefix from one peer to another");
+    describe_gauge!("holdfast_claim_active", "The peer that serves a shared prefix; always 1");
     describe_gauge!("holdfast_peer_connected", "Whether there is a tunnel to the peer");
     describe_counter!("holdfast_peer_bytes_total", "Bytes of packets inside the peer's tunnel");
     describe_counter!("holdfast_peer_packets_total", "Packets inside the peer's tunnel");
@@ -140,6 +147,21 @@ fn tunnel(status: &Status) {
     {
         counter!("holdfast_bytes_total", "direction" => direction).absolute(bytes);
         counter!("holdfast_packets_total", "direction" => direction).absolute(packets);
+    }
+}
+
+fn claims(status: &Status) {
+    for (state, name) in [(OwnClaimState::Served, "served"), (OwnClaimState::Refused, "refused")] {
+        let count = status.own.claims.iter().filter(|claim| claim.state == state).count();
+        gauge!("holdfast_claims", "state" => name).set(count as f64);
+    }
+    gauge!("holdfast_users").set(status.own.users as f64);
+    for claim in &status.claims {
+        let prefix = || claim.prefix.to_string();
+        counter!("holdfast_claim_switches_total", "prefix" => prefix()).absolute(claim.switches);
+        if let Some(active) = &claim.active {
+            gauge!("holdfast_claim_active", "prefix" => prefix(), "peer" => active.clone()).set(1.0);
+        }
     }
 }
 

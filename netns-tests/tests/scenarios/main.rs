@@ -41,6 +41,7 @@ mod restarts;
 mod rogue;
 mod root;
 mod settings;
+mod shared;
 mod starved;
 mod two_servers;
 mod wg;
@@ -156,6 +157,11 @@ const CASES: &[Case] = &[
     alone(
         "settings_a_setup_key_of_another_network_changes_nothing",
         settings::a_setup_key_of_another_network_changes_nothing,
+    ),
+    together("shared_address_answers_and_goes_with_its_node", shared::address_answers_and_goes_with_its_node),
+    together(
+        "shared_subnet_is_routed_and_its_routers_leave_nothing_behind",
+        shared::subnet_is_routed_and_its_routers_leave_nothing_behind,
     ),
     alone("life_logout_ends_the_membership", life::logout_ends_the_membership),
     alone("bad_input_server_lists", bad_agent_input::server_lists),

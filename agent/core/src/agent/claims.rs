@@ -7,10 +7,7 @@ use crate::{
     io::{self, Notice, TunnelCommand},
 };
 use ipnet::IpNet;
-use proto::{
-    key::PublicKey,
-    peer_message::{Body, ProbeReply},
-};
+use proto::{key::PublicKey, peer_message::ProbeReply};
 
 impl Agent {
     /// Does what the machine of claims asks for.
@@ -18,7 +15,10 @@ impl Agent {
         while let Some(output) = self.claims.poll_output() {
             match output {
                 Output::Route { prefix, peer, from } => self.move_prefix(prefix, peer, from),
-                Output::Probe { peer, id } => self.send_to_peer(peer, Body::Probe(id), None),
+                Output::Probe { peer, id } => {
+                    let probe = self.probe(&peer, id);
+                    self.send_to_peer(peer, probe, None);
+                }
                 Output::Keep { peer, kept } => self.keep(peer, kept),
                 Output::Watch { peer, silence } => self.tunnel(TunnelCommand::Watch { peer, silence }),
             }
@@ -37,6 +37,9 @@ impl Agent {
         let (former, new) = (from.filter(|key| self.is_used(key)), to.filter(|key| self.is_used(key)));
         for key in [new, former].into_iter().flatten() {
             self.upsert(&key);
+        }
+        for key in [former, new].into_iter().flatten() {
+            self.tell_use(key);
         }
         self.outputs.push_back(io::Output::Notice(Notice::Claim { prefix, active: to, before: from }));
         self.configure_interface();

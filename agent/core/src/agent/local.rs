@@ -10,9 +10,7 @@ use crate::{
     status,
     time::BootTime,
 };
-use proto::{
-    key::PublicKey, peer_message::Body, server_url::ServerUrl, session::AgentMessage, time::UnixTime,
-};
+use proto::{key::PublicKey, server_url::ServerUrl, session::AgentMessage, time::UnixTime};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 impl Agent {
@@ -79,18 +77,6 @@ impl Agent {
         self.with_peer(peer, |peer, now| peer.on_packet_waiting(now));
     }
 
-    /// Tells peers and servers that we go. The driver ends when the outputs are done.
-    pub fn drain(&mut self, now: BootTime) {
-        self.advance(now);
-        self.draining = true;
-        let connected: Vec<PublicKey> =
-            self.peers.iter().filter(|(_, p)| p.is_connected()).map(|(k, _)| *k).collect();
-        for peer in connected {
-            self.send_to_peer(peer, Body::Leaving, None);
-        }
-        self.leave(false);
-    }
-
     /// Leaves the network: the servers are told, membership and map go.
     pub fn logout(&mut self, now: BootTime) {
         self.advance(now);
@@ -99,7 +85,7 @@ impl Agent {
         self.drain_control();
     }
 
-    fn leave(&mut self, logout: bool) {
+    pub(super) fn leave(&mut self, logout: bool) {
         let sessions: Vec<_> = self.control.sessions().collect();
         for conn in sessions {
             self.outputs.push_back(Output::Send { conn, message: AgentMessage::Leave { logout } });
@@ -240,6 +226,7 @@ impl Agent {
             clock_ahead_seconds: self.time.wall_ahead(now),
             draining: self.draining,
             claims: self.own_claims_status(),
+            users: self.users.count(now) as u64,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod claims;
 mod gossip;
+mod leaving;
 mod local;
 mod pings;
 mod roots;
@@ -33,6 +34,7 @@ use crate::{
 };
 use gossip::Gossip;
 use ipnet::IpNet;
+use leaving::{Leaving, Users};
 use pings::Pings;
 use proto::{
     key::PublicKey,
@@ -120,7 +122,10 @@ pub struct Agent {
     expiry_at: Option<BootTime>,
     state_saving: Saving,
     map_saving: Saving,
+    users: Users,
     draining: bool,
+    /// Until those who use us have moved.
+    leaving: Option<Leaving>,
     standing: Standing,
     confirmed: Confirmed,
     rules: Told,
@@ -174,7 +179,9 @@ impl Agent {
             expiry_at: None,
             state_saving: Saving::default(),
             map_saving: Saving::default(),
+            users: Users::default(),
             draining: false,
+            leaving: None,
             standing: Standing::default(),
             confirmed: Confirmed::default(),
             rules: Told::default(),
@@ -228,6 +235,7 @@ impl Agent {
             at(self.map_saving.due_at, Cause::Save),
             at(self.pings.deadline(), Cause::Probe),
             at(self.gossip.deadline(), Cause::Gossip),
+            at(self.leaving_deadline(), Cause::Leaving),
             self.claims.poll_timeout(),
         ])
     }
@@ -253,6 +261,7 @@ impl Agent {
         self.save(|due_at, now| due_at <= now);
         self.pings.expire(self.now);
         self.repeat_removals();
+        self.look_at_leaving();
     }
 
     /// The map as it is to be written to disk.
@@ -274,6 +283,7 @@ impl Agent {
             + self.pings.len()
             + self.gossip.len()
             + self.claims.load()
+            + self.users.len()
             + self.netmap.removals().len()
     }
 

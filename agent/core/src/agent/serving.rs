@@ -76,7 +76,7 @@ impl Agent {
     }
 
     /// Own claims that are granted.
-    fn served(&self) -> Vec<IpNet> {
+    pub(super) fn served(&self) -> Vec<IpNet> {
         let claims = self.config.facts.claims.iter();
         claims.filter(|claim| self.refusal(claim).is_none()).map(|claim| claim.prefix).collect()
     }

@@ -4,6 +4,7 @@ mod broken_server;
 mod removals;
 mod roots;
 mod rules;
+mod serving;
 mod standing;
 
 use super::*;

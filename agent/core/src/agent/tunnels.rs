@@ -10,7 +10,7 @@ use crate::{
 };
 use proto::{
     key::PublicKey,
-    peer_message::{Body, PeerMessage, ProbeReply},
+    peer_message::{Body, PeerMessage, Probe, ProbeReply},
     session::{AgentMessage, Signal},
     statement::NodeId,
 };
@@ -148,7 +148,8 @@ impl Agent {
         let Ok(message) = PeerMessage::decode(payload) else { return };
         match message.body {
             // By the path it came on: that is what is measured.
-            Body::Probe(id) => {
+            Body::Probe(Probe { id, uses }) => {
+                self.on_use_told(key, uses);
                 let uptime = self.now.since(self.started_at);
                 let reply = ProbeReply { id, uptime, is_leaving: self.draining };
                 self.send_to_peer(key, Body::ProbeReply(reply), Some(from));
@@ -168,7 +169,7 @@ impl Agent {
             Body::RemovalSummary(digest) => self.on_removal_summary(key, digest),
             Body::Roots(links) => self.on_roots_told(key, &links),
             Body::RootsWanted => self.on_roots_wanted(key),
-            Body::Leaving => self.claims.handle_leaving(&key, self.now),
+            Body::Leaving => self.on_leaving_told(key),
             Body::Unknown => {}
         }
     }
@@ -192,7 +193,8 @@ impl Agent {
     /// Sends what waited for this peer's tunnel.
     pub(super) fn send_pings(&mut self, key: PublicKey) {
         for probe in self.pings.send(&key, &mut self.next_probe, self.now) {
-            self.send_to_peer(key, Body::Probe(probe), None);
+            let probe = self.probe(&key, probe);
+            self.send_to_peer(key, probe, None);
         }
     }
 
@@ -238,6 +240,7 @@ impl Agent {
                 self.outputs.push_back(Output::Notice(Notice::Peer { key: *key, up: false }));
             }
             self.gossip.forget(key);
+            self.users.forget(key);
         }
         // What waits for it goes to who serves in its place.
         self.claims.handle_claims(*key, NodeId(0), Vec::new(), self.now);
@@ -307,8 +310,11 @@ impl Agent {
             (self.config.peer.probe_timeout, self.now, self.next_probe.wrapping_add(1));
         self.next_probe = self.next_probe.wrapping_add(candidates.len() as u64);
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        for (id, endpoint) in peer.paths.start_round(&candidates, first, timeout, now) {
-            self.send_to_peer(key, Body::Probe(id), Some(endpoint));
+        let round: Vec<(u64, SocketAddr)> =
+            peer.paths.start_round(&candidates, first, timeout, now).into_iter().collect();
+        for (id, endpoint) in round {
+            let probe = self.probe(&key, id);
+            self.send_to_peer(key, probe, Some(endpoint));
         }
     }
 

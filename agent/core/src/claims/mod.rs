@@ -265,6 +265,26 @@ impl Claims {
     /// It says that it goes: who serves in its place is asked for now.
     pub fn handle_leaving(&mut self, peer: &PublicKey, now: BootTime) {
         self.with_claimant(peer, now, |claimant, _| claimant.leave());
+        // Also where nobody sends anything now.
+        let is_active = |choice: &Choice| choice.active.as_ref() == Some(peer);
+        let served: Vec<IpNet> =
+            self.choices.iter().filter(|(_, choice)| is_active(choice)).map(|(prefix, _)| *prefix).collect();
+        for prefix in served {
+            self.settle(prefix, now);
+        }
+    }
+
+    /// Whether packets of ours go to this peer. One that leaves need not wait for a client that has nobody else.
+    pub fn uses(&self, peer: &PublicKey) -> bool {
+        let is_leaving = self.claimants.get(peer).is_some_and(|claimant| claimant.is_leaving);
+        let is_used = |prefix: &&IpNet| self.active(prefix).as_ref() == Some(peer);
+        self.in_use.iter().filter(is_used).any(|prefix| !is_leaving || self.has_another(prefix, peer))
+    }
+
+    fn has_another(&self, prefix: &IpNet, peer: &PublicKey) -> bool {
+        let stays = |claimant: &Claimant| !claimant.is_leaving && !claimant.pulse.is_dead();
+        let is_there = |key: &PublicKey| key != peer && self.claimants.get(key).is_some_and(stays);
+        self.ordered(prefix).iter().any(|(key, _)| is_there(key))
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).

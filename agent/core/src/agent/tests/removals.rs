@@ -18,7 +18,7 @@ fn endpoint(node: u8) -> SocketAddr {
 
 impl Bench {
     /// Served, with these peers in the map and a tunnel to each.
-    fn connected_to(peers: &[u8]) -> Self {
+    pub(super) fn connected_to(peers: &[u8]) -> Self {
         let mut bench = Self::served();
         let put = peers.iter().map(|node| peer_object(*node, &format!("p{node}"), certificate(*node, None)));
         bench.tell(2, put.collect(), Vec::new());
@@ -32,7 +32,7 @@ impl Bench {
         self.agent.handle_tunnel(event, self.now);
     }
 
-    fn hear(&mut self, node: u8, body: Body) -> Vec<Output> {
+    pub(super) fn hear(&mut self, node: u8, body: Body) -> Vec<Output> {
         let payload = PeerMessage { boot: 1, body }.encode();
         let event = TunnelEvent::Message { peer: key(node), payload, from: endpoint(node) };
         self.agent.handle_tunnel(event, self.now);

@@ -1,0 +1,205 @@
+//! What a node serves, what it routes to others who serve, and how it goes.
+
+use super::*;
+use crate::status;
+use ipnet::IpNet;
+use proto::{
+    claim::Claim,
+    peer_message::{Body, PeerMessage, Probe},
+};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn claim(prefix: &str) -> Claim {
+    Claim { prefix: net(prefix), priority: 0, preempt: false, spread: false }
+}
+
+fn granted(node: u8, issued_at: u64, claims: &[&str]) -> Vec<u8> {
+    let membership = Membership {
+        node_id: NodeId(node.into()),
+        node_key: key(node),
+        addresses: vec![[100, 64, 0, node].into()],
+        claims: claims.iter().map(|claim| net(claim)).collect(),
+        issued_at: UnixTime(issued_at),
+        not_after: None,
+    };
+    Statement::Membership(membership).sign(NETWORK, &root())
+}
+
+fn claimer(node: u8, claims: &[&str]) -> Object {
+    let peer = MapPeer {
+        node_id: NodeId(node.into()),
+        name: format!("p{node}"),
+        membership: granted(node, NOW_S - 1000, claims),
+        endpoints: vec![SocketAddr::from(([192, 0, 2, node], 51820))],
+        os: String::new(),
+        agent_version: String::new(),
+        expires_at: None,
+        ephemeral: false,
+        claims: claims.iter().map(|prefix| claim(prefix)).collect(),
+    };
+    Object::new(&Content::Peer(peer), key(node).0.to_vec()).unwrap()
+}
+
+/// The last one counts: what is routed beside the overlay, and what is served.
+fn configured(outputs: &[Output]) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
+    outputs.iter().rev().find_map(|output| {
+        let Output::Configure { overlay, served, .. } = output else { return None };
+        Some((overlay.clone(), served.clone()))
+    })
+}
+
+fn said(outputs: &[Output], node: u8) -> Vec<Body> {
+    let message = |output: &Output| {
+        let Output::Tunnel(TunnelCommand::Message { peer, payload, .. }) = output else { return None };
+        (*peer == key(node)).then(|| PeerMessage::decode(payload).unwrap().body)
+    };
+    outputs.iter().filter_map(message).collect()
+}
+
+fn leaves(outputs: &[Output]) -> bool {
+    outputs
+        .iter()
+        .any(|output| matches!(output, Output::Send { message: AgentMessage::Leave { logout: false }, .. }))
+}
+
+/// Serves one address, with a tunnel to one client.
+fn serving() -> Bench {
+    let mut bench = Bench::connected_to(&[2]);
+    bench.agent.set_claims(vec![claim("10.9.0.1/32")], bench.now);
+    bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["10.9.0.0/24"])));
+    bench.outputs();
+    bench
+}
+
+#[test]
+fn a_claim_is_served_once_it_is_granted_and_says_before_what_to_do() {
+    let mut bench = Bench::served();
+    bench.agent.set_claims(vec![claim("10.9.0.1/32"), claim("10.8.0.0/24")], bench.now);
+    let outputs = bench.outputs();
+    assert_eq!(configured(&outputs).unwrap().1, []);
+    let told = |output: &Output| matches!(output, Output::Send { message: AgentMessage::Update { facts, .. }, .. } if facts.claims.len() == 2);
+    assert!(outputs.iter().any(told), "servers hear what it claims");
+    let status = bench.agent.status(bench.now);
+    assert!(status.own.claims[0].reason.as_ref().unwrap().contains("allow-claim"));
+    bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["10.9.0.0/16"])));
+    assert_eq!(configured(&bench.outputs()).unwrap().1, [net("10.9.0.1/32")]);
+    let states: Vec<status::OwnClaimState> =
+        bench.agent.status(bench.now).own.claims.iter().map(|claim| claim.state).collect();
+    assert_eq!(states, [status::OwnClaimState::Served, status::OwnClaimState::Refused]);
+    bench.agent.set_claims(Vec::new(), bench.now);
+    assert_eq!(configured(&bench.outputs()).unwrap().1, []);
+}
+
+#[test]
+fn the_own_address_is_not_claimed_on_top() {
+    let mut bench = Bench::served();
+    bench.agent.set_claims(vec![claim("100.64.0.1/32")], bench.now);
+    bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["100.64.0.1/32"])));
+    assert_eq!(configured(&bench.outputs()).unwrap().1, []);
+    assert!(bench.agent.status(bench.now).own.claims[0].reason.as_ref().unwrap().contains("own address"));
+}
+
+#[test]
+fn hosts_are_routed_subnets_where_accepted_and_never_over_the_machines_own_networks() {
+    let mut bench = Bench::served();
+    bench.agent.handle_networks(vec![net("192.168.1.7/24")], bench.now);
+    let claims = ["10.9.0.1/32", "10.8.0.0/24", "192.168.0.0/16"];
+    let outputs = bench.tell(2, vec![claimer(2, &claims)], Vec::new());
+    let is_routed = |outputs: &[Output], prefix: &str| configured(outputs).unwrap().0.contains(&net(prefix));
+    assert_eq!(claims.map(|prefix| is_routed(&outputs, prefix)), [true, false, false]);
+    let mut config = ClaimsConfig { accept_routes: true, ..ClaimsConfig::default() };
+    bench.agent.set_claims_config(config.clone(), bench.now);
+    let outputs = bench.outputs();
+    assert_eq!(claims.map(|prefix| is_routed(&outputs, prefix)), [true, true, false]);
+    let warnings = bench.agent.status(bench.now).warnings;
+    assert!(
+        warnings.iter().any(|w| w.contains("192.168.0.0/16") && w.contains("192.168.1.0/24")),
+        "{warnings:?}"
+    );
+    bench.agent.handle_networks(Vec::new(), bench.now);
+    assert!(is_routed(&bench.outputs(), "192.168.0.0/16"));
+    config.accept_routes = false;
+    bench.agent.set_claims_config(config, bench.now);
+    assert!(!is_routed(&bench.outputs(), "10.8.0.0/24"));
+}
+
+#[test]
+fn a_whole_map_of_claims_configures_the_interface_once() {
+    let mut bench = Bench::served();
+    let prefixes: Vec<String> = (0..50).map(|at| format!("10.9.0.{at}/32")).collect();
+    let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+    let outputs = bench.tell(2, vec![claimer(2, &prefixes), claimer(3, &prefixes)], Vec::new());
+    let configured = |output: &&Output| matches!(output, Output::Configure { .. });
+    assert_eq!(outputs.iter().filter(configured).count(), 1);
+}
+
+#[test]
+fn one_that_serves_goes_when_its_users_have_moved_and_answers_meanwhile() {
+    let mut bench = serving();
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+    assert_eq!(bench.agent.status(bench.now).own.users, 1);
+    bench.agent.drain(bench.now);
+    let outputs = bench.outputs();
+    assert_eq!(said(&outputs, 2), [Body::Leaving]);
+    assert!(!leaves(&outputs) && !bench.agent.has_left());
+    let outputs = bench.at(Duration::from_millis(400));
+    assert_eq!(said(&outputs, 2), [Body::Leaving], "it may have been lost");
+    bench.now = START + Duration::from_millis(500);
+    let outputs = bench.hear(2, Body::Probe(Probe { id: 2, uses: false }));
+    assert!(matches!(said(&outputs, 2)[..], [Body::ProbeReply(reply)] if reply.is_leaving));
+    assert!(!leaves(&bench.at(Duration::from_millis(799))));
+    assert!(leaves(&bench.at(Duration::from_millis(800))));
+    assert!(bench.agent.has_left());
+}
+
+#[test]
+fn users_that_stay_are_waited_for_three_seconds_and_not_at_all_when_asked_again() {
+    for again in [false, true] {
+        let mut bench = serving();
+        bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+        bench.agent.drain(bench.now);
+        assert!(!leaves(&bench.at(Duration::from_millis(2_999))));
+        if again {
+            bench.agent.drain(bench.now);
+            assert!(leaves(&bench.outputs()));
+        } else {
+            assert!(leaves(&bench.at(Duration::from_secs(3))));
+        }
+    }
+}
+
+#[test]
+fn one_that_serves_nothing_goes_at_once() {
+    let mut bench = Bench::connected_to(&[2]);
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+    bench.agent.drain(bench.now);
+    assert!(leaves(&bench.outputs()) && bench.agent.has_left());
+}
+
+#[test]
+fn a_user_that_says_no_more_is_forgotten() {
+    let mut bench = serving();
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+    bench.at(Duration::from_secs(8));
+    assert_eq!(bench.agent.status(bench.now).own.users, 0);
+}
+
+#[test]
+fn a_client_moves_from_one_that_leaves_and_tells_it_so() {
+    let mut bench = Bench::served();
+    let claims = ["10.9.0.1/32"];
+    bench.tell(2, vec![claimer(2, &claims), claimer(3, &claims)], Vec::new());
+    for node in [2, 3] {
+        let endpoint = SocketAddr::from(([192, 0, 2, node], 51820));
+        bench.agent.handle_tunnel(TunnelEvent::HandshakeDone { peer: key(node), endpoint }, bench.now);
+    }
+    assert_eq!(bench.agent.status(bench.now).claims[0].active.as_deref(), Some("p2"));
+    bench.outputs();
+    let outputs = bench.hear(2, Body::Leaving);
+    assert_eq!(bench.agent.status(bench.now).claims[0].active.as_deref(), Some("p3"));
+    let last = said(&outputs, 2).into_iter().last();
+    assert!(matches!(last, Some(Body::Probe(Probe { uses: false, .. }))), "{last:?}");
+}
