@@ -166,11 +166,11 @@ impl World {
         let settings = settings(&launch.given, &launch.file, &kept)?;
         // Who can ask for the status can also stop us in good order.
         let signals = StopSignals::new().map_err(system("wait for signals"))?;
+        platform::recover(state_dir.path()).await;
         let (plane, tunnel_events) =
             Plane::new(&launch.interface, &settings, &secret, state_dir.path()).await?;
         // A killed agent's rules are known by its interface's absence: it is gone once ours has the name.
         platform::clean_up().await.map_err(system("look for what a killed agent left"))?;
-        platform::recover(state_dir.path()).await;
         let mut network_watch =
             NetworkWatch::start(&launch.interface, MARK).map_err(system("watch the network for changes"))?;
         let path = socket_path(state_dir.path());
