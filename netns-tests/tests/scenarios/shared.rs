@@ -88,16 +88,19 @@ pub(crate) fn subnet_is_routed_and_its_routers_leave_nothing_behind(s: &mut Scen
     reaches(&mesh.agents[2], "masqueraded")?;
     for router in &mesh.agents[..2] {
         router.ask(&["set", "--masquerade=false"])?;
-        ensure!(!masquerades(router)?, "{} masquerades still", router.name);
+        wait_until("it masquerades no more", TIMEOUT, || Ok((!masquerades(router)?).then_some(())))?;
     }
     host.route(&format!("add 100.64.0.0/10 via 10.1.0.{}", active + 1))?;
     reaches(&mesh.agents[2], "routed")?;
     mesh.agents[2].ask(&["set", "--accept-routes=false"])?;
-    let table = routes(&mesh.agents[2])?;
-    ensure!(!table.contains("10.1.0.0/24") && table.contains("100.64.0.0/10"), "routes: {table}");
+    wait_until("the subnet's route is gone", TIMEOUT, || {
+        Ok((!routes(&mesh.agents[2])?.contains("10.1.0.0/24 dev hf0")).then_some(()))
+    })?;
+    let left = routes(&mesh.agents[2])?;
+    ensure!(left.contains("100.64.0.0/10 dev hf0"), "the overlay's route went with it: {left}");
     let other = 1 - active;
     mesh.agents[other].ask(&["set", "--masquerade"])?;
-    ensure!(masquerades(&mesh.agents[other])?, "it does not masquerade again");
+    wait_until("it masquerades again", TIMEOUT, || Ok(masquerades(&mesh.agents[other])?.then_some(())))?;
     mesh.agents[other].kill()?;
     ensure!(forwards(&mesh.agents[other])?, "nobody was there to switch forwarding off");
     mesh.agents[other].options.extend(["--claim", "none"].map(str::to_owned));

@@ -7,7 +7,7 @@ use super::Agent;
 use crate::time::BootTime;
 use proto::{
     key::PublicKey,
-    peer_message::{Body, Probe},
+    peer_message::{Body, Probe, ProbeReply},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -127,6 +127,20 @@ impl Agent {
     /// Every probe says whether we use the one that we ask.
     pub(super) fn probe(&self, peer: &PublicKey, id: u64) -> Body {
         Body::Probe(Probe { id, uses: self.claims.uses(peer) })
+    }
+
+    /// How we stand, as every answer says.
+    pub(super) fn reply(&self, id: u64) -> Body {
+        let uptime = self.now.since(self.started_at);
+        Body::ProbeReply(ProbeReply { id, uptime, is_leaving: self.draining })
+    }
+
+    /// A peer with a new tunnel hears how one that serves stands: it may know us as gone, or not yet as going.
+    pub(super) fn tell_standing(&mut self, peer: PublicKey) {
+        if !self.served().is_empty() {
+            // As the answer to no question.
+            self.send_to_peer(peer, self.reply(0), None);
+        }
     }
 
     /// Tells a peer at once whether we use it.

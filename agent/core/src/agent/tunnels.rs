@@ -10,7 +10,7 @@ use crate::{
 };
 use proto::{
     key::PublicKey,
-    peer_message::{Body, PeerMessage, Probe, ProbeReply},
+    peer_message::{Body, PeerMessage, Probe},
     session::{AgentMessage, Signal},
     statement::NodeId,
 };
@@ -150,9 +150,7 @@ impl Agent {
             // By the path it came on: that is what is measured.
             Body::Probe(Probe { id, uses }) => {
                 self.on_use_told(key, uses);
-                let uptime = self.now.since(self.started_at);
-                let reply = ProbeReply { id, uptime, is_leaving: self.draining };
-                self.send_to_peer(key, Body::ProbeReply(reply), Some(from));
+                self.send_to_peer(key, self.reply(id), Some(from));
             }
             Body::ProbeReply(reply) => {
                 self.on_probe_reply(key, reply.id);
@@ -291,6 +289,7 @@ impl Agent {
                 match up {
                     true => {
                         self.send_pings(key);
+                        self.tell_standing(key);
                         self.sum_up_removals(key);
                     }
                     false => self.gossip.forget(&key),

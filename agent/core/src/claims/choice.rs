@@ -134,8 +134,8 @@ fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>
         .is_some_and(|active| ordered[active].pulse.doubted_since().is_some() || ordered[active].is_leaving);
     // Those that are there for all that is known come first.
     let mut proofs: Vec<usize> = (0..ordered.len()).filter(|place| Some(*place) != active).collect();
-    proofs.retain(|place| is_in_doubt && !ordered[*place].is_leaving);
-    proofs.sort_by_key(|place| ordered[*place].pulse.is_dead());
+    proofs.retain(|_| is_in_doubt);
+    proofs.sort_by_key(|place| (ordered[*place].is_leaving, ordered[*place].pulse.is_dead()));
     proofs.truncate(MAX_PROOFS);
     let need = |(place, standing): (usize, &Standing<'_>)| {
         if Some(place) == active {
@@ -149,7 +149,8 @@ fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>
             standing.candidate.up_since.is_none()
                 && !ordered[active].candidate.is_preferred_to(&standing.candidate)
         });
-        match active.is_some_and(|active| place < active) || is_unknown {
+        // Who said that it goes may be back without our knowing.
+        match active.is_some_and(|active| place < active) || is_unknown || standing.is_leaving {
             true => Need::Return,
             false if Some(place) == standby => Need::Standby,
             false => Need::None,

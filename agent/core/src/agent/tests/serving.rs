@@ -204,3 +204,13 @@ fn a_client_moves_from_one_that_leaves_and_tells_it_so() {
     let last = said(&outputs, 2).into_iter().last();
     assert!(matches!(last, Some(Body::Probe(Probe { uses: false, .. }))), "{last:?}");
 }
+
+#[test]
+fn one_that_serves_says_how_it_stands_to_a_peer_with_a_new_tunnel() {
+    let mut bench = serving();
+    bench.tell(3, vec![peer_object(3, "p3", certificate(3, None))], Vec::new());
+    let endpoint = SocketAddr::from(([192, 0, 2, 3], 51820));
+    bench.agent.handle_tunnel(TunnelEvent::HandshakeDone { peer: key(3), endpoint }, bench.now);
+    let told = said(&bench.outputs(), 3);
+    assert!(told.iter().any(|body| matches!(body, Body::ProbeReply(reply) if !reply.is_leaving)), "{told:?}");
+}
