@@ -99,13 +99,17 @@ impl World {
         }
     }
 
-    /// Those that could answer this caller, and since when.
+    /// Those that could answer this caller, and since when. Nobody while the rules of one keep it out: that one may be chosen, and lives.
     fn watch_claimers(&mut self, at: usize) {
         let (now, caller) = (self.now, &self.callers[at]);
         let claimers = self.claimers(caller);
+        let removed = |at: &usize| self.database.head.removal(&members::of(*at).key).is_some();
+        let mut present =
+            claimers.iter().filter(|claimer| self.nodes[**claimer].is_awake() && !removed(claimer));
+        let are_open = present.all(|claimer| self.is_let_in(*claimer, caller.from));
         let good: BTreeMap<usize, BootTime> = claimers
             .into_iter()
-            .filter(|claimer| self.could_answer(caller.from, *claimer))
+            .filter(|claimer| are_open && self.could_answer(caller.from, *claimer))
             .map(|claimer| (claimer, caller.good_since.get(&claimer).copied().unwrap_or(now)))
             .collect();
         self.callers[at].good_since = good;
