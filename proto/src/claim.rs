@@ -21,6 +21,9 @@ pub struct Claim {
     /// Among equals that all say so, clients distribute themselves.
     #[serde(default)]
     pub spread: bool,
+    /// What goes to it leaves the node with an address of the node's own.
+    #[serde(default)]
+    pub masquerade: bool,
 }
 
 /// A prefix that nobody can claim, whatever was granted.
@@ -45,6 +48,17 @@ pub enum Unclaimable {
 }
 
 impl Claim {
+    /// With nothing asked for beyond the prefix.
+    pub fn new(prefix: IpNet) -> Self {
+        Self { prefix, priority: 0, preempt: false, spread: false, masquerade: false }
+    }
+
+    /// Whether a connection through the claiming node to what it claims ends on the node, or looks so to the other end: no other node
+    /// could go on with it.
+    pub fn holds_connections(&self) -> bool {
+        self.masquerade || self.prefix.prefix_len() == self.prefix.max_prefix_len()
+    }
+
     /// Refuses what nobody can serve for others. A prefix around such addresses is refused as well.
     ///
     /// # Errors
@@ -71,6 +85,7 @@ impl Claim {
             priority: self.priority.into(),
             preempt: self.preempt,
             spread: self.spread,
+            masquerade: self.masquerade,
         }
     }
 
@@ -98,7 +113,8 @@ impl TryFrom<&wire::Claim> for Claim {
         }
         let priority =
             u16::try_from(wire.priority).map_err(|error| Invalid::new("claim's priority", error))?;
-        Ok(Self { prefix, priority, preempt: wire.preempt, spread: wire.spread })
+        let wire::Claim { preempt, spread, masquerade, .. } = *wire;
+        Ok(Self { prefix, priority, preempt, spread, masquerade })
     }
 }
 
@@ -130,7 +146,7 @@ mod tests {
     }
 
     fn wire(prefix: &str) -> wire::Claim {
-        wire::Claim { prefix: prefix.into(), priority: 7, ..wire::Claim::default() }
+        wire::Claim { prefix: prefix.into(), priority: 7, masquerade: true, ..wire::Claim::default() }
     }
 
     #[test]
@@ -140,8 +156,23 @@ mod tests {
             claims.iter().map(|claim| claim.prefix.to_string()).collect::<Vec<_>>(),
             ["10.0.0.1/32", "fd00::/64"]
         );
+        assert!(claims.iter().all(|claim| claim.masquerade && claim.priority == 7));
         let again: Vec<wire::Claim> = claims.iter().map(|claim| claim.to_wire()).collect();
         assert_eq!(Claim::from_wire(&again).unwrap(), claims);
+    }
+
+    #[test]
+    fn connections_are_held_by_whoever_has_the_address_or_masquerades() {
+        let claim = |text: &str, masquerade| Claim { masquerade, ..Claim::new(text.parse().unwrap()) };
+        assert!(
+            claim("10.0.0.1/32", false).holds_connections()
+                && claim("fd00::1/128", false).holds_connections()
+        );
+        assert!(claim("10.0.0.0/24", true).holds_connections());
+        assert!(
+            !claim("10.0.0.0/24", false).holds_connections()
+                && !claim("fd00::/64", false).holds_connections()
+        );
     }
 
     #[test]

@@ -46,12 +46,7 @@ impl Client {
         let mut claims = Claims::new(NodeId(u64::MAX), ClaimsConfig::default());
         for prefix in 0..prefixes {
             let address = std::net::Ipv4Addr::new(10, 9, prefix, 1);
-            let claim = Claim {
-                prefix: ipnet::IpNet::from(std::net::IpAddr::V4(address)),
-                priority: 0,
-                preempt: false,
-                spread: false,
-            };
+            let claim = Claim::new(std::net::IpAddr::V4(address).into());
             for node in 1..=2 {
                 let id = NodeId(u64::from(prefix) * 2 + u64::from(node));
                 claims.handle_claims(key(prefix, node), id, vec![claim], now);

@@ -34,7 +34,7 @@ impl Claimed {
     /// It is no prefix.
     pub fn new(agent: usize, prefix: &str) -> Self {
         let prefix = prefix.parse().unwrap_or_else(|_| panic!("{prefix} is no prefix"));
-        let claim = Claim { prefix, priority: 0, preempt: false, spread: false };
+        let claim = Claim::new(prefix);
         Self { agent, claim, is_granted: true }
     }
 }

@@ -157,13 +157,15 @@ fn sharing(options: &Options) -> Result<ClaimsConfig, SettingsError> {
 /// What this node claims, sorted.
 fn claims(options: &Options) -> Result<Vec<Claim>, SettingsError> {
     let (preempt, spread) = (options.preempt.unwrap_or(false), options.spread.unwrap_or(false));
+    let masquerade = options.masquerade.unwrap_or(false);
     let rules = options.claim.as_deref().unwrap_or_default();
     let mut claims: Vec<Claim> = Vec::new();
     for rule in rules {
         match rule {
             ClaimRule::None => {}
             ClaimRule::Prefix { prefix, priority } => {
-                claims.push(Claim { prefix: *prefix, priority: *priority, preempt, spread });
+                let (prefix, priority) = (*prefix, *priority);
+                claims.push(Claim { prefix, priority, preempt, spread, masquerade });
             }
         }
     }

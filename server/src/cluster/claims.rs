@@ -127,8 +127,7 @@ mod tests {
         let ops = allow_claim(&state, &claimer, around.into(), testing::NOW).unwrap();
         testing::apply(&mut state, ops);
         let grants = [around.into()];
-        let claim =
-            |text: String| Claim { prefix: prefix(&text), priority: 0, preempt: false, spread: false };
+        let claim = |text: String| Claim::new(prefix(&text));
         assert!(is_granted(&state, &grants, &claim(around.to_string())));
         assert!(!is_granted(&state, &grants, &claim(owner.address_v4.to_string() + "/32")));
     }

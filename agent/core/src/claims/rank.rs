@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn candidate(node: u64, prefix: &str, up_since_s: Option<u64>) -> Candidate {
-        let claim = Claim { prefix: prefix.parse().unwrap(), priority: 0, preempt: false, spread: false };
+        let claim = Claim::new(prefix.parse().unwrap());
         let up_since = up_since_s.map(|seconds| BootTime::from_duration(Duration::from_secs(seconds)));
         Candidate { node: NodeId(node), claim, up_since }
     }

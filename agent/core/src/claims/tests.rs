@@ -46,7 +46,7 @@ fn prefix(text: &str) -> IpNet {
 }
 
 fn claim(text: &str) -> Claim {
-    Claim { prefix: prefix(text), priority: 0, preempt: false, spread: false }
+    Claim::new(prefix(text))
 }
 
 const ADDRESS: &str = "10.9.0.1/32";

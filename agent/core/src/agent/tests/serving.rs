@@ -13,7 +13,7 @@ fn net(text: &str) -> IpNet {
 }
 
 fn claim(prefix: &str) -> Claim {
-    Claim { prefix: net(prefix), priority: 0, preempt: false, spread: false }
+    Claim::new(net(prefix))
 }
 
 fn granted(node: u8, issued_at: u64, claims: &[&str]) -> Vec<u8> {
