@@ -5,7 +5,7 @@
 //! allow. So whatever is not understood, is malformed or is missing, allows nothing: older agents are stricter than was meant, never laxer.
 
 use crate::{Invalid, fixed, map::ObjectId, wire};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::ops::RangeInclusive;
 
 /// What this code knows of rules. A rule that must not be read by those who know less says so by its level.
@@ -54,6 +54,11 @@ pub enum Protocol {
 }
 
 impl Rule {
+    /// Everything, from wherever tunnels let somebody send: own addresses and what was granted, the hosts behind a router included.
+    pub fn all() -> Self {
+        Self::all_from(vec![Ipv4Net::default().into(), Ipv6Net::default().into()])
+    }
+
     /// Everything, from these sources.
     pub fn all_from(sources: Vec<IpNet>) -> Self {
         let everything = Service { protocol: Protocol::Any, ports: Vec::new() };

@@ -47,7 +47,7 @@ impl Atlas {
     pub(crate) fn of(state: &State) -> Self {
         let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..Self::default() };
         atlas.put(ObjectId::network(), Content::Network(state.network.clone()));
-        atlas.put(ObjectId::rule(DEFAULT_RULE.to_vec()), default_rule(state));
+        atlas.put(ObjectId::rule(DEFAULT_RULE.to_vec()), default_rule());
         state.nodes().for_each(|node| atlas.put(ObjectId::peer(node.key), peer(state, node)));
         state.removals().for_each(|removed| {
             atlas.put(ObjectId::removal(removed.key), Content::Removal(removed.signed.clone()));
@@ -105,8 +105,8 @@ impl Atlas {
 }
 
 /// Without policies: everybody may open everything.
-fn default_rule(state: &State) -> Content {
-    Content::Rule(Rule::all_from(vec![state.network.overlay_v4, state.network.overlay_v6]))
+fn default_rule() -> Content {
+    Content::Rule(Rule::all())
 }
 
 fn peer(state: &State, node: &Node) -> Content {
@@ -305,13 +305,12 @@ mod tests {
     }
 
     #[test]
-    fn without_policies_the_overlay_may_open_everything_everywhere() {
+    fn without_policies_every_member_may_open_everything_everywhere() {
         let (state, own) = testing::with_node("own");
         let map = fetched(&Atlas::of(&state), own.key, &Map::default(), LARGE);
         let rules: Vec<_> = map.of_kind(proto::wire::ObjectKind::Rule).collect();
         let [(id, content)] = rules[..] else { panic!("{} rules", rules.len()) };
-        let overlay = vec![state.network.overlay_v4, state.network.overlay_v6];
-        assert_eq!(Content::decode(id, content), Ok(Content::Rule(Rule::all_from(overlay))));
+        assert_eq!(Content::decode(id, content), Ok(Content::Rule(Rule::all())));
     }
 
     #[test]

@@ -42,6 +42,28 @@ pub(crate) fn is_about_rules(id: &ObjectId) -> bool {
     id.kind == ObjectKind::Rule as u32 || id.kind == ObjectKind::Sources as u32
 }
 
+/// The part of the rules that is about these places: a rule that names no destination is about all of them, one that names others about none.
+pub(crate) fn confine(allows: &[Allow], places: &[IpNet]) -> Vec<Allow> {
+    let narrower =
+        |destination: &IpNet, place: &IpNet| match (place.contains(destination), destination.contains(place))
+        {
+            (true, _) => Some(*destination),
+            (false, true) => Some(*place),
+            (false, false) => None,
+        };
+    let confined = |allow: &Allow| {
+        let named = allow.destinations.iter();
+        let common = || {
+            named
+                .clone()
+                .flat_map(|destination| places.iter().filter_map(|place| narrower(destination, place)))
+        };
+        let destinations = if allow.destinations.is_empty() { places.to_vec() } else { common().collect() };
+        (!destinations.is_empty()).then(|| Allow { destinations, ..allow.clone() })
+    };
+    allows.iter().filter_map(confined).collect()
+}
+
 pub(crate) fn resolve(map: &Map) -> Resolved {
     let mut resolved = Resolved::default();
     let sets = resolved.sets(map);
@@ -135,6 +157,24 @@ mod tests {
         assert!(refused.is_empty(), "{refused:?}");
         map.drop(&ObjectId::sources(SetId(1), b"a"));
         assert_eq!(resolve(&map).allows[0].sources, [prefix(1), prefix(3)]);
+    }
+
+    #[test]
+    fn rules_reach_the_places_of_the_node_and_nothing_beyond() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+        let to =
+            |texts: &[&str]| Allow { sources: vec![prefix(1)], destinations: nets(texts), services: ssh() };
+        let places = nets(&["100.64.0.1/32", "fd00::1/128", "10.8.0.0/24"]);
+        for (named, reached) in [
+            (&[][..], &["100.64.0.1/32", "fd00::1/128", "10.8.0.0/24"][..]),
+            (&["0.0.0.0/0"], &["100.64.0.1/32", "10.8.0.0/24"]),
+            (&["10.8.0.7/32", "10.9.0.0/16"], &["10.8.0.7/32"]),
+            (&["10.0.0.0/8", "::/0"], &["10.8.0.0/24", "fd00::1/128"]),
+        ] {
+            assert_eq!(confine(&[to(named)], &places), [to(reached)], "{named:?}");
+        }
+        assert_eq!(confine(&[to(&["192.0.2.0/24"])], &places), [], "what is elsewhere allows nothing here");
+        assert_eq!(confine(&[to(&[])], &[]), [], "nor anything where nothing is reached");
     }
 
     #[test]

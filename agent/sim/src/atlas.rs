@@ -184,7 +184,7 @@ impl Atlas {
         for id in &old {
             self.map.drop(id);
         }
-        for (content, id) in policy.objects(&network()) {
+        for (content, id) in policy.objects() {
             put(&mut self.map, &content, id);
         }
         self.policy = policy;

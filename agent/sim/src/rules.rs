@@ -4,7 +4,7 @@ use crate::{members, world::World};
 use agent_core::BootTime;
 use ipnet::IpNet;
 use proto::{
-    map::{Content, Network},
+    map::Content,
     rule::{Rule, SetId},
 };
 use std::time::Duration;
@@ -34,12 +34,12 @@ impl Policy {
     }
 
     /// What of it is in every map, by kind and then by these ids.
-    pub(crate) fn objects(self, network: &Network) -> Vec<(Content, Vec<u8>)> {
+    pub(crate) fn objects(self) -> Vec<(Content, Vec<u8>)> {
         let rule = |rule| (Content::Rule(rule), b"default".to_vec());
         let address = |agent| IpNet::from(members::of(agent).address);
         let allowed = (0..members::MAX_AGENTS).filter(|agent| self.allows(*agent));
         match self {
-            Self::Network => vec![rule(Rule::all_from(vec![network.overlay_v4, network.overlay_v6]))],
+            Self::Network => vec![rule(Rule::all())],
             Self::Named(_) => vec![rule(Rule::all_from(allowed.map(address).collect()))],
             Self::InSet(_) => {
                 let part = |agent: usize| {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use netns_tests::agent::{Agent, INTERFACE};
 use netns_tests::figures::ms;
-use netns_tests::mesh::{FIVE_MS, Mesh};
+use netns_tests::mesh::{FIVE_MS, Mesh, overlay_address};
 use netns_tests::ping::Pinger;
 use netns_tests::scenario::Scenario;
 use netns_tests::topology::{Host, Switch};
@@ -68,7 +68,7 @@ pub(crate) fn address_answers_and_goes_with_its_node(s: &mut Scenario) -> Result
     Ok(())
 }
 
-/// Two routers before one subnet: with masquerading hosts there need no way back, without it they do. What routers changed on their machines goes with them, and at the next start of one
+/// Two routers before one subnet: with masquerading hosts there need no way back, without it they do, and may open something themselves. What routers changed on their machines goes with them, and at the next start of one
 /// that was killed.
 pub(crate) fn subnet_is_routed_and_its_routers_leave_nothing_behind(s: &mut Scenario) -> Result<()> {
     let lan = Switch::new()?;
@@ -92,6 +92,10 @@ pub(crate) fn subnet_is_routed_and_its_routers_leave_nothing_behind(s: &mut Scen
     }
     host.route(&format!("add 100.64.0.0/10 via 10.1.0.{}", active + 1))?;
     reaches(&mesh.agents[2], "routed")?;
+    let client = overlay_address(&mesh.agents[active], &mesh.agents[2])?;
+    let pinger = Pinger::start("from behind", &host.namespace, client, FIVE_MS)?;
+    pinger.first_reply_after(Instant::now(), TIMEOUT).context("a host behind the router gets no answer")?;
+    pinger.finish()?;
     mesh.agents[2].ask(&["set", "--accept-routes=false"])?;
     wait_until("the subnet's route is gone", TIMEOUT, || {
         Ok((!routes(&mesh.agents[2])?.contains("10.1.0.0/24 dev hf0")).then_some(()))

@@ -1,14 +1,19 @@
-//! What others may open here: told to the data plane when a whole map says something else than before.
+//! What others may open here: told to the data plane when a whole map, or what this node serves, says something else than before. Rules reach the node's own addresses and what it
+//! serves, and nothing beyond: a machine that forwards for another reason is nobody's way out.
 
 use super::Agent;
 use crate::{
     io::TunnelCommand,
-    rules::{Allow, resolve},
+    rules::{Allow, confine, resolve},
 };
+use ipnet::IpNet;
 
 /// What the data plane was told, and whether the map has changed since.
 #[derive(Debug, Default)]
 pub(super) struct Told {
+    /// Of the last whole map.
+    of_map: Vec<Allow>,
+    /// The part of it that the data plane has.
     allows: Vec<Allow>,
     is_behind: bool,
 }
@@ -28,9 +33,22 @@ impl Agent {
             let more = resolved.refused.len() - 1;
             tracing::warn!(reason, more, "a rule of the map allows nothing here");
         }
-        if self.rules.allows != resolved.allows {
-            self.rules.allows.clone_from(&resolved.allows);
-            self.tunnel(TunnelCommand::SetRules(resolved.allows));
+        self.rules.of_map = resolved.allows;
+        self.confine_rules();
+    }
+
+    /// The node's addresses or what it serves may have changed.
+    pub(super) fn confine_rules(&mut self) {
+        let allows = confine(&self.rules.of_map, &self.reached());
+        if self.rules.allows != allows {
+            self.rules.allows.clone_from(&allows);
+            self.tunnel(TunnelCommand::SetRules(allows));
         }
+    }
+
+    /// What packets may be for that come here.
+    fn reached(&self) -> Vec<IpNet> {
+        let Some((_, membership)) = &self.membership else { return Vec::new() };
+        membership.addresses.iter().map(|address| IpNet::from(*address)).chain(self.served()).collect()
     }
 }

@@ -49,6 +49,7 @@ impl Agent {
             self.claims.routed().filter(|prefix| self.obstacle(prefix, &served).is_none()).collect();
         overlay.extend(routed);
         self.put_configure(Output::Configure { addresses, overlay, served });
+        self.confine_rules();
     }
 
     /// Takes the place of one that was not done yet: a whole map brings many.
