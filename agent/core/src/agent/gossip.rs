@@ -1,6 +1,6 @@
 //! Removals between agents, inside tunnels, so that they spread with every server down, and from agents to a server that lost them.
 //!
-//! A removal that is news is told to every peer with a live tunnel, once. When a tunnel comes up, who knows removals says what the newest of them hash
+//! A removal that is news is told to every peer with a live tunnel, once. When a tunnel comes up or has another session, who knows removals says what the newest of them hash
 //! to; a peer that knows others answers with its own hash, and both tell what they have. One datagram at a time is under way to a peer; the next follows its answer.
 //!
 //! A datagram with a removal under a root that is not known here is not answered: the peer is asked how it came to its newest root, and what it told is judged again after its answer.
@@ -29,7 +29,7 @@ use std::{
 const DATAGRAM: usize = 1000;
 /// A datagram that is not answered is sent again after this, doubled each time.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// After so many in vain the peer is told nothing until its tunnel comes up again. An older agent never answers.
+/// After so many in vain the peer is told nothing until something comes from it again. An older agent never answers.
 const ATTEMPTS: u32 = 5;
 /// So often a peer is asked for the roots of one datagram.
 const QUESTIONS: u32 = 2;
@@ -84,6 +84,8 @@ pub(super) struct Gossip {
     roots_told: BTreeMap<PublicKey, BootTime>,
     /// When a peer's summary was last answered.
     summaries: BTreeMap<PublicKey, BootTime>,
+    /// Peers that were told in vain while their tunnel seemed to be up.
+    deaf: BTreeSet<PublicKey>,
     last_id: u64,
     /// What the server at the other end of this connection was told.
     server_told: Option<(ConnId, BTreeSet<PublicKey>)>,
@@ -100,6 +102,7 @@ impl Gossip {
         self.unproven.remove(peer);
         self.asked_in_vain.remove(peer);
         self.roots_told.remove(peer);
+        self.deaf.remove(peer);
     }
 
     pub(super) fn look_at_map(&mut self) {
@@ -175,6 +178,23 @@ impl Agent {
     pub(super) fn sum_up_removals(&mut self, peer: PublicKey) {
         if !self.netmap.removals().is_empty() {
             self.send_to_peer(peer, Body::RemovalSummary(self.netmap.removals().digest()), None);
+        }
+    }
+
+    /// A message came from a peer, which may have been away behind a tunnel that stayed up.
+    pub(super) fn on_peer_heard(&mut self, peer: PublicKey) {
+        if self.gossip.deaf.remove(&peer) {
+            self.sum_up_removals(peer);
+        }
+    }
+
+    /// A session took the place of another: perhaps the peer restarted, and another run of it knows less.
+    pub(super) fn on_session_replaced(&mut self, peer: PublicKey) {
+        self.gossip.deaf.remove(&peer);
+        let sent = self.gossip.telling.get_mut(&peer).and_then(|telling| telling.sent.as_mut());
+        match sent {
+            Some(sent) => (sent.attempts, sent.again_at) = (0, self.now),
+            None => self.sum_up_removals(peer),
         }
     }
 
@@ -360,7 +380,11 @@ impl Agent {
                         Body::Removed { removals: removals.map(<[u8]>::to_vec).collect(), id: sent.id };
                     self.send_to_peer(peer, body, None);
                 }
-                Some(_) | None => drop(self.gossip.telling.remove(&peer)),
+                Some(_) => {
+                    self.gossip.telling.remove(&peer);
+                    self.gossip.deaf.insert(peer);
+                }
+                None => drop(self.gossip.telling.remove(&peer)),
             }
         }
     }

@@ -27,11 +27,15 @@ impl Agent {
             }
             TunnelEvent::HandshakeDone { peer, endpoint } => {
                 let known = self.peers.get(&peer).and_then(|peer| peer.paths.current());
+                let was_connected = self.peers.get(&peer).is_some_and(Peer::is_connected);
                 if known != Some(endpoint) {
                     self.save_state_soon();
                 }
                 self.with_peer(&peer, |peer, now| peer.on_handshake(endpoint, now));
                 self.claims.handle_heard(&peer, self.now);
+                if was_connected {
+                    self.on_session_replaced(peer);
+                }
             }
             TunnelEvent::EndpointChanged { peer, endpoint } => {
                 self.with_peer(&peer, |peer, _| {
@@ -146,6 +150,7 @@ impl Agent {
             return;
         }
         let Ok(message) = PeerMessage::decode(payload) else { return };
+        self.on_peer_heard(key);
         match message.body {
             // By the path it came on: that is what is measured.
             Body::Probe(Probe { id, uses }) => {

@@ -44,3 +44,20 @@ fn an_agent_that_no_server_reaches_hears_of_it_through_its_tunnels_and_keeps_it(
     let (_, worst) = measured("heard through a tunnel", waits.collect());
     assert!(worst < ms(300));
 }
+
+#[test]
+fn one_that_was_away_hears_of_it_from_a_peer_whose_tunnel_to_it_seemed_to_be_up() {
+    for seed in SEEDS {
+        let mut world = World::settled(&Setup { agents: 3, servers: 1, ..Setup::default() }, seed);
+        world.flow(0, 1, ms(200));
+        world.run_for(secs(3));
+        world.apply(&Fault::Stop(1));
+        world.run_for(secs(1));
+        world.apply(&Fault::Remove(2));
+        // It is told again and again meanwhile, for the last time after 15 s.
+        world.run_for(secs(20));
+        world.apply(&Fault::Kill(0));
+        world.apply(&Fault::Launch(1));
+        world.until("it knows", secs(15), |world| !world.knows(1, 2));
+    }
+}
