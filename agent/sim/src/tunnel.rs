@@ -254,9 +254,9 @@ impl Tunnel {
         self.prefixes.lookup(destination)
     }
 
-    /// Since when data to a peer is unanswered.
-    fn unanswered_since(&self, peer: &PublicKey) -> Option<BootTime> {
-        self.peers.get(peer).filter(|peer| peer.current.is_some())?.unanswered_since
+    /// Since when data to a peer is unanswered; `None`: it has no session.
+    fn unanswered_since(&self, peer: &PublicKey) -> Option<Option<BootTime>> {
+        Some(self.peers.get(peer).filter(|peer| peer.current.is_some())?.unanswered_since)
     }
 
     /// Tells of watched peers what is news.

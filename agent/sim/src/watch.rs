@@ -23,15 +23,16 @@ impl Watches {
         }
     }
 
-    /// What is news, given since when each peer's data is unanswered.
+    /// What is news, given since when the data of each peer with a session is unanswered. A session that ended is no answer.
     pub(crate) fn poll(
         &mut self,
         now: BootTime,
-        unanswered_since: impl Fn(&PublicKey) -> Option<BootTime>,
+        unanswered_since: impl Fn(&PublicKey) -> Option<Option<BootTime>>,
     ) -> Vec<TunnelEvent> {
         let mut news = Vec::new();
         for (peer, watched) in &mut self.0 {
-            match (unanswered_since(peer).map(|at| now.since(at)), watched.is_told) {
+            let Some(since) = unanswered_since(peer) else { continue };
+            match (since.map(|at| now.since(at)), watched.is_told) {
                 (Some(elapsed), false) if elapsed >= watched.silence => {
                     watched.is_told = true;
                     news.push(TunnelEvent::Silent { peer: *peer, elapsed });
@@ -49,9 +50,9 @@ impl Watches {
     /// When the next silence is long enough.
     pub(crate) fn deadline(
         &self,
-        unanswered_since: impl Fn(&PublicKey) -> Option<BootTime>,
+        unanswered_since: impl Fn(&PublicKey) -> Option<Option<BootTime>>,
     ) -> Option<BootTime> {
         let silent = self.0.iter().filter(|(_, watched)| !watched.is_told);
-        silent.filter_map(|(peer, watched)| Some(unanswered_since(peer)? + watched.silence)).min()
+        silent.filter_map(|(peer, watched)| Some(unanswered_since(peer)?? + watched.silence)).min()
     }
 }

@@ -1,6 +1,6 @@
 //! The table of peers, found by place, by key and by session index, with the list of those that are live.
 
-use std::{collections::HashMap, time::Instant};
+use std::collections::HashMap;
 
 use ipnet::IpNet;
 
@@ -11,6 +11,7 @@ use crate::{
     noise::Noise,
     peer::{Former, Live, PeerId, PeerState},
     shard::Shard,
+    watch::Contact,
 };
 
 /// Session indices: the library adds 8 bits of its own below these.
@@ -104,9 +105,11 @@ impl Peers {
         self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
-    /// Since when data to the peer is unanswered.
-    pub(crate) fn unanswered_since(&self, id: PeerId) -> Option<Instant> {
-        self.slots.get(id.0 as usize)?.as_ref()?.live.as_deref()?.unanswered_since
+    /// Whether the peer answers, as far as it is live.
+    pub(crate) fn contact(&self, id: PeerId) -> Option<Contact> {
+        let live = self.slots.get(id.0 as usize)?.as_ref()?.live.as_deref()?;
+        let heard_at = live.is_established.then_some(live.heard_at);
+        Some(Contact { heard_at, unanswered_since: live.unanswered_since })
     }
 
     /// This worker's own.

@@ -32,7 +32,7 @@ use std::{
     time::Duration,
 };
 
-use agent_tunnel::{Command, Device, WantedWorkers, Workers};
+use agent_tunnel::{Command, Device, Peer, PrivateKey, WantedWorkers, Workers};
 use boringtun::noise::TunnResult;
 use support::{
     Netns, Node, Pair, Wire, key, overlay, peer,
@@ -190,4 +190,45 @@ fn a_flow_keeps_its_order_while_its_prefix_comes_and_goes() {
     has_ended.store(true, Ordering::Relaxed);
     sender.join().unwrap();
     receiver.join().unwrap();
+}
+
+/// In either direction: what waited at one worker goes out by the other.
+#[test]
+fn what_waits_for_a_prefix_that_moves_to_another_workers_peer_follows_in_order() {
+    const SHARED: &str = "100.64.0.77";
+    let of_first = |number: u8| {
+        let mut peer = peer(number);
+        let keys = (0..=u8::MAX).map(|salt| PrivateKey::from([salt; 32]).public_key());
+        peer.key = keys.into_iter().find(|key| support::workers().owner(key) == 0).unwrap();
+        peer
+    };
+    let with_shared = |mut peer: Peer| {
+        peer.allowed_ips.push(format!("{SHARED}/32").parse().unwrap());
+        peer
+    };
+    let pair = Pair::connected();
+    pair.wire.right.shell(&format!("ip address add {SHARED}/32 dev hf0"));
+    let hears = pair.wire.right.run(|| UdpSocket::bind((SHARED, 9)).unwrap());
+    hears.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    let socket = pair.wire.left.run(|| UdpSocket::bind(("100.64.0.1", 0)).unwrap());
+    pair.left.tunnel.command(Command::Upsert(with_shared(of_first(10))));
+    pair.left.tunnel.drops();
+    for number in 0..65 {
+        socket.send_to(&[number], (SHARED, 9)).unwrap();
+    }
+    wait_until("all wait", || pair.left.tunnel.drops().queue_full == 1);
+    pair.left.tunnel.command(Command::Upsert(with_shared(peer(2))));
+    let mut byte = [0];
+    for number in 0..64 {
+        assert_eq!((hears.recv(&mut byte).unwrap(), byte), (1, [number]));
+    }
+    // Back again, where it waits.
+    pair.left.tunnel.command(Command::Forget { peer: pair.right.key });
+    pair.left.wait_for_packet_waiting();
+    socket.send_to(&[7], (SHARED, 9)).unwrap();
+    assert_eq!(pair.left.wait_for_packet_waiting(), pair.right.key);
+    let first = of_first(10);
+    pair.left.tunnel.command(Command::Initiate { peer: first.key, endpoints: Vec::new() });
+    pair.left.tunnel.command(Command::Upsert(with_shared(first.clone())));
+    assert_eq!(pair.left.wait_for_packet_waiting(), first.key);
 }

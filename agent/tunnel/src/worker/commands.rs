@@ -1,6 +1,7 @@
 //! What the owner orders.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{
         atomic::Ordering,
@@ -129,25 +130,34 @@ impl Worker {
     }
 
     fn upsert(&mut self, peer: Peer) {
+        let mut robbed = BTreeSet::new();
         let id = match self.peers.find(&peer.key) {
             Some(id) => {
-                self.update(id, peer);
+                if self.update(id, peer) {
+                    robbed.insert(id);
+                }
                 id
             }
             None => self.peers.insert(PeerState::new(peer)),
         };
         for &prefix in self.peers.allowed_ips(id).iter().flat_map(|list| list.iter()) {
-            self.routes.insert(prefix, id);
+            robbed.extend(self.routes.insert(prefix, id).filter(|former| *former != id));
+        }
+        for former in robbed {
+            self.send_elsewhere(former);
         }
     }
 
-    fn update(&mut self, id: PeerId, peer: Peer) {
-        let Some(list) = self.peers.allowed_ips(id) else { return };
+    /// Whether it has a prefix less.
+    fn update(&mut self, id: PeerId, peer: Peer) -> bool {
+        let Some(list) = self.peers.allowed_ips(id) else { return false };
+        let mut has_lost = false;
         for &prefix in list.iter().filter(|prefix| !peer.allowed_ips.contains(prefix)) {
+            has_lost |= self.routes.owner(prefix) == Some(id);
             self.routes.remove(prefix, id);
         }
         *list = peer.allowed_ips.into();
-        let Some(state) = self.peers.get(id) else { return };
+        let Some(state) = self.peers.get(id) else { return has_lost };
         state.sources = peer.sources.into();
         if state.preshared_key.as_deref() != peer.preshared_key.as_ref() {
             state.preshared_key = peer.preshared_key.map(Box::new);
@@ -155,6 +165,7 @@ impl Worker {
                 self.lose(id);
             }
         }
+        has_lost
     }
 
     pub(super) fn counters(&self) -> Counters {

@@ -227,15 +227,20 @@ impl Worker {
 
     /// Segments for another worker's peer. `false` if it is this one's.
     pub(super) fn pass_segments(&mut self, id: PeerId, reader: &Reader, count: usize) -> bool {
+        self.pass_packets(id, count, || reader.pack(count))
+    }
+
+    /// As [`Worker::pass_segments`], of a packet that waited here for another peer.
+    pub(super) fn pass_packet(&mut self, id: PeerId, packet: &[u8]) -> bool {
+        self.pass_packets(id, 1, || Parcel::new(std::iter::once(packet)))
+    }
+
+    fn pass_packets(&mut self, id: PeerId, count: usize, pack: impl FnOnce() -> Parcel) -> bool {
         let Some((team, owner)) = self.team.as_deref_mut().zip(self.peers.owner(id)) else { return false };
         if owner == team.shard().number() {
             return false;
         }
-        if team.loses {
-            self.drops.overrun += count as u64;
-            return true;
-        }
-        if !team.hand_over(owner, Handed::Packets(reader.pack(count))) {
+        if team.loses || !team.hand_over(owner, Handed::Packets(pack())) {
             self.drops.overrun += count as u64;
         }
         true

@@ -6,7 +6,7 @@ use crate::{
     capture::{Direction, Fate},
     device::{Read, Reader},
     packet,
-    peer::PeerId,
+    peer::{PeerId, PeerState},
     too_big,
 };
 
@@ -108,19 +108,22 @@ impl Worker {
         Some(())
     }
 
-    /// Puts packets by until there is a session.
     fn keep_segments(&mut self, id: PeerId, reader: &Reader, count: usize) {
-        if self.pass_segments(id, reader, count) {
-            return;
+        if !self.pass_segments(id, reader, count) {
+            self.keep(id, (0..count).map(|index| reader.segment(index)));
         }
+    }
+
+    /// Puts packets by until there is a session.
+    fn keep<'a>(&mut self, id: PeerId, packets: impl ExactSizeIterator<Item = &'a [u8]>) {
         let Some(state) = self.peers.get(id) else { return };
         if self.policy == Policy::WireGuard && state.path.is_none() {
-            self.drops.no_endpoint += count as u64;
+            self.drops.no_endpoint += packets.len() as u64;
             return;
         }
         let is_first = state.waiting.is_empty();
-        for index in 0..count {
-            if !state.waiting.push(reader.segment(index), &mut self.budget) {
+        for packet in packets {
+            if !state.waiting.push(packet, &mut self.budget) {
                 self.drops.queue_full += 1;
                 state.drops().queue_full += 1;
             }
@@ -142,9 +145,37 @@ impl Worker {
     pub(super) fn send_waiting(&mut self, id: PeerId) {
         let Some(state) = self.peers.get(id) else { return };
         state.is_announced = false;
+        if state.path.is_some() {
+            let packets = state.waiting.take(&mut self.budget);
+            self.send_kept(id, packets);
+        }
+    }
+
+    /// What waits for a peer goes, in order, to whom its prefixes belong by now.
+    pub(super) fn send_elsewhere(&mut self, former: PeerId) {
+        let Some(state) = self.peers.get(former) else { return };
+        for packet in state.waiting.take(&mut self.budget) {
+            let owner = packet::destination(&packet).and_then(|address| self.routes.lookup(address));
+            let Some(id) = owner else {
+                self.drops.no_route += 1;
+                continue;
+            };
+            if self.pass_packet(id, &packet) {
+                continue;
+            }
+            let is_ready = |state: &mut PeerState| state.path.is_some() && state.established().is_some();
+            match self.peers.get(id).is_some_and(is_ready) {
+                true => self.send_kept(id, std::iter::once(packet)),
+                false => self.keep(id, std::iter::once(&*packet)),
+            }
+        }
+    }
+
+    /// Seals what waited. There is a session.
+    fn send_kept(&mut self, id: PeerId, packets: impl Iterator<Item = Box<[u8]>>) {
+        let Some(state) = self.peers.get(id) else { return };
         let Some(path) = state.path else { return };
         let peer = state.key;
-        let packets = state.waiting.take(&mut self.budget);
         let (mut sent_packets, mut sent_bytes) = (0, 0);
         for packet in packets {
             sent_packets += 1;

@@ -35,7 +35,7 @@ impl Worker {
         let revival = self.revivals.first().map(|&(at, _)| at);
         let is_behind = !self.to_tick.is_empty() || self.handshakes.is_waiting();
         let backlog = is_behind.then_some(self.now);
-        let silence = self.watches.deadline(|id| self.peers.unanswered_since(id));
+        let silence = self.watches.deadline(|id| self.peers.contact(id));
         [tick, revival, self.activity.deadline(), silence, backlog].into_iter().flatten().min()
     }
 
@@ -56,13 +56,13 @@ impl Worker {
     }
 
     fn tell_silence(&mut self) {
-        let news = self.watches.poll(self.now, |id| self.peers.unanswered_since(id));
-        let Some((id, news)) = news else { return };
-        let Some(peer) = self.peers.get(id).map(|state| state.key) else { return };
-        self.emit(match news {
-            News::Silent(elapsed) => Event::Silent { peer, elapsed },
-            News::Heard => Event::Heard { peer },
-        });
+        while let Some((id, news)) = self.watches.poll(self.now, |id| self.peers.contact(id)) {
+            let Some(peer) = self.peers.get(id).map(|state| state.key) else { continue };
+            self.emit(match news {
+                News::Silent(elapsed) => Event::Silent { peer, elapsed },
+                News::Heard => Event::Heard { peer },
+            });
+        }
     }
 
     fn report(&mut self) {
