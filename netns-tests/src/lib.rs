@@ -12,6 +12,7 @@ pub mod capture;
 pub mod client;
 pub mod clock;
 pub mod crowd;
+pub mod delay;
 pub mod figures;
 pub mod many;
 pub mod mesh;

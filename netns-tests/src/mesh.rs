@@ -207,15 +207,30 @@ impl Mesh {
 
     /// Adds agent number `number` (from 0), without starting it.
     pub fn add_agent(&mut self, number: u8) -> Result<&mut Agent> {
+        let agent = self.new_agent(number, &self.switch)?;
+        self.push_agent(agent)
+    }
+
+    /// The same on a switch that somehow leads to the mesh's.
+    pub fn add_agent_on(&mut self, switch: &Switch, number: u8) -> Result<&mut Agent> {
+        let agent = self.new_agent(number, switch)?;
+        self.push_agent(agent)
+    }
+
+    fn new_agent(&self, number: u8, switch: &Switch) -> Result<Agent> {
         let address = address_in(UNDERLAY, FIRST_AGENT + number);
         let host = Host::new(format!("a{}", number + 1))?;
-        let port = self.switch.attach(&host, &format!("{address}/24"))?;
+        let port = switch.attach(&host, &format!("{address}/24"))?;
         let directory = &self.cluster.directory;
         let mut agent = Agent::new(&self.agent_program, directory, host, port, address);
         let urls: Vec<&str> = self.servers.iter().map(|server| server.url.as_str()).collect();
         let options = ["--servers", &urls.join(","), "--setup-key", &self.setup_key];
         agent.options.extend(options.map(str::to_owned));
         agent.options.extend(self.options.iter().cloned());
+        Ok(agent)
+    }
+
+    fn push_agent(&mut self, agent: Agent) -> Result<&mut Agent> {
         self.agents.push(agent);
         self.agents.last_mut().context("just pushed")
     }

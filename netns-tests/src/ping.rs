@@ -95,6 +95,31 @@ impl Pinger {
         })
     }
 
+    /// The longest time without an answer, between the last one before `moment` and the newest.
+    pub fn gap_since(&self, moment: Instant) -> Duration {
+        let mut replies: Vec<Instant> =
+            lock(&self.echoes).iter().filter_map(|echo| echo.replied_at).collect();
+        replies.sort_unstable();
+        let from = replies.partition_point(|at| *at < moment).saturating_sub(1);
+        replies[from..].windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// When the first answer after `moment` came, whenever it was asked for.
+    pub fn first_answer_after(&self, moment: Instant, timeout: Duration) -> Result<Instant> {
+        wait_until(&format!("an answer comes {}", self.name), timeout, || {
+            let echoes = lock(&self.echoes);
+            Ok(echoes.iter().filter_map(|echo| echo.replied_at).filter(|at| *at > moment).min())
+        })
+    }
+
+    /// How many requests were sent between two moments, and how many of them are lost; waits until the last can be judged.
+    pub fn lost_between(&self, from: Instant, to: Instant) -> (usize, usize) {
+        std::thread::sleep((to + REPLY_TIMEOUT).saturating_duration_since(Instant::now()));
+        let echoes = lock(&self.echoes);
+        let sent: Vec<&Echo> = echoes.iter().filter(|echo| (from..to).contains(&echo.sent_at)).collect();
+        (sent.len(), sent.iter().filter(|echo| echo.is_lost()).count())
+    }
+
     /// Stops sending, waits for the last answers, and reports.
     pub fn finish(mut self) -> Result<PingReport> {
         self.stop.store(true, Ordering::Relaxed);

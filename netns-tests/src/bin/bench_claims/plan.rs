@@ -1,0 +1,98 @@
+//! Which rows there are, and what each is to be.
+
+use std::time::Duration;
+
+use crate::Bench;
+use crate::holdfast::{Holdfast, Setup};
+use crate::jobs::{Job, Lane};
+use crate::lab::Lab;
+use crate::rounds::{self, Blow, Outcome};
+use crate::table::{Row, Target};
+use crate::vpncloud::{PAGE, Timing, VpnCloud};
+
+const BLOWS: [Blow; 9] = [
+    Blow::Killed,
+    Blow::Frozen,
+    Blow::Cut,
+    Blow::RequestsCut,
+    Blow::RepliesCut,
+    Blow::Restarted,
+    Blow::RestartedAlone,
+    Blow::Drained,
+    Blow::Terminated,
+];
+const OUTAGE: Duration = Duration::from_millis(800);
+const RESTART: Duration = Duration::from_millis(300);
+const TIGHT_OUTAGE: Duration = Duration::from_millis(300);
+const TIGHT: [&str; 4] = ["--probe-interval", "20ms", "--dead-after", "150ms"];
+
+pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
+    let mut jobs = Vec::new();
+    let pair = Setup::of(2);
+    let serverless = Setup { servers_down: true, ..pair.clone() };
+    jobs.extend(BLOWS.map(|blow| ours("ours", blow, pair.clone(), OUTAGE)));
+    jobs.extend(BLOWS.map(|blow| ours("ours, every server down", blow, serverless.clone(), OUTAGE)));
+    let tight = Setup { client_options: TIGHT.to_vec(), ..pair.clone() };
+    jobs.extend(
+        [Blow::Killed, Blow::Frozen, Blow::Cut]
+            .map(|blow| ours("ours, 20ms/150ms", blow, tight.clone(), TIGHT_OUTAGE)),
+    );
+    for (who, one_way) in [("ours, 40 ms of RTT", 20), ("ours, 200 ms of RTT", 100)] {
+        let one_way = Duration::from_millis(one_way);
+        let far = Setup { one_way: Some(one_way), ..pair.clone() };
+        // A probe's answer takes a round trip, and so does the first packet's.
+        let limit = OUTAGE + 4 * one_way;
+        jobs.extend(
+            [Blow::Killed, Blow::Frozen, Blow::Cut, Blow::Drained]
+                .map(|blow| ours(who, blow, far.clone(), limit)),
+        );
+    }
+    if bench.vpncloud.is_some() {
+        jobs.extend(BLOWS.into_iter().filter(|blow| *blow != Blow::Drained).map(|blow| theirs(blow, PAGE)));
+    }
+    jobs
+}
+
+fn ours(who: &'static str, blow: Blow, setup: Setup, limit: Duration) -> Job {
+    Job::new(blow.name(), who, Lane::Ours, move |bench, name| {
+        let mut lab = Holdfast::start(&bench.root, name, &bench.binaries, &setup)?;
+        let outcome = rounds::run(&mut lab, blow, bench.rounds)?;
+        let who = match lab.round_trip {
+            Some(measured) => format!("{who} (measured: {:.1} ms)", measured.as_secs_f64() * 1e3),
+            None => who.to_owned(),
+        };
+        let limit = match blow {
+            Blow::Restarted | Blow::RestartedAlone => RESTART,
+            Blow::Killed
+            | Blow::Frozen
+            | Blow::Cut
+            | Blow::RequestsCut
+            | Blow::RepliesCut
+            | Blow::Drained
+            | Blow::Terminated => limit,
+        };
+        Ok(rows(blow, &who, outcome, Target::P99(limit), Target::AtMost(0)))
+    })
+}
+
+fn theirs(blow: Blow, timing: Timing) -> Job {
+    Job::new(blow.name(), &timing.name(), Lane::Theirs, move |bench, name| {
+        let Some(program) = &bench.vpncloud else { return Ok(Vec::new()) };
+        let mut lab = VpnCloud::start(program, &bench.root.join(name), timing)?;
+        let outcome = rounds::run(&mut lab, blow, bench.their_rounds)?;
+        Ok(rows(blow, &timing.name(), outcome, Target::None, Target::None))
+    })
+}
+
+/// Of one that goes in an orderly way: what was lost, and beside it the longest time without an answer.
+fn rows(blow: Blow, who: &str, outcome: Outcome, outage: Target, loss: Target) -> Vec<Row> {
+    let Outcome { spans, sent, lost } = outcome;
+    if !blow.is_orderly() {
+        return vec![Row::spans(blow.name(), who, spans, outage)];
+    }
+    let of = format!("lost of {sent} in {} rounds", spans.len());
+    vec![
+        Row::counted(blow.name(), who, lost as u64, of, loss),
+        Row::spans(&format!("{}: longest gap", blow.name()), who, spans, Target::None),
+    ]
+}
