@@ -14,7 +14,7 @@ use netns_tests::process::Process;
 use netns_tests::scenario::Scenario;
 use netns_tests::status::Status;
 use netns_tests::topology::{Host, Port, Switch};
-use netns_tests::wait::wait_until;
+use netns_tests::wait::{hold_for, wait_until};
 
 use crate::lab::{Lab, TIMEOUT};
 
@@ -22,6 +22,8 @@ pub(crate) const SHARED: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 pub(crate) const SHARED_PREFIX: &str = "10.99.0.2/32";
 /// How often a state is asked for: each time is a process.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
+/// A client asks one that it holds for dead once a second; nothing shows when it did.
+const ASKED_AGAIN: Duration = Duration::from_millis(1200);
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -65,6 +67,17 @@ pub(crate) struct Holdfast {
 
 impl Holdfast {
     pub(crate) fn start(root: &Path, name: &str, binaries: &Binaries, setup: &Setup) -> Result<Self> {
+        Self::start_with(root, name, binaries, setup, |_| Ok(()))
+    }
+
+    /// With something done to the machines before their agents start.
+    pub(crate) fn start_with(
+        root: &Path,
+        name: &str,
+        binaries: &Binaries,
+        setup: &Setup,
+        prepare: impl FnOnce(&Mesh) -> Result<()>,
+    ) -> Result<Self> {
         let scenario = Scenario::new(name, root, binaries)?;
         let mut mesh = Mesh::plan(1, 0).servers_only(&scenario)?;
         let line = match setup.one_way {
@@ -87,6 +100,7 @@ impl Holdfast {
             };
             agent.options.extend(setup.client_options.iter().map(|o| (*o).into()));
         }
+        prepare(&mesh)?;
         mesh.start_agents()?;
         let claimers = setup.claims.len();
         let mut lab = Self { mesh, claimers, target: setup.target, round_trip: None, _line: line };
@@ -113,7 +127,7 @@ impl Holdfast {
         }
         for client in &self.mesh.agents[claims.len()..] {
             client.wait_now(TIMEOUT, "knows who claims", |status| {
-                status.claims.iter().any(|claim| claim.candidates.len() >= 2)
+                status.claims.iter().any(|claim| claim.candidates.len() >= claims.len().min(2))
             })?;
         }
         // To tell each change would be work for all of them.
@@ -178,12 +192,12 @@ pub(crate) fn wait_state(
     holds: impl Fn(&Status) -> bool,
 ) -> Result<Status> {
     wait_until(&format!("{} {what}", agent.name), timeout, || {
-        let status = state(agent)?;
-        if holds(&status) {
-            return Ok(Some(status));
+        // One that was just started does not answer yet.
+        let status = state(agent).ok().filter(&holds);
+        if status.is_none() {
+            std::thread::sleep(ASK_INTERVAL);
         }
-        std::thread::sleep(ASK_INTERVAL);
-        Ok(None)
+        Ok(status)
     })
 }
 
@@ -249,17 +263,18 @@ impl Lab for Holdfast {
         Ok(at)
     }
 
-    /// What the client has heard from it.
-    fn mark(&mut self, claimer: usize) -> Result<u64> {
-        let status = state(self.client_agent())?;
-        Ok(status.peer(&self.agent(claimer).name).map(|peer| peer.rx_bytes).unwrap_or_default())
-    }
-
-    fn wait_ready(&mut self, claimer: usize, mark: u64) -> Result<()> {
-        let name = &self.agent(claimer).name;
-        self.wait_client(&format!("hears {name} again"), |status| {
-            status.peer(name).is_some_and(|peer| peer.is_connected() && peer.rx_bytes != mark)
+    fn wait_ready(&mut self, claimer: usize) -> Result<()> {
+        let agent = &self.mesh.agents[claimer];
+        let status = wait_state(agent, TIMEOUT, "serves its claim again", |status| {
+            status.own.claims.iter().all(|claim| claim.state == "served")
         })?;
-        Ok(())
+        let pinger = Pinger::start(
+            "of its own",
+            &self.client().namespace,
+            status.address()?,
+            Duration::from_millis(20),
+        )?;
+        pinger.first_reply_after(Instant::now(), TIMEOUT)?;
+        hold_for(ASKED_AGAIN, || Ok(()))
     }
 }

@@ -18,8 +18,6 @@ pub(crate) enum Lane {
     Theirs,
     /// What mostly waits, for minutes.
     Long,
-    /// What wants the machine for itself, at the end.
-    Alone,
 }
 
 impl Lane {
@@ -27,7 +25,6 @@ impl Lane {
         match self {
             Self::Ours | Self::Theirs => 3,
             Self::Long => 2,
-            Self::Alone => 1,
         }
     }
 }
@@ -43,7 +40,7 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// The work gets its name, which is also a directory's.
+    /// The work gets the name of a directory of its own.
     pub(crate) fn new(
         what: &str,
         who: &str,
@@ -100,19 +97,15 @@ impl Run {
                 None => queues.push((job.lane, VecDeque::from([(place, job)]))),
             }
         }
-        let (alone, beside): (Vec<_>, Vec<_>) =
-            queues.into_iter().partition(|(lane, _)| *lane == Lane::Alone);
-        for queues in [beside, alone] {
-            let queues: Vec<(Lane, Mutex<Queue>)> =
-                queues.into_iter().map(|(lane, queue)| (lane, Mutex::new(queue))).collect();
-            std::thread::scope(|scope| {
-                for (lane, queue) in &queues {
-                    for _ in 0..lane.width() {
-                        scope.spawn(|| self.take_from(queue, bench));
-                    }
+        let queues: Vec<(Lane, Mutex<Queue>)> =
+            queues.into_iter().map(|(lane, queue)| (lane, Mutex::new(queue))).collect();
+        std::thread::scope(|scope| {
+            for (lane, queue) in &queues {
+                for _ in 0..lane.width() {
+                    scope.spawn(|| self.take_from(queue, bench));
                 }
-            });
-        }
+            }
+        });
     }
 
     fn take_from(&self, queue: &Mutex<Queue>, bench: &Bench) {

@@ -39,9 +39,8 @@ pub(crate) trait Lab {
     fn stop(&mut self, claimer: usize) -> Result<Instant>;
     /// By the program's own command, if it has one.
     fn drain(&mut self, claimer: usize) -> Result<Instant>;
-    /// Taken before a claimer is healed; then [`Lab::wait_ready`] waits until the client has it in reserve again.
-    fn mark(&mut self, claimer: usize) -> Result<u64>;
-    fn wait_ready(&mut self, claimer: usize, mark: u64) -> Result<()>;
+    /// Waits until the client has this one, which was healed, in reserve again.
+    fn wait_ready(&mut self, claimer: usize) -> Result<()>;
 }
 
 /// How many packets came out of the claimer's tunnel. None if there is no tunnel.

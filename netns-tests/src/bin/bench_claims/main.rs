@@ -11,6 +11,8 @@ mod jobs;
 mod lab;
 mod plan;
 mod rounds;
+mod several;
+mod steady;
 mod table;
 mod vpncloud;
 
@@ -24,6 +26,7 @@ use netns_tests::figures::ms;
 use netns_tests::sandbox;
 
 use crate::jobs::Run;
+use crate::vpncloud::Timing;
 
 #[derive(Parser)]
 pub(crate) struct Arguments {
@@ -56,7 +59,8 @@ pub(crate) struct Bench {
     pub(crate) rounds: usize,
     pub(crate) their_rounds: usize,
     pub(crate) watched_for: Duration,
-    pub(crate) vpncloud: Option<PathBuf>,
+    /// And the tightest timing with which it is stable here.
+    pub(crate) vpncloud: Option<(PathBuf, Timing)>,
 }
 
 fn main() -> Result<()> {
@@ -70,7 +74,11 @@ fn main() -> Result<()> {
         rounds: usize::from(arguments.rounds),
         their_rounds: usize::from(arguments.their_rounds),
         watched_for: Duration::from_secs(60 * u64::from(arguments.minutes)),
-        vpncloud: arguments.vpncloud.as_deref().map(program_in).transpose()?,
+        vpncloud: arguments
+            .vpncloud
+            .as_deref()
+            .map(|directory| their_program(directory, root.path()))
+            .transpose()?,
     };
     let begun = Instant::now();
     let mut jobs = plan::jobs(&bench);
@@ -92,8 +100,14 @@ fn main() -> Result<()> {
     }
 }
 
-fn program_in(directory: &Path) -> Result<PathBuf> {
+/// VpnCloud, with the tightest timing that it keeps up.
+fn their_program(directory: &Path, root: &Path) -> Result<(PathBuf, Timing)> {
     let program = directory.join("vpncloud");
     ensure!(program.is_file(), "{} is missing: packaging/build-vpncloud.sh", program.display());
-    Ok(program)
+    print!("{}", std::fs::read_to_string(directory.join("versions")).unwrap_or_default());
+    let (tightest, words) = vpncloud::tightest(&program, root)?;
+    println!(
+        "VpnCloud's timing (peer timeout/keepalive): its page's, and the tightest that is stable. {words}\n"
+    );
+    Ok((program, tightest))
 }

@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
+
 use crate::Bench;
 use crate::holdfast::{Holdfast, Setup};
 use crate::jobs::{Job, Lane};
-use crate::lab::Lab;
 use crate::rounds::{self, Blow, Outcome};
+use crate::several;
+use crate::steady::{self, Noise};
 use crate::table::{Row, Target};
 use crate::vpncloud::{PAGE, Timing, VpnCloud};
 
+const OURS: &str = "ours";
+type Work = fn(&Bench, &str) -> Result<Vec<Row>>;
+const NOISES: [Noise; 4] = [Noise::Loss(10), Noise::Loss(100), Noise::Blackouts, Noise::OwnLink];
 const BLOWS: [Blow; 9] = [
     Blow::Killed,
     Blow::Frozen,
@@ -21,7 +27,7 @@ const BLOWS: [Blow; 9] = [
     Blow::Drained,
     Blow::Terminated,
 ];
-const OUTAGE: Duration = Duration::from_millis(800);
+pub(crate) const OUTAGE: Duration = Duration::from_millis(800);
 const RESTART: Duration = Duration::from_millis(300);
 const TIGHT_OUTAGE: Duration = Duration::from_millis(300);
 const TIGHT: [&str; 4] = ["--probe-interval", "20ms", "--dead-after", "150ms"];
@@ -30,7 +36,7 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
     let mut jobs = Vec::new();
     let pair = Setup::of(2);
     let serverless = Setup { servers_down: true, ..pair.clone() };
-    jobs.extend(BLOWS.map(|blow| ours("ours", blow, pair.clone(), OUTAGE)));
+    jobs.extend(BLOWS.map(|blow| ours(OURS, blow, pair.clone(), OUTAGE)));
     jobs.extend(BLOWS.map(|blow| ours("ours, every server down", blow, serverless.clone(), OUTAGE)));
     let tight = Setup { client_options: TIGHT.to_vec(), ..pair.clone() };
     jobs.extend(
@@ -47,8 +53,24 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
                 .map(|blow| ours(who, blow, far.clone(), limit)),
         );
     }
-    if bench.vpncloud.is_some() {
-        jobs.extend(BLOWS.into_iter().filter(|blow| *blow != Blow::Drained).map(|blow| theirs(blow, PAGE)));
+    jobs.extend(NOISES.map(|noise| {
+        Job::new(&noise.name(), OURS, Lane::Long, move |bench, name| steady::watch(bench, name, noise))
+    }));
+    let special: [(&str, Work); 6] = [
+        ("clients agree", steady::agreement),
+        ("the killed one returns", steady::no_return),
+        ("ten claim it", several::ten),
+        ("primary and secondary", several::primary),
+        ("subnet, masquerade", |bench, name| several::subnet(bench, name, true)),
+        ("subnet, routed", |bench, name| several::subnet(bench, name, false)),
+    ];
+    jobs.extend(special.map(|(what, work)| Job::new(what, OURS, Lane::Ours, work)));
+    if let Some((_, tightest)) = &bench.vpncloud {
+        for timing in [PAGE, *tightest] {
+            jobs.extend(
+                BLOWS.into_iter().filter(|blow| *blow != Blow::Drained).map(|blow| theirs(blow, timing)),
+            );
+        }
     }
     jobs
 }
@@ -77,7 +99,7 @@ fn ours(who: &'static str, blow: Blow, setup: Setup, limit: Duration) -> Job {
 
 fn theirs(blow: Blow, timing: Timing) -> Job {
     Job::new(blow.name(), &timing.name(), Lane::Theirs, move |bench, name| {
-        let Some(program) = &bench.vpncloud else { return Ok(Vec::new()) };
+        let Some((program, _)) = &bench.vpncloud else { return Ok(Vec::new()) };
         let mut lab = VpnCloud::start(program, &bench.root.join(name), timing)?;
         let outcome = rounds::run(&mut lab, blow, bench.their_rounds)?;
         Ok(rows(blow, &timing.name(), outcome, Target::None, Target::None))

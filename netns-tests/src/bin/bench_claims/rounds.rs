@@ -110,10 +110,8 @@ fn round(
         Blow::Drained => lab.drain(victim)?,
         Blow::Terminated => lab.stop(victim)?,
     };
-    let mut mark = 0;
     let span = match blow {
         Blow::Restarted | Blow::RestartedAlone => {
-            mark = lab.mark(victim)?;
             let executed_at = lab.start(victim)?;
             pinger.first_answer_after(executed_at, TIMEOUT)? - executed_at
         }
@@ -130,11 +128,8 @@ fn round(
         }
     };
     let window = blow.is_orderly().then(|| (at, Instant::now()));
-    if !matches!(blow, Blow::Restarted | Blow::RestartedAlone) {
-        mark = lab.mark(victim)?;
-        heal(lab, blow, victim)?;
-    }
-    lab.wait_ready(victim, mark)?;
+    heal(lab, blow, victim)?;
+    lab.wait_ready(victim)?;
     Ok((span, window))
 }
 
