@@ -1,8 +1,12 @@
 //! What agents say to each other inside tunnels, typed. The tunnel vouches for the sender, so nothing here is signed but what the root signed.
 
 use crate::{Invalid, endpoints, fixed, map::MAX_ENDPOINTS, root_list::MAX_ROOTS, wire};
+use ipnet::IpNet;
 use prost::Message;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// The largest datagram taken, bytes.
 pub const MAX_LEN: usize = 1200;
@@ -16,21 +20,104 @@ pub struct PeerMessage {
 }
 
 /// A question whether the receiver is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     pub id: u64,
-    /// The sender sends packets to a prefix that the receiver serves.
-    pub uses: bool,
+    pub uses: Uses,
+}
+
+/// Which prefixes that the receiver serves the sender sends packets to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Uses {
+    #[default]
+    None,
+    /// One of them at least, and at most [`MAX_USED`].
+    These(Vec<IpNet>),
+    /// Too many to name, or from a program that names none.
+    Some,
+}
+
+/// A probe names at most so many prefixes: it is one small datagram.
+pub const MAX_USED: usize = 40;
+
+impl Uses {
+    /// Of as many as there are.
+    pub fn of(prefixes: Vec<IpNet>) -> Self {
+        match prefixes.len() {
+            0 => Self::None,
+            1..=MAX_USED => Self::These(prefixes),
+            _ => Self::Some,
+        }
+    }
+
+    /// Whether there is any.
+    pub fn is_any(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::These(_) | Self::Some => true,
+        }
+    }
+
+    /// Whether this prefix is one of them, as far as is known.
+    pub fn includes(&self, prefix: &IpNet) -> bool {
+        match self {
+            Self::None => false,
+            Self::These(these) => these.contains(prefix),
+            Self::Some => true,
+        }
+    }
+
+    fn to_wire(&self) -> Vec<Vec<u8>> {
+        match self {
+            Self::None | Self::Some => Vec::new(),
+            Self::These(these) => these.iter().map(packed).collect(),
+        }
+    }
+
+    fn from_wire(probe: &wire::Probe) -> Result<Self, Invalid> {
+        if probe.used.len() > MAX_USED {
+            let found = probe.used.len();
+            return Err(Invalid::new("used prefixes", format_args!("{found}, at most {MAX_USED}")));
+        }
+        match (probe.uses, probe.used.is_empty()) {
+            (false, _) => Ok(Self::None),
+            (true, true) => Ok(Self::Some),
+            (true, false) => {
+                probe.used.iter().map(|bytes| unpacked(bytes)).collect::<Result<_, _>>().map(Self::These)
+            }
+        }
+    }
+}
+
+/// The length, then the bytes of the address.
+fn packed(prefix: &IpNet) -> Vec<u8> {
+    let mut bytes = vec![prefix.prefix_len()];
+    match prefix.addr() {
+        IpAddr::V4(address) => bytes.extend(address.octets()),
+        IpAddr::V6(address) => bytes.extend(address.octets()),
+    }
+    bytes
+}
+
+fn unpacked(bytes: &[u8]) -> Result<IpNet, Invalid> {
+    let invalid = || Invalid::new("used prefix", format_args!("{} bytes are none", bytes.len()));
+    let (length, address) = bytes.split_first().ok_or_else(invalid)?;
+    let v4 = <[u8; 4]>::try_from(address).map(IpAddr::from);
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(address).map(IpAddr::from)).map_err(|_| invalid())?;
+    let prefix = IpNet::new(address, *length).map_err(|error| Invalid::new("used prefix", error))?;
+    Ok(prefix.trunc())
 }
 
 /// The answer to a probe, and how its sender stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeReply {
     pub id: u64,
-    /// How long its agent runs, to the millisecond; zero from one that does not say.
+    /// How long its agent runs, or its claims are restored if that is shorter, to the millisecond; zero from one that does not say.
     pub uptime: Duration,
     /// It drains.
     pub is_leaving: bool,
+    /// It does not serve what it claims now.
+    pub is_withdrawn: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +148,16 @@ impl PeerMessage {
     pub fn encode(&self) -> Vec<u8> {
         use wire::peer_message::Kind;
         let kind = match &self.body {
-            Body::Probe(probe) => Some(Kind::Probe(wire::Probe { id: probe.id, uses: probe.uses })),
+            Body::Probe(probe) => Some(Kind::Probe(wire::Probe {
+                id: probe.id,
+                uses: probe.uses.is_any(),
+                used: probe.uses.to_wire(),
+            })),
             Body::ProbeReply(reply) => Some(Kind::ProbeReply(wire::ProbeReply {
                 id: reply.id,
                 uptime_ms: u64::try_from(reply.uptime.as_millis()).unwrap_or(u64::MAX),
                 leaving: reply.is_leaving,
+                withdrawn: reply.is_withdrawn,
             })),
             Body::Endpoints(endpoints) => {
                 let endpoints = endpoints.iter().map(ToString::to_string).collect();
@@ -98,11 +190,12 @@ impl PeerMessage {
         }
         let wire = wire::PeerMessage::decode(bytes).map_err(|error| Invalid::new("peer message", error))?;
         let body = match wire.kind {
-            Some(Kind::Probe(probe)) => Body::Probe(Probe { id: probe.id, uses: probe.uses }),
+            Some(Kind::Probe(probe)) => Body::Probe(Probe { id: probe.id, uses: Uses::from_wire(&probe)? }),
             Some(Kind::ProbeReply(reply)) => Body::ProbeReply(ProbeReply {
                 id: reply.id,
                 uptime: Duration::from_millis(reply.uptime_ms),
                 is_leaving: reply.leaving,
+                is_withdrawn: reply.withdrawn,
             }),
             Some(Kind::Endpoints(list)) => {
                 Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?)
@@ -133,12 +226,17 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         let endpoint = "192.0.2.1:51820".parse().unwrap();
+        let used: Vec<IpNet> =
+            ["10.9.0.1/32", "10.1.0.0/24", "fd00::/64"].map(|text| text.parse().unwrap()).to_vec();
         for body in [
-            Body::Probe(Probe { id: 1, uses: true }),
+            Body::Probe(Probe { id: 1, uses: Uses::None }),
+            Body::Probe(Probe { id: 1, uses: Uses::Some }),
+            Body::Probe(Probe { id: 1, uses: Uses::of(used.clone()) }),
             Body::ProbeReply(ProbeReply {
                 id: u64::MAX,
                 uptime: Duration::from_millis(u64::MAX),
                 is_leaving: true,
+                is_withdrawn: true,
             }),
             Body::Endpoints(vec![endpoint]),
             Body::Leaving,
@@ -152,6 +250,26 @@ mod tests {
             let message = PeerMessage { boot: 9, body };
             assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
         }
+    }
+
+    #[test]
+    fn what_names_no_prefix_or_too_many_is_refused_and_the_most_that_may_be_named_is_one_datagram() {
+        let probe = |used| wire::PeerMessage {
+            boot: 1,
+            kind: Some(wire::peer_message::Kind::Probe(wire::Probe { id: 1, uses: true, used })),
+        };
+        for bad in
+            [vec![vec![]], vec![vec![33, 10, 0, 0, 0]], vec![vec![8, 10]], vec![vec![0; 5]; MAX_USED + 1]]
+        {
+            assert!(PeerMessage::decode(&probe(bad.clone()).encode_to_vec()).is_err(), "{bad:?}");
+        }
+        let long: Vec<IpNet> = (0..MAX_USED).map(|at| format!("fd00::{at:x}/128").parse().unwrap()).collect();
+        let message = PeerMessage {
+            boot: u64::MAX,
+            body: Body::Probe(Probe { id: u64::MAX, uses: Uses::of(long.clone()) }),
+        };
+        assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
+        assert_eq!(Uses::of([long, vec!["10.0.0.1/32".parse().unwrap()]].concat()), Uses::Some);
     }
 
     proptest! {

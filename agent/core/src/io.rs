@@ -74,6 +74,8 @@ pub enum Notice {
     Peer { key: PublicKey, up: bool },
     /// Another node serves a shared prefix for us.
     Claim { prefix: IpNet, active: Option<PublicKey>, before: Option<PublicKey> },
+    /// So many peers use what this node serves under this claim.
+    Users { prefix: IpNet, users: u64 },
     /// The answer to [`ping`](crate::Agent::ping).
     Pong { id: u64, rtt: Duration, endpoint: Option<SocketAddr> },
 }

@@ -12,9 +12,11 @@
 
 mod agent;
 pub mod cache;
+pub mod checks;
 pub mod claims;
 pub mod config;
 pub mod control;
+pub mod hooks;
 pub mod io;
 pub mod netmap;
 pub mod path;

@@ -79,6 +79,8 @@ pub struct OwnClaim {
     pub state: OwnClaimState,
     /// Why it is not served, and what to do.
     pub reason: Option<String>,
+    /// Peers that use it now.
+    pub users: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -86,6 +88,8 @@ pub struct OwnClaim {
 pub enum OwnClaimState {
     Served,
     Refused,
+    /// A check fails: those who use it have moved, or do.
+    Withdrawn,
 }
 
 /// The own membership certificate.

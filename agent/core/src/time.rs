@@ -78,6 +78,10 @@ pub enum Cause {
     Claim,
     /// Those who use us are waited for.
     Leaving,
+    /// Those who use us are told again that our claims are withdrawn.
+    Withdrawing,
+    /// The word of somebody who uses us is over.
+    Users,
     /// A peer did not say that it knows the removals it was told.
     Gossip,
     /// A map that was asked for does not come.

@@ -213,7 +213,11 @@ impl World {
             }
             Notice::Claim { prefix, active, before } => self.on_claim(at, *prefix, *active, *before),
             Notice::Refused(_) => self.nodes[at].is_refused = true,
-            Notice::Unserved | Notice::MapChanged { .. } | Notice::Enrolled | Notice::Pong { .. } => {}
+            Notice::Unserved
+            | Notice::MapChanged { .. }
+            | Notice::Enrolled
+            | Notice::Pong { .. }
+            | Notice::Users { .. } => {}
         }
     }
 

@@ -24,13 +24,32 @@ pub(crate) fn from_environment(
         let name = format!("{PREFIX}{}", long.to_ascii_uppercase().replace('-', "_"));
         let Some(value) = variable(&name).filter(|value| !value.is_empty()) else { continue };
         let many = matches!(argument.get_action(), clap::ArgAction::Append);
-        let values: Vec<&str> = if many { value.split(',').collect() } else { vec![&value] };
+        let values = if many { split(long, &value) } else { vec![&*value] };
         let flags = values.iter().map(|value| format!("--{long}={}", value.trim()));
         let layer = command.clone().try_get_matches_from(flags).and_then(|m| Options::from_arg_matches(&m));
         let layer = layer.map_err(|error| EnvironmentError { reason: reason(&error), variable: name })?;
         options = options.or(&layer);
     }
     Ok(options)
+}
+
+/// At commas. A command may hold some: a check begins behind one only where it looks like a check.
+fn split<'v>(long: &str, value: &'v str) -> Vec<&'v str> {
+    if long != "claim-check" {
+        return value.split(',').collect();
+    }
+    let begins = |rest: &str| {
+        let rest = rest.trim_start();
+        ["tcp:", "cmd:"].iter().any(|kind| rest.starts_with(kind)) || rest.trim_end() == "none"
+    };
+    let commas = value.match_indices(',').map(|(at, _)| at).filter(|at| begins(&value[at + 1..]));
+    let (mut values, mut from) = (Vec::new(), 0);
+    for comma in commas {
+        values.push(&value[from..comma]);
+        from = comma + 1;
+    }
+    values.push(&value[from..]);
+    values
 }
 
 /// clap's message without its own "error:" and usage lines.
@@ -57,12 +76,15 @@ mod tests {
             ("HOLDFAST_PEER_MODE", "always, lazy=x"),
             ("HOLDFAST_KEEPALIVE", ""),
             ("HOLDFAST_CLAIM", "10.1.0.0/24@7,10.99.0.1"),
+            ("HOLDFAST_CLAIM_CHECK", "tcp:80, cmd:test a,b -o c,tcp:h:1"),
+            ("HOLDFAST_ON_SERVING", "echo a,b"),
             ("HOLDFAST_SPREAD", "true"),
             ("HOLDFAST_ACCEPT_ROUTES", "false"),
             ("HOLDFAST_SOMETHING_ELSE", "1"),
         ]);
         let expected: Options =
-            toml::from_str("servers = ['a', 'b']\npeer-mode = ['always', 'lazy=x']\nclaim = ['10.1.0.0/24@7', '10.99.0.1/32']\nspread = true\naccept-routes = false").unwrap();
+            toml::from_str("servers = ['a', 'b']\npeer-mode = ['always', 'lazy=x']\nclaim = ['10.1.0.0/24@7', '10.99.0.1/32']\nspread = true\naccept-routes = false\n\
+                claim-check = ['tcp:80', 'cmd:test a,b -o c', 'tcp:h:1']\non-serving = 'echo a,b'").unwrap();
         assert_eq!(found.unwrap(), expected);
     }
 

@@ -1,6 +1,6 @@
 //! One layer of settings: every value may be absent. The same type is filled by clap, by the environment, by the TOML file and by what is kept.
 
-use super::{ClaimRule, Listen, Span, WorkerCount};
+use super::{CheckRule, ClaimRule, Hook, Listen, Span, WorkerCount};
 use agent_core::config::PeerMode;
 use clap::Args;
 use proto::{Invalid, server_url::ServerUrl};
@@ -74,6 +74,34 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SPAN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dead_after: Option<Span>,
+    /// Claims are served only while this works; may be repeated, then all must. `none` takes all back
+    #[arg(long, value_name = "tcp:PORT|tcp:HOST:PORT|cmd:COMMAND")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_one_or_many")]
+    pub(crate) claim_check: Option<Vec<CheckRule>>,
+    /// Between the starts of two runs of a check [default: 1s]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) claim_check_interval: Option<Span>,
+    /// A check that takes longer has failed [default: 1s]
+    #[arg(long, value_name = "SPAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) claim_check_timeout: Option<Span>,
+    /// So many passes in a row, and claims are served [default: 2]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) claim_check_rise: Option<u32>,
+    /// So many failures in a row, and claims are withdrawn [default: 3]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) claim_check_fall: Option<u32>,
+    /// Run by the shell when a claim gets its first user; `none` takes it back
+    #[arg(long, value_name = "COMMAND")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_parsed")]
+    pub(crate) on_serving: Option<Hook>,
+    /// Run by the shell when the last user of a claim is gone; `none` takes it back
+    #[arg(long, value_name = "COMMAND")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "some_parsed")]
+    pub(crate) on_idle: Option<Hook>,
 }
 
 impl Options {
@@ -96,6 +124,13 @@ impl Options {
             accept_routes: self.accept_routes.or(lower.accept_routes),
             probe_interval: self.probe_interval.or(lower.probe_interval),
             dead_after: self.dead_after.or(lower.dead_after),
+            claim_check: self.claim_check.or_else(|| lower.claim_check.clone()),
+            claim_check_interval: self.claim_check_interval.or(lower.claim_check_interval),
+            claim_check_timeout: self.claim_check_timeout.or(lower.claim_check_timeout),
+            claim_check_rise: self.claim_check_rise.or(lower.claim_check_rise),
+            claim_check_fall: self.claim_check_fall.or(lower.claim_check_fall),
+            on_serving: self.on_serving.or_else(|| lower.on_serving.clone()),
+            on_idle: self.on_idle.or_else(|| lower.on_idle.clone()),
         }
     }
 
@@ -221,6 +256,12 @@ fn some_one_or_many<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
     one_or_many(deserializer).map(Some)
 }
 
+fn some_parsed<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,7 +285,9 @@ mod tests {
     fn what_is_kept_is_read_again() {
         let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\nmetrics-listen = 9586\npeer-mode = ['always', 'lazy=x']\n\
             claim = ['10.1.0.0/24@7', 'fd00::1']\npreempt = true\nspread = false\nmasquerade = true\naccept-routes = true\n\
-            probe-interval = '20ms'\ndead-after = '150ms'";
+            probe-interval = '20ms'\ndead-after = '150ms'\nclaim-check = ['tcp:80', 'cmd:test -f /x, -a 1']\n\
+            claim-check-interval = '2s'\nclaim-check-timeout = 3\nclaim-check-rise = 1\nclaim-check-fall = 5\n\
+            on-serving = 'echo a b'\non-idle = 'none'";
         let written = serde_json::to_string(&options(text).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&written).unwrap(), options(text).unwrap());
     }
@@ -264,6 +307,8 @@ mod tests {
             ("metrics-listen = 'everywhere'", "everywhere"),
             ("claim = '10.1.0.1/24'", "10.1.0.0/24"),
             ("spread = 'yes'", "boolean"),
+            ("claim-check = 'http:80'", "a check is"),
+            ("on-idle = ''", "the command is empty"),
         ] {
             let error = options(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

@@ -1,6 +1,7 @@
 //! What the layers give together, checked: the settings that the daemon runs with.
 
-use super::{ClaimRule, ModeRule, Options};
+use super::{Check, CheckRule, ClaimRule, CommandLine, ModeRule, Options};
+use agent_core::checks::ChecksConfig;
 use agent_core::claims::ClaimsConfig;
 use agent_core::config::{ControlConfig, MIN_IDLE_TIMEOUT, PeerConfig, PeerMode};
 use agent_tunnel::WantedWorkers;
@@ -19,6 +20,13 @@ const MOST_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_DEAD_AFTER: Duration = Duration::from_secs(60);
 /// A claimant is dead after so many missed probes, whatever the time.
 const MISSES: u32 = 5;
+const LEAST_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+const MOST_CHECK_INTERVAL: Duration = Duration::from_secs(3600);
+const LEAST_CHECK_TIMEOUT: Duration = Duration::from_millis(10);
+const MOST_CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_CHECKS: usize = 16;
+const MAX_CHECKS_AND_ONE: usize = MAX_CHECKS + 1;
+const MAX_IN_A_ROW: u32 = 100;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -36,8 +44,24 @@ pub(crate) struct Settings {
     pub(crate) claims: Vec<Claim>,
     pub(crate) masquerade: bool,
     pub(crate) sharing: ClaimsConfig,
+    pub(crate) checking: Checking,
+    pub(crate) hooks: HookLines,
     /// What was corrected; to be told to the user.
     pub(crate) warnings: Vec<String>,
+}
+
+/// What must work for claims to be served.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Checking {
+    pub(crate) checks: Vec<Check>,
+    pub(crate) config: ChecksConfig,
+}
+
+/// What is run when users come and go.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct HookLines {
+    pub(crate) on_serving: Option<CommandLine>,
+    pub(crate) on_idle: Option<CommandLine>,
 }
 
 /// Values that do not go together.
@@ -65,6 +89,19 @@ pub(crate) enum SettingsError {
          missed {MISSES} probes, to {MAX_DEAD_AFTER:?}"
     )]
     DeadAfter { dead_after: Duration, probe_interval: Duration },
+    #[error("--claim-check none takes back all checks, and is given beside {0}")]
+    NoCheckAndOthers(String),
+    #[error("--claim-check is given {0} times, at most {MAX_CHECKS}: one command can look at more")]
+    TooManyChecks(usize),
+    #[error(
+        "--claim-check-interval ({0:?}) must be from {LEAST_CHECK_INTERVAL:?} to {MOST_CHECK_INTERVAL:?}: more often, checks are a load of their own; more seldom, \
+         what is broken is served for long"
+    )]
+    CheckInterval(Duration),
+    #[error("--claim-check-timeout ({0:?}) must be from {LEAST_CHECK_TIMEOUT:?} to {MOST_CHECK_TIMEOUT:?}")]
+    CheckTimeout(Duration),
+    #[error("--claim-check-{0} ({1}) must be from 1 to {MAX_IN_A_ROW}: so many results in a row count")]
+    CheckCount(&'static str, u32),
 }
 
 impl Settings {
@@ -86,9 +123,16 @@ impl Settings {
         }
         let sharing = sharing(&options)?;
         let claims = claims(&options)?;
+        let checking = checking(&options)?;
+        let hooks = HookLines {
+            on_serving: options.on_serving.and_then(|hook| hook.0),
+            on_idle: options.on_idle.and_then(|hook| hook.0),
+        };
         Ok(Self {
             claims,
             sharing,
+            checking,
+            hooks,
             masquerade: options.masquerade.unwrap_or(false),
             servers: options.servers.map(|list| list.0).unwrap_or_default(),
             hostname: options.hostname.unwrap_or(hostname),
@@ -152,6 +196,43 @@ fn sharing(options: &Options) -> Result<ClaimsConfig, SettingsError> {
     }
     let accept_routes = options.accept_routes.unwrap_or(false);
     Ok(ClaimsConfig { probe_interval, dead_after, accept_routes, ..usual })
+}
+
+/// When claims are served.
+fn checking(options: &Options) -> Result<Checking, SettingsError> {
+    let usual = ChecksConfig::default();
+    let config = ChecksConfig {
+        interval: options.claim_check_interval.map_or(usual.interval, |span| span.0),
+        timeout: options.claim_check_timeout.map_or(usual.timeout, |span| span.0),
+        rise: options.claim_check_rise.unwrap_or(usual.rise),
+        fall: options.claim_check_fall.unwrap_or(usual.fall),
+    };
+    if !(LEAST_CHECK_INTERVAL..=MOST_CHECK_INTERVAL).contains(&config.interval) {
+        return Err(SettingsError::CheckInterval(config.interval));
+    }
+    if !(LEAST_CHECK_TIMEOUT..=MOST_CHECK_TIMEOUT).contains(&config.timeout) {
+        return Err(SettingsError::CheckTimeout(config.timeout));
+    }
+    for (name, count) in [("rise", config.rise), ("fall", config.fall)] {
+        if !(1..=MAX_IN_A_ROW).contains(&count) {
+            return Err(SettingsError::CheckCount(name, count));
+        }
+    }
+    let rules = options.claim_check.as_deref().unwrap_or_default();
+    let mut checks: Vec<Check> = Vec::new();
+    for rule in rules {
+        match rule {
+            CheckRule::Check(check) if !checks.contains(check) => checks.push(check.clone()),
+            CheckRule::Check(_) | CheckRule::None => {}
+        }
+    }
+    match (checks.first(), checks.len()) {
+        (Some(check), _) if rules.contains(&CheckRule::None) => {
+            Err(SettingsError::NoCheckAndOthers(check.name()))
+        }
+        (_, MAX_CHECKS_AND_ONE..) => Err(SettingsError::TooManyChecks(checks.len())),
+        (_, _) => Ok(Checking { checks, config }),
+    }
 }
 
 /// What this node claims, sorted.
@@ -219,6 +300,25 @@ mod tests {
         assert_eq!(settings(&format!("claim = [{}]", many.join(","))).unwrap().claims.len(), MAX_CLAIMS);
         let more = format!("claim = [{}, '10.9.9.9']", many.join(","));
         assert_eq!(settings(&more), Err(SettingsError::TooManyClaims(257)));
+    }
+
+    #[test]
+    fn checks_have_limits_that_are_told() {
+        let found = settings("claim-check = ['tcp:80', 'tcp:80', 'cmd:true']\nclaim-check-fall = 1").unwrap();
+        assert_eq!((found.checking.checks.len(), found.checking.config.fall), (2, 1));
+        assert!(settings("claim-check = 'none'").unwrap().checking.checks.is_empty());
+        let many: Vec<String> = (1..=17).map(|port| format!("'tcp:{port}'")).collect();
+        for (text, reason) in [
+            ("claim-check = ['none', 'tcp:80']", "beside tcp:80"),
+            (&format!("claim-check = [{}]", many.join(",")), "17 times, at most 16"),
+            ("claim-check-interval = '99ms'", "from 100ms to 3600s"),
+            ("claim-check-timeout = 61", "from 10ms to 60s"),
+            ("claim-check-rise = 0", "--claim-check-rise (0) must be from 1 to 100"),
+            ("claim-check-fall = 101", "--claim-check-fall (101)"),
+        ] {
+            let error = settings(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
     }
 
     #[test]

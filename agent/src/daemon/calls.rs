@@ -104,6 +104,9 @@ impl Driver<'_> {
 
     fn take(&mut self, new: Settings, now: BootTime) {
         let old = std::mem::replace(&mut self.settings, new);
+        self.world.checking.take(&self.settings, now);
+        self.world.hooking.take(&self.settings);
+        self.apply_checks(now);
         let new = &self.settings;
         if (new.listen_port, new.workers) != (old.listen_port, old.workers) {
             return self.end(End::RestartAll, Farewell::None);

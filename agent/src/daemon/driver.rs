@@ -2,7 +2,9 @@
 
 use super::{
     DaemonError, Event, World,
+    checking::Checked,
     connection::{Connections, Credentials, Enrolment},
+    hooking::Hooked,
     plane,
 };
 use crate::{
@@ -70,9 +72,12 @@ struct Ending {
 }
 
 /// One turn of the loop begins with one of these.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Input {
     Tunnel(agent_tunnel::Event),
     Event(Event),
+    Checked(Checked),
+    Hooked(Hooked),
     Call(Call),
     Network(Network),
     Alarm,
@@ -172,6 +177,8 @@ impl<'w> Driver<'w> {
         driver.agent.handle_root_kept(kept, now);
         driver.agent.handle_networks(driver.world.network.networks.clone(), now);
         driver.apply_modes();
+        driver.world.hooking.forget_users();
+        driver.apply_checks(now);
         Ok(driver)
     }
 
@@ -228,6 +235,8 @@ impl<'w> Driver<'w> {
             network = world.network_watch.changed() => Input::Network(network),
             () = world.signals.received() => Input::Signal,
             root = world.disk.root_kept() => Input::RootKept(root),
+            checked = world.checking.done() => Input::Checked(checked),
+            hooked = world.hooking.done() => Input::Hooked(hooked),
             () = self.connections.task_ended() => Input::ConnectionGone,
             expired = world.alarm.expired() => {
                 if let Err(error) = expired {
@@ -258,6 +267,8 @@ impl<'w> Driver<'w> {
                 self.end(End::Stop, Farewell::Drain);
             }
             Input::RootKept(root) => self.agent.handle_root_kept(root, now),
+            Input::Checked(checked) => self.on_checked(checked),
+            Input::Hooked(hooked) => self.world.hooking.on_done(hooked),
             Input::ConnectionGone => {}
         }
         Ok(())
@@ -272,6 +283,7 @@ impl<'w> Driver<'w> {
         if self.agent.poll_timeout().is_some_and(|deadline| deadline.at <= now) {
             self.agent.handle_timeout(now);
         }
+        self.world.checking.start_due(now);
         if self.world.metrics.due().is_some_and(|at| at <= now) {
             self.world.metrics.retry(now);
         }
@@ -345,7 +357,7 @@ impl<'w> Driver<'w> {
     fn deadline(&self) -> Option<BootTime> {
         let core = self.agent.poll_timeout().map(|deadline| deadline.at);
         let ending = self.ending.map(|ending| ending.give_up_at);
-        let world = [self.world.watchers.due(), self.world.metrics.due()];
+        let world = [self.world.watchers.due(), self.world.metrics.due(), self.world.checking.due()];
         let own = [self.renew_at, Some(self.wall_clock_at)];
         own.into_iter().chain(world).chain([core, ending]).flatten().min()
     }
@@ -413,6 +425,8 @@ impl<'w> Driver<'w> {
         self.world.plane.interface().clone_into(&mut status.own.interface);
         status.own.listen_port = self.world.plane.listen_port();
         status.warnings.extend(self.world.metrics.trouble());
+        status.warnings.extend(self.world.checking.trouble());
+        status.warnings.extend(self.world.hooking.troubles());
         status.warnings.extend_from_slice(self.world.plane.troubles());
         Snapshot { status, tunnel: self.world.plane.tunnel() }
     }

@@ -6,9 +6,11 @@
 
 mod calls;
 mod captures;
+mod checking;
 mod connection;
 mod disk;
 mod driver;
+mod hooking;
 mod notices;
 mod outputs;
 mod plane;
@@ -29,8 +31,10 @@ use agent_core::{
     cache::Cached,
     io::{Closed, Connected},
 };
+use checking::Checking;
 use disk::{Disk, Files};
 use driver::{Driver, End};
+use hooking::Hooking;
 use plane::{Plane, PlaneError};
 use proto::{
     key::NodeSecret,
@@ -128,6 +132,8 @@ struct World {
     watchers: Watchers,
     resolver: Resolver,
     renewals: Renewals,
+    checking: Checking,
+    hooking: Hooking,
     /// Callers who are answered when everything is done and gone.
     farewells: Vec<(oneshot::Sender<Answer>, String)>,
 }
@@ -195,6 +201,8 @@ impl World {
             watchers: Watchers::default(),
             resolver: Resolver::default(),
             renewals: Renewals::default(),
+            checking: Checking::new(&launch.interface, &settings, boot_time()),
+            hooking: Hooking::new(&launch.interface, &settings),
             farewells: Vec::new(),
             disk: Disk::start(files, found.state.root()).map_err(system("start a thread"))?,
             state: found.state,
@@ -220,6 +228,7 @@ impl World {
 
     /// Takes everything away, then answers those who asked for it. Only then the disk is waited for.
     async fn end(mut self, local: JoinHandle<()>) {
+        self.hooking.end().await;
         self.plane.stop().await;
         self.watchers.end();
         drop(self.calls);

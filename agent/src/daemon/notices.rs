@@ -34,6 +34,10 @@ impl Driver<'_> {
                 }
             }
             Notice::Claim { prefix, active, before } => self.on_claim(prefix, active, before),
+            Notice::Users { prefix, users } => {
+                tracing::info!(%prefix, users, "peers use what this node serves");
+                self.world.hooking.set_users(prefix, users);
+            }
             Notice::Pong { id, rtt, endpoint } => self.on_pong(id, rtt, endpoint),
         }
         Ok(())

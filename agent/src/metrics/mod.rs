@@ -11,7 +11,8 @@
 //! holdfast_sessions_live, holdfast_tunnel_workers
 //! holdfast_bytes_total{direction}, holdfast_packets_total{direction}, holdfast_packets_handed_over_total, holdfast_handshakes_total
 //! holdfast_drops_total{reason}
-//! holdfast_claims{state}, holdfast_users                served, refused: what this node claims
+//! holdfast_claims{state}, holdfast_users                served, refused, withdrawn: what this node claims
+//! holdfast_claim_users{prefix}
 //! holdfast_claim_switches_total{prefix}, holdfast_claim_active{prefix, peer}
 //!     and of each peer, where asked for:
 //! holdfast_peer_connected{peer}, holdfast_peer_bytes_total{peer, direction}, holdfast_peer_packets_total{peer, direction}
@@ -76,6 +77,7 @@ fn describe() {
     describe_counter!("holdfast_drops_total", "Packets dropped, by reason");
     describe_gauge!("holdfast_claims", "Prefixes that this node claims, by state");
     describe_gauge!("holdfast_users", "Peers that use what this node serves");
+    describe_gauge!("holdfast_claim_users", "Peers that use a prefix that this node serves");
     describe_counter!("holdfast_claim_switches_total", "Moves of a shared prefix from one peer to another");
     describe_gauge!("holdfast_claim_active", "The peer that serves a shared prefix; always 1");
     describe_gauge!("holdfast_peer_connected", "Whether there is a tunnel to the peer");
@@ -151,11 +153,15 @@ fn tunnel(status: &Status) {
 }
 
 fn claims(status: &Status) {
-    for (state, name) in [(OwnClaimState::Served, "served"), (OwnClaimState::Refused, "refused")] {
+    use OwnClaimState::{Refused, Served, Withdrawn};
+    for (state, name) in [(Served, "served"), (Refused, "refused"), (Withdrawn, "withdrawn")] {
         let count = status.own.claims.iter().filter(|claim| claim.state == state).count();
         gauge!("holdfast_claims", "state" => name).set(count as f64);
     }
     gauge!("holdfast_users").set(status.own.users as f64);
+    for claim in &status.own.claims {
+        gauge!("holdfast_claim_users", "prefix" => claim.prefix.to_string()).set(claim.users as f64);
+    }
     for claim in &status.claims {
         let prefix = || claim.prefix.to_string();
         counter!("holdfast_claim_switches_total", "prefix" => prefix()).absolute(claim.switches);

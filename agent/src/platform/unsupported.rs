@@ -4,7 +4,15 @@ use super::{Network, UapiError};
 use agent_core::BootTime;
 use ipnet::IpNet;
 use socket2::Socket;
-use std::{convert::Infallible, fs::File, io, net::IpAddr, path::Path, sync::OnceLock, time::Instant};
+use std::{
+    convert::Infallible,
+    fs::File,
+    io,
+    net::IpAddr,
+    path::Path,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 /// Never made: nothing listens here.
 pub(crate) type LocalStream = tokio::io::DuplexStream;
@@ -16,6 +24,23 @@ fn unsupported<T>() -> io::Result<T> {
 pub(crate) fn boot_time() -> BootTime {
     static START: OnceLock<Instant> = OnceLock::new();
     BootTime::from_duration(START.get_or_init(Instant::now).elapsed())
+}
+
+/// What becomes of processes that a command leaves in the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leftovers {
+    Kill,
+    Keep,
+}
+
+#[expect(clippy::unused_async, reason = "the same function as on other systems")]
+pub(crate) async fn run_shell(
+    _line: &str,
+    _environment: &[(&str, String)],
+    _timeout: Duration,
+    _leftovers: Leftovers,
+) -> Result<(), String> {
+    Err("the agent runs no commands on this system yet".into())
 }
 
 #[derive(Debug)]

@@ -1,28 +1,20 @@
-//! Going without a loss: who uses what this node serves, and how long it waits for them before it goes.
-//!
-//! Each probe says whether its sender uses the one it asks. So a node knows its users, each of whom repeats it every few seconds. One that drains tells everybody, and is told by its users when they have
-//! moved, after the last packet that they sent here.
+//! Going without a loss: how long a node waits for those who use it before it goes. One that drains tells everybody, and is told by its users when they have moved, after the last packet that they
+//! sent here.
 
 use super::Agent;
 use crate::time::BootTime;
 use proto::{
     key::PublicKey,
-    peer_message::{Body, Probe, ProbeReply},
+    peer_message::{Body, Probe, ProbeReply, Uses},
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-/// Who has not repeated for so long that it uses us does not any more: three checks, and a little.
-const USE_LASTS: Duration = Duration::from_secs(7);
 /// Users have so long to move.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// What is being answered when the last of them has moved still goes out. Nor is everybody known who uses us for less than a second.
 const GRACE: Duration = Duration::from_millis(300);
 /// A datagram may be lost.
 const REPEAT_INTERVAL: Duration = Duration::from_millis(300);
-
-/// When each of those who use this node last said so.
-#[derive(Debug, Default)]
-pub(super) struct Users(BTreeMap<PublicKey, BootTime>);
 
 /// On the way out.
 #[derive(Debug, Clone, Copy)]
@@ -31,31 +23,6 @@ pub(super) struct Leaving {
     /// Nobody uses us since so long before.
     quiet_at: Option<BootTime>,
     repeat_at: BootTime,
-}
-
-impl Users {
-    fn set(&mut self, peer: PublicKey, uses: bool, now: BootTime) {
-        match uses {
-            true => self.0.insert(peer, now),
-            false => self.0.remove(&peer),
-        };
-    }
-
-    pub(super) fn forget(&mut self, peer: &PublicKey) {
-        self.0.remove(peer);
-    }
-
-    pub(super) fn count(&self, now: BootTime) -> usize {
-        self.now(now).count()
-    }
-
-    fn now(&self, now: BootTime) -> impl Iterator<Item = PublicKey> {
-        self.0.iter().filter(move |(_, at)| now < **at + USE_LASTS).map(|(peer, _)| *peer)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl Agent {
@@ -112,9 +79,8 @@ impl Agent {
         }
     }
 
-    /// A peer said whether it uses what we serve.
-    pub(super) fn on_use_told(&mut self, peer: PublicKey, uses: bool) {
-        self.users.set(peer, uses, self.now);
+    /// Somebody said whether it uses what we serve.
+    pub(super) fn on_users_counted(&mut self) {
         let count = self.users.count(self.now);
         if let Some(leaving) = &mut self.leaving {
             match count {
@@ -124,15 +90,16 @@ impl Agent {
         }
     }
 
-    /// Every probe says whether we use the one that we ask.
+    /// Every probe says what we use of the one that we ask.
     pub(super) fn probe(&self, peer: &PublicKey, id: u64) -> Body {
-        Body::Probe(Probe { id, uses: self.claims.uses(peer) })
+        Body::Probe(Probe { id, uses: Uses::of(self.claims.used(peer)) })
     }
 
     /// How we stand, as every answer says.
     pub(super) fn reply(&self, id: u64) -> Body {
-        let uptime = self.now.since(self.started_at);
-        Body::ProbeReply(ProbeReply { id, uptime, is_leaving: self.draining })
+        let uptime = self.now.since(self.serving_since);
+        let (is_leaving, is_withdrawn) = (self.draining, self.is_withdrawn());
+        Body::ProbeReply(ProbeReply { id, uptime, is_leaving, is_withdrawn })
     }
 
     /// A peer with a new tunnel hears how one that serves stands: it may know us as gone, or not yet as going.

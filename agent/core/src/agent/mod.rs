@@ -17,6 +17,8 @@ mod standing;
 #[cfg(test)]
 mod tests;
 mod tunnels;
+mod users;
+mod withdrawing;
 
 pub use saved::Saved;
 
@@ -34,7 +36,7 @@ use crate::{
 };
 use gossip::Gossip;
 use ipnet::IpNet;
-use leaving::{Leaving, Users};
+use leaving::Leaving;
 use pings::Pings;
 use proto::{
     key::PublicKey,
@@ -53,6 +55,8 @@ use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
+use users::Users;
+use withdrawing::Withdrawn;
 
 /// Between two writes of the same file.
 const SAVE_INTERVAL: Duration = Duration::from_millis(200);
@@ -117,8 +121,8 @@ pub struct Agent {
     kept_for_claims: BTreeSet<PublicKey>,
     /// The machine's addresses, with their networks.
     networks: Vec<IpNet>,
-    /// For our own uptime, which ranks our claims.
-    started_at: BootTime,
+    /// For our own uptime, which ranks our claims: since the start, or since they were restored.
+    serving_since: BootTime,
     expiry_at: Option<BootTime>,
     state_saving: Saving,
     map_saving: Saving,
@@ -126,6 +130,7 @@ pub struct Agent {
     draining: bool,
     /// Until those who use us have moved.
     leaving: Option<Leaving>,
+    withdrawn: Option<Withdrawn>,
     standing: Standing,
     confirmed: Confirmed,
     rules: Told,
@@ -175,13 +180,14 @@ impl Agent {
             claims,
             kept_for_claims: BTreeSet::new(),
             networks: Vec::new(),
-            started_at: now,
+            serving_since: now,
             expiry_at: None,
             state_saving: Saving::default(),
             map_saving: Saving::default(),
             users: Users::default(),
             draining: false,
             leaving: None,
+            withdrawn: None,
             standing: Standing::default(),
             confirmed: Confirmed::default(),
             rules: Told::default(),
@@ -236,6 +242,8 @@ impl Agent {
             at(self.pings.deadline(), Cause::Probe),
             at(self.gossip.deadline(), Cause::Gossip),
             at(self.leaving_deadline(), Cause::Leaving),
+            at(self.withdrawing_deadline(), Cause::Withdrawing),
+            at(self.users.deadline(), Cause::Users),
             self.claims.poll_timeout(),
         ])
     }
@@ -262,6 +270,8 @@ impl Agent {
         self.pings.expire(self.now);
         self.repeat_removals();
         self.look_at_leaving();
+        self.repeat_withdrawal();
+        self.look_at_users();
     }
 
     /// The map as it is to be written to disk.

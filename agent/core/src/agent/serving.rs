@@ -44,6 +44,7 @@ impl Agent {
         let (node, addresses) = (membership.node_id, membership.addresses.clone());
         self.claims.set_client(node);
         let served = self.served();
+        self.tell_users();
         let mut overlay = self.overlay();
         let routed: Vec<IpNet> =
             self.claims.routed().filter(|prefix| self.obstacle(prefix, &served).is_none()).collect();
@@ -102,12 +103,15 @@ impl Agent {
 
     pub(super) fn own_claims_status(&self) -> Vec<status::OwnClaim> {
         let claims = self.config.facts.claims.iter().map(|claim| {
-            let reason = self.refusal(claim);
-            let state = match reason {
-                Some(_) => status::OwnClaimState::Refused,
-                None => status::OwnClaimState::Served,
+            let refusal = self.refusal(claim);
+            let withdrawn = self.withdrawn.as_ref().map(|withdrawn| withdrawn.reason.clone());
+            let (state, reason) = match (refusal, withdrawn) {
+                (Some(refusal), _) => (status::OwnClaimState::Refused, Some(refusal)),
+                (None, Some(reason)) => (status::OwnClaimState::Withdrawn, Some(reason)),
+                (None, None) => (status::OwnClaimState::Served, None),
             };
-            status::OwnClaim { prefix: claim.prefix, priority: claim.priority, state, reason }
+            let (prefix, priority) = (claim.prefix, claim.priority);
+            status::OwnClaim { prefix, priority, state, reason, users: self.users.count_of(&prefix) }
         });
         claims.collect()
     }

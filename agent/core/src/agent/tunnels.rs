@@ -243,7 +243,7 @@ impl Agent {
                 self.outputs.push_back(Output::Notice(Notice::Peer { key: *key, up: false }));
             }
             self.gossip.forget(key);
-            self.users.forget(key);
+            self.forget_user(key);
         }
         // What waits for it goes to who serves in its place.
         self.claims.handle_claims(*key, NodeId(0), Vec::new(), self.now);

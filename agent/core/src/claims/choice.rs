@@ -2,6 +2,7 @@
 //!
 //! - The best by rank that is there serves; whoever serves stays while it is there, unless one that ranks before it is.
 //! - Who failed is returned to after a hold: a short one where somebody configured the preference (a longer prefix, a priority, preempting), a long one among equals.
+//! - Who has withdrawn is left like one that goes, as soon as another is known to be there, but it never serves for want of another: if nobody else claims the prefix, nobody serves it.
 //! - Nobody moves away from a dead one but to one that has proven, since the silence began, that it is there: a client whose own link is out moves nothing.
 
 use super::{
@@ -18,8 +19,23 @@ pub(super) struct Standing<'a> {
     pub(super) pulse: &'a Pulse,
     /// It said that it goes.
     pub(super) is_leaving: bool,
+    /// It said that it does not serve what it claims now.
+    pub(super) is_withdrawn: bool,
     /// It was dead, left or restarted, and has not served since.
     pub(super) has_failed: bool,
+}
+
+impl Standing<'_> {
+    /// It serves, or would.
+    fn stays(&self) -> bool {
+        !self.is_leaving && !self.is_withdrawn
+    }
+
+    /// Since when it is there and serves. Who is restored is a newcomer, however long it answered before.
+    fn there_since(&self) -> Option<BootTime> {
+        let healthy_since = self.pulse.healthy_since()?;
+        Some(healthy_since.max(self.candidate.up_since.unwrap_or(healthy_since)))
+    }
 }
 
 /// Places in the list of candidates.
@@ -47,7 +63,10 @@ pub(super) fn decide(
     let holds: Vec<Option<BootTime>> = holds.collect();
     let active = match active {
         None => first(ordered),
-        Some(active) => Some(successor(ordered, active, &holds, now).unwrap_or(active)),
+        Some(active) => match successor(ordered, active, &holds, now) {
+            None if ordered[active].is_withdrawn && !is_another_possible(ordered, active) => first(ordered),
+            successor => successor.or(Some(active)),
+        },
     };
     let standby = standby(ordered, active);
     let better = &holds[..active.unwrap_or(0)];
@@ -61,18 +80,25 @@ pub(super) fn decide(
 
 /// Decides for a prefix that nobody uses: nobody is asked anything.
 pub(super) fn decide_idle(ordered: &[Standing<'_>], active: Option<usize>) -> Decision {
-    let active = active.filter(|active| !ordered[*active].is_leaving).or_else(|| first(ordered));
+    let stays = |active: &usize| ordered[*active].stays();
+    // Whoever uses it next asks again.
+    let any = (!ordered.is_empty()).then_some(0);
+    let active = active.filter(stays).or_else(|| first(ordered)).or(any);
     Decision { active, standby: None, needs: vec![Need::None; ordered.len()], again_at: None }
 }
 
-/// Who is there, else who may be, else anybody.
+/// Who is there, else who may be, else anybody who has not withdrawn.
 fn first(ordered: &[Standing<'_>]) -> Option<usize> {
-    let stays = |standing: &Standing<'_>| !standing.is_leaving;
-    let known =
-        ordered.iter().position(|standing| stays(standing) && standing.pulse.healthy_since().is_some());
-    let possible = || ordered.iter().position(|standing| stays(standing) && !standing.pulse.is_dead());
-    let any = || ordered.iter().position(stays).or((!ordered.is_empty()).then_some(0));
-    known.or_else(possible).or_else(any)
+    let place = |is_it: fn(&Standing<'_>) -> bool| ordered.iter().position(is_it);
+    place(|standing| standing.stays() && standing.pulse.healthy_since().is_some())
+        .or_else(|| place(|standing| standing.stays() && !standing.pulse.is_dead()))
+        .or_else(|| place(|standing| standing.stays()))
+        .or_else(|| place(|standing| !standing.is_withdrawn))
+}
+
+fn is_another_possible(ordered: &[Standing<'_>], active: usize) -> bool {
+    let mut others = (0..ordered.len()).filter(|place| *place != active);
+    others.any(|place| ordered[place].stays() && !ordered[place].pulse.is_dead())
 }
 
 /// Who serves in the place of the active one, if somebody is to.
@@ -83,11 +109,11 @@ fn successor(
     now: BootTime,
 ) -> Option<usize> {
     let serving = &ordered[active];
-    let others = (0..ordered.len()).filter(|place| *place != active && !ordered[*place].is_leaving);
+    let others = (0..ordered.len()).filter(|place| *place != active && ordered[*place].stays());
     if serving.pulse.is_dead() {
         return others.into_iter().find(|place| ordered[*place].pulse.answers_where_silent(serving.pulse));
     }
-    if serving.is_leaving {
+    if !serving.stays() {
         return others.into_iter().find(|place| ordered[*place].pulse.healthy_since().is_some());
     }
     let is_settled = is_rank_known(ordered, active);
@@ -113,29 +139,29 @@ fn hold_ends(
     active: Option<&Standing<'_>>,
     config: &ClaimsConfig,
 ) -> Option<BootTime> {
-    let healthy_since = standing.pulse.healthy_since()?;
+    let there_since = standing.there_since()?;
     let is_preferred = active.is_some_and(|active| standing.candidate.is_preferred_to(&active.candidate));
     Some(match (standing.has_failed, is_preferred) {
-        (false, _) => healthy_since,
-        (true, true) => healthy_since + config.preferred_hold,
-        (true, false) => healthy_since + config.return_hold,
+        (false, _) => there_since,
+        (true, true) => there_since + config.preferred_hold,
+        (true, false) => there_since + config.return_hold,
     })
 }
 
 /// Who is kept ready.
 fn standby(ordered: &[Standing<'_>], active: Option<usize>) -> Option<usize> {
-    let mut others = (0..ordered.len()).filter(|place| Some(*place) != active && !ordered[*place].is_leaving);
+    let mut others = (0..ordered.len()).filter(|place| Some(*place) != active && ordered[*place].stays());
     let mut possible = others.clone().filter(|place| !ordered[*place].pulse.is_dead());
     possible.next().or_else(|| others.next())
 }
 
 fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>) -> Vec<Need> {
     let is_in_doubt = active
-        .is_some_and(|active| ordered[active].pulse.doubted_since().is_some() || ordered[active].is_leaving);
+        .is_some_and(|active| ordered[active].pulse.doubted_since().is_some() || !ordered[active].stays());
     // Those that are there for all that is known come first.
     let mut proofs: Vec<usize> = (0..ordered.len()).filter(|place| Some(*place) != active).collect();
     proofs.retain(|_| is_in_doubt);
-    proofs.sort_by_key(|place| (ordered[*place].is_leaving, ordered[*place].pulse.is_dead()));
+    proofs.sort_by_key(|place| (!ordered[*place].stays(), ordered[*place].pulse.is_dead()));
     proofs.truncate(MAX_PROOFS);
     let need = |(place, standing): (usize, &Standing<'_>)| {
         if Some(place) == active {
@@ -144,13 +170,18 @@ fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>
         if proofs.contains(&place) {
             return Need::Proof;
         }
+        // It says itself that it is back; this is for words that were lost.
+        if standing.is_withdrawn && active.is_some() {
+            return Need::Standby;
+        }
         // It ranks before the active one, or nobody knows yet whether it does.
         let is_unknown = active.is_some_and(|active| {
             standing.candidate.up_since.is_none()
                 && !ordered[active].candidate.is_preferred_to(&standing.candidate)
         });
         // Who said that it goes may be back without our knowing.
-        match active.is_some_and(|active| place < active) || is_unknown || standing.is_leaving {
+        let is_out = !standing.stays();
+        match active.is_some_and(|active| place < active) || is_unknown || is_out {
             true => Need::Return,
             false if Some(place) == standby => Need::Standby,
             false => Need::None,

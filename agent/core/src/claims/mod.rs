@@ -25,6 +25,9 @@ use std::{
 /// At most so many nodes are considered for one prefix, in the order of rank without knowing them.
 pub const MAX_CANDIDATES: usize = 64;
 
+/// An uptime that is shorter by so much than what was told before is another one, and no answer that took long.
+const RESTORED: Duration = Duration::from_secs(10);
+
 /// The numbers of shared addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimsConfig {
@@ -91,6 +94,8 @@ pub struct Told {
     pub uptime: Duration,
     /// It is about to go.
     pub is_leaving: bool,
+    /// It does not serve what it claims now; its uptime begins anew when it does again.
+    pub is_withdrawn: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -100,6 +105,7 @@ struct Claimant {
     boot: Option<u64>,
     up_since: Option<BootTime>,
     is_leaving: bool,
+    is_withdrawn: bool,
     has_failed: bool,
     pulse: Pulse,
     /// As last asked of the data plane.
@@ -175,9 +181,9 @@ impl Claims {
             .map(|(prefix, _)| *prefix)
     }
 
-    /// Every prefix that somebody serves for us.
+    /// Every prefix that somebody claims: while nobody serves it, its packets go nowhere else either.
     pub fn routed(&self) -> impl Iterator<Item = IpNet> {
-        self.choices.iter().filter(|(_, choice)| choice.active.is_some()).map(|(prefix, _)| *prefix)
+        self.choices.keys().copied()
     }
 
     /// What this node claims now, in place of what it claimed before; nothing, if it is gone.
@@ -256,34 +262,46 @@ impl Claims {
 
     /// An answer inside the tunnel, whoever asked.
     pub fn handle_reply(&mut self, peer: &PublicKey, id: u64, told: Told, now: BootTime) {
+        let was_withdrawn = self.claimants.get(peer).map(|claimant| claimant.is_withdrawn);
         self.with_claimant(peer, now, |claimant, _| {
             claimant.on_told(told, now);
             claimant.pulse.on_reply(id, now);
         });
+        // Also where nobody sends anything now.
+        if was_withdrawn.is_some_and(|was_withdrawn| was_withdrawn != told.is_withdrawn) {
+            self.settle_all_of(peer, now);
+        }
     }
 
     /// It says that it goes: who serves in its place is asked for now.
     pub fn handle_leaving(&mut self, peer: &PublicKey, now: BootTime) {
         self.with_claimant(peer, now, |claimant, _| claimant.leave());
         // Also where nobody sends anything now.
-        let is_active = |choice: &Choice| choice.active.as_ref() == Some(peer);
-        let served: Vec<IpNet> =
-            self.choices.iter().filter(|(_, choice)| is_active(choice)).map(|(prefix, _)| *prefix).collect();
-        for prefix in served {
+        self.settle_all_of(peer, now);
+    }
+
+    /// Decides anew for every prefix that this node may serve.
+    fn settle_all_of(&mut self, peer: &PublicKey, now: BootTime) {
+        let claims = self.claimants.get(peer).map_or(&[][..], |claimant| &claimant.claims);
+        let is_covered = |prefix: &&IpNet| claims.iter().any(|claim| claim.prefix.contains(*prefix));
+        let concerned: Vec<IpNet> = self.choices.keys().filter(is_covered).copied().collect();
+        for prefix in concerned {
             self.settle(prefix, now);
         }
     }
 
-    /// Whether packets of ours go to this peer. One that leaves need not wait for a client that has nobody else.
-    pub fn uses(&self, peer: &PublicKey) -> bool {
-        let is_leaving = self.claimants.get(peer).is_some_and(|claimant| claimant.is_leaving);
-        let is_used = |prefix: &&IpNet| self.active(prefix).as_ref() == Some(peer);
-        self.in_use.iter().filter(is_used).any(|prefix| !is_leaving || self.has_another(prefix, peer))
+    /// The prefixes for which packets of ours go to this peer. One that leaves need not wait for a client that has nobody else.
+    pub fn used(&self, peer: &PublicKey) -> Vec<IpNet> {
+        let stays = self.claimants.get(peer).is_none_or(Claimant::stays);
+        let is_used = |prefix: &&IpNet| {
+            self.active(prefix).as_ref() == Some(peer) && (stays || self.has_another(prefix, peer))
+        };
+        self.in_use.iter().filter(is_used).copied().collect()
     }
 
     fn has_another(&self, prefix: &IpNet, peer: &PublicKey) -> bool {
-        let stays = |claimant: &Claimant| !claimant.is_leaving && !claimant.pulse.is_dead();
-        let is_there = |key: &PublicKey| key != peer && self.claimants.get(key).is_some_and(stays);
+        let is_possible = |claimant: &Claimant| claimant.stays() && !claimant.pulse.is_dead();
+        let is_there = |key: &PublicKey| key != peer && self.claimants.get(key).is_some_and(is_possible);
         self.ordered(prefix).iter().any(|(key, _)| is_there(key))
     }
 
@@ -478,6 +496,7 @@ impl Claimant {
             boot: None,
             up_since: None,
             is_leaving: false,
+            is_withdrawn: false,
             has_failed: false,
             pulse: Pulse::default(),
             watched: None,
@@ -490,12 +509,24 @@ impl Claimant {
             self.up_since = None;
         }
         self.boot = Some(told.boot);
-        // The first word counts: the delay of later ones differs.
-        self.up_since.get_or_insert(now - told.uptime);
+        // The first word counts: the delay of later ones differs. But one that was withdrawn and restored is up since then, also for those who missed it.
+        let up_since = now - told.uptime;
+        let is_restored = self.is_withdrawn && !told.is_withdrawn;
+        if is_restored || self.up_since.is_some_and(|known| up_since > known + RESTORED) {
+            (self.up_since, self.has_failed) = (None, true);
+        }
+        self.up_since.get_or_insert(up_since);
+        self.is_withdrawn = told.is_withdrawn;
+        self.has_failed |= told.is_withdrawn;
         match told.is_leaving {
             true => self.leave(),
             false => self.is_leaving = false,
         }
+    }
+
+    /// It serves, or would.
+    fn stays(&self) -> bool {
+        !self.is_leaving && !self.is_withdrawn
     }
 
     fn leave(&mut self) {
@@ -505,7 +536,8 @@ impl Claimant {
     fn on_time(&mut self, config: &ClaimsConfig, now: BootTime) {
         self.has_failed |= self.pulse.is_dead();
         let healthy_since = self.pulse.healthy_since();
-        if !self.is_leaving && healthy_since.is_some_and(|since| now >= since + config.return_hold) {
+        let there_since = healthy_since.map(|since| since.max(self.up_since.unwrap_or(since)));
+        if self.stays() && there_since.is_some_and(|since| now >= since + config.return_hold) {
             self.has_failed = false;
         }
     }
@@ -514,11 +546,17 @@ impl Claimant {
     fn standing(&self) -> impl PartialEq + use<> {
         let pulse = &self.pulse;
         let health = (pulse.is_dead(), pulse.doubted_since(), pulse.healthy_since(), pulse.proven_at());
-        (health, self.up_since, self.is_leaving, self.has_failed)
+        (health, self.up_since, self.is_leaving, self.is_withdrawn, self.has_failed)
     }
 
     fn standing_as(&self, candidate: Candidate) -> Standing<'_> {
-        Standing { candidate, pulse: &self.pulse, is_leaving: self.is_leaving, has_failed: self.has_failed }
+        Standing {
+            candidate,
+            pulse: &self.pulse,
+            is_leaving: self.is_leaving,
+            is_withdrawn: self.is_withdrawn,
+            has_failed: self.has_failed,
+        }
     }
 
     fn candidate(&self, prefix: &IpNet) -> Option<Candidate> {

@@ -14,6 +14,7 @@ struct Node {
     started_at: BootTime,
     hears: bool,
     is_heard: bool,
+    is_withdrawn: bool,
 }
 
 struct World {
@@ -35,6 +36,13 @@ struct World {
     loss: u32,
     rng: Pcg32,
     moves: Vec<(BootTime, IpNet, PublicKey)>,
+}
+
+impl Node {
+    fn told(&self, now: BootTime) -> Told {
+        let uptime = now.since(self.started_at);
+        Told { boot: self.boot, uptime, is_leaving: false, is_withdrawn: self.is_withdrawn }
+    }
 }
 
 fn key(number: u8) -> PublicKey {
@@ -76,7 +84,15 @@ impl World {
             let started_at = now - Duration::from_secs(10_000 - 100 * u64::from(number));
             let rtt = Duration::from_millis(1);
             let key = key(number);
-            world.nodes.push(Node { key, rtt, boot: 1, started_at, hears: true, is_heard: true });
+            world.nodes.push(Node {
+                key,
+                rtt,
+                boot: 1,
+                started_at,
+                hears: true,
+                is_heard: true,
+                is_withdrawn: false,
+            });
             world.claims.handle_claims(key, NodeId(number.into()), vec![*claim], now);
         }
         world.drain();
@@ -139,12 +155,24 @@ impl World {
         for (_, peer, id) in due {
             let node = self.nodes.iter().find(|node| node.key == peer).unwrap();
             if node.is_heard {
-                let uptime = self.now.since(node.started_at);
-                let told = Told { boot: node.boot, uptime, is_leaving: false };
+                let told = node.told(self.now);
                 self.unanswered.remove(&peer);
                 self.claims.handle_reply(&peer, id, told, self.now);
             }
         }
+    }
+
+    /// It withdraws its claims or restores them, and says so.
+    fn withdraw(&mut self, number: u8, is_withdrawn: bool) {
+        let now = self.now;
+        let node = self.node(number);
+        node.is_withdrawn = is_withdrawn;
+        if !is_withdrawn {
+            node.started_at = now;
+        }
+        let (key, told) = (node.key, node.told(now));
+        self.claims.handle_reply(&key, 0, told, now);
+        self.drain();
     }
 
     /// A request to the address, answered within the tick if all is well.
@@ -339,6 +367,101 @@ fn whoever_leaves_is_left_before_anything_is_lost() {
     world.claims.handle_leaving(&key(1), now);
     world.use_for_s(2);
     assert_eq!(world.serving(), 2);
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn whoever_withdraws_is_left_before_anything_is_lost_and_restored_it_is_a_newcomer() {
+    let mut world = pair();
+    world.withdraw(1, true);
+    world.use_for_s(30);
+    assert_eq!(world.serving(), 2);
+    assert!(world.outage() <= TICK * 2);
+    world.withdraw(1, false);
+    world.use_for_s(300);
+    assert_eq!((world.serving(), world.moves.len()), (2, 2));
+    world.withdraw(2, true);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn one_that_is_preferred_and_restored_serves_again_after_the_hold() {
+    let mut world = World::new(&[Claim { priority: 1, ..claim(ADDRESS) }, claim(ADDRESS)]);
+    world.use_for_s(20);
+    world.outage();
+    world.withdraw(1, true);
+    world.use_for_s(20);
+    assert_eq!(world.serving(), 2);
+    world.withdraw(1, false);
+    world.use_for_s(4);
+    assert_eq!(world.serving(), 2);
+    world.use_for_s(2);
+    assert_eq!((world.serving(), world.moves.len()), (1, 3));
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn with_all_withdrawn_nobody_serves_until_one_is_restored() {
+    let mut world = pair();
+    world.withdraw(1, true);
+    world.withdraw(2, true);
+    world.use_for_s(5);
+    assert!(world.routes.is_empty());
+    assert!(world.claims.routed().eq([prefix(ADDRESS)]), "it is routed nowhere else meanwhile");
+    world.withdraw(2, false);
+    assert_eq!(world.serving(), 2);
+    world.use_for_s(100);
+    world.withdraw(1, false);
+    world.use_for_s(100);
+    assert_eq!(world.serving(), 2);
+}
+
+#[test]
+fn one_that_withdraws_beside_a_dead_one_serves_no_more() {
+    let mut world = pair();
+    world.kill(2);
+    world.withdraw(1, true);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 2);
+    world.withdraw(1, false);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+}
+
+#[test]
+fn words_of_withdrawal_that_were_lost_are_made_good_by_answers() {
+    let mut world = pair();
+    world.node(1).is_withdrawn = true;
+    world.use_for_s(3);
+    assert_eq!(world.serving(), 2);
+    let restored_at = world.now;
+    (world.node(1).is_withdrawn, world.node(1).started_at) = (false, restored_at);
+    world.use_for_s(30);
+    world.kill(2);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+    // Withdrawn and restored while nobody looked: it is a newcomer all the same.
+    let mut world = pair();
+    world.node(1).started_at = world.now;
+    world.use_for_s(60);
+    assert_eq!((world.serving(), world.moves.len()), (2, 2), "as for the clients that noticed");
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn an_idle_client_that_missed_a_restoration_finds_it_with_its_first_packet() {
+    let mut world = pair();
+    world.withdraw(1, true);
+    world.withdraw(2, true);
+    world.use_for_s(5);
+    world.run(Duration::from_secs(400), None);
+    world.node(2).is_withdrawn = false;
+    world.node(1).is_withdrawn = false;
+    world.use_for_s(3);
+    assert!(world.outage() <= Duration::from_secs(400) + Duration::from_secs(7));
+    world.use_for_s(3);
     assert!(world.outage() <= TICK * 2);
 }
 

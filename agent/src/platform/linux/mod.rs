@@ -1,6 +1,7 @@
 //! Linux.
 
 mod clock;
+mod command;
 mod files;
 mod local;
 mod memory;
@@ -12,6 +13,7 @@ mod serving;
 mod uapi;
 
 pub(crate) use clock::{Alarm, boot_time};
+pub(crate) use command::{Leftovers, run_shell};
 pub(crate) use files::{
     create_new_private_file, create_private_dir, create_private_file, is_open_to_others, is_own_file,
     make_private,

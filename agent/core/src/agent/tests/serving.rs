@@ -5,7 +5,7 @@ use crate::status;
 use ipnet::IpNet;
 use proto::{
     claim::Claim,
-    peer_message::{Body, PeerMessage, Probe},
+    peer_message::{Body, PeerMessage, Probe, ProbeReply, Uses},
 };
 
 fn net(text: &str) -> IpNet {
@@ -139,7 +139,7 @@ fn a_whole_map_of_claims_configures_the_interface_once() {
 #[test]
 fn one_that_serves_goes_when_its_users_have_moved_and_answers_meanwhile() {
     let mut bench = serving();
-    bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
     assert_eq!(bench.agent.status(bench.now).own.users, 1);
     bench.agent.drain(bench.now);
     let outputs = bench.outputs();
@@ -148,7 +148,7 @@ fn one_that_serves_goes_when_its_users_have_moved_and_answers_meanwhile() {
     let outputs = bench.at(Duration::from_millis(400));
     assert_eq!(said(&outputs, 2), [Body::Leaving], "it may have been lost");
     bench.now = START + Duration::from_millis(500);
-    let outputs = bench.hear(2, Body::Probe(Probe { id: 2, uses: false }));
+    let outputs = bench.hear(2, Body::Probe(Probe { id: 2, uses: Uses::None }));
     assert!(matches!(said(&outputs, 2)[..], [Body::ProbeReply(reply)] if reply.is_leaving));
     assert!(!leaves(&bench.at(Duration::from_millis(799))));
     assert!(leaves(&bench.at(Duration::from_millis(800))));
@@ -159,7 +159,7 @@ fn one_that_serves_goes_when_its_users_have_moved_and_answers_meanwhile() {
 fn users_that_stay_are_waited_for_three_seconds_and_not_at_all_when_asked_again() {
     for again in [false, true] {
         let mut bench = serving();
-        bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+        bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
         bench.agent.drain(bench.now);
         bench.at(Duration::from_millis(2_999));
         assert!(!bench.agent.has_left());
@@ -175,7 +175,7 @@ fn users_that_stay_are_waited_for_three_seconds_and_not_at_all_when_asked_again(
 #[test]
 fn one_that_serves_nothing_goes_at_once() {
     let mut bench = Bench::connected_to(&[2]);
-    bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
     bench.agent.drain(bench.now);
     assert!(leaves(&bench.outputs()) && bench.agent.has_left());
 }
@@ -183,7 +183,7 @@ fn one_that_serves_nothing_goes_at_once() {
 #[test]
 fn a_user_that_says_no_more_is_forgotten() {
     let mut bench = serving();
-    bench.hear(2, Body::Probe(Probe { id: 1, uses: true }));
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
     bench.at(Duration::from_secs(8));
     assert_eq!(bench.agent.status(bench.now).own.users, 0);
 }
@@ -202,7 +202,7 @@ fn a_client_moves_from_one_that_leaves_and_tells_it_so() {
     let outputs = bench.hear(2, Body::Leaving);
     assert_eq!(bench.agent.status(bench.now).claims[0].active.as_deref(), Some("p3"));
     let last = said(&outputs, 2).into_iter().last();
-    assert!(matches!(last, Some(Body::Probe(Probe { uses: false, .. }))), "{last:?}");
+    assert!(matches!(last, Some(Body::Probe(Probe { uses: Uses::None, .. }))), "{last:?}");
 }
 
 #[test]
@@ -213,4 +213,87 @@ fn one_that_serves_says_how_it_stands_to_a_peer_with_a_new_tunnel() {
     bench.agent.handle_tunnel(TunnelEvent::HandshakeDone { peer: key(3), endpoint }, bench.now);
     let told = said(&bench.outputs(), 3);
     assert!(told.iter().any(|body| matches!(body, Body::ProbeReply(reply) if !reply.is_leaving)), "{told:?}");
+}
+
+#[test]
+fn what_is_withdrawn_is_told_at_once_and_until_users_have_moved_and_stays_configured() {
+    let mut bench = serving();
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::These(vec![net("10.9.0.1/32")]) }));
+    bench.agent.set_withdrawn(Some("check tcp:80 failed 3 times".into()), bench.now);
+    let outputs = bench.outputs();
+    let withdrawn = |outputs: &[Output]| {
+        said(outputs, 2)
+            .iter()
+            .any(|body| matches!(body, Body::ProbeReply(reply) if reply.is_withdrawn && !reply.is_leaving))
+    };
+    assert!(withdrawn(&outputs) && configured(&outputs).is_none(), "{outputs:?}");
+    let own = bench.agent.status(bench.now).own.claims;
+    assert_eq!((own[0].state, own[0].users), (status::OwnClaimState::Withdrawn, 1));
+    assert_eq!(own[0].reason.as_deref(), Some("check tcp:80 failed 3 times"));
+    assert!(withdrawn(&bench.at(Duration::from_millis(300))), "it may have been lost");
+    bench.now = START + Duration::from_millis(400);
+    bench.hear(2, Body::Probe(Probe { id: 2, uses: Uses::None }));
+    assert!(!withdrawn(&bench.at(Duration::from_millis(600))));
+    bench.agent.set_withdrawn(None, bench.now);
+    let told = said(&bench.outputs(), 2);
+    assert!(
+        matches!(told[..], [Body::ProbeReply(reply)] if !reply.is_withdrawn && reply.uptime.is_zero()),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn users_that_do_not_move_are_told_for_three_seconds() {
+    let mut bench = serving();
+    bench.agent.set_withdrawn(Some("why".into()), bench.now);
+    for second in 0..6 {
+        bench.now = START + Duration::from_secs(second);
+        bench.hear(2, Body::Probe(Probe { id: second, uses: Uses::Some }));
+        let told = said(&bench.at(Duration::from_millis(second * 1000 + 900)), 2).len();
+        assert_eq!(told > 0, second <= 3, "after {second} s: {told}");
+    }
+}
+
+#[test]
+fn the_number_of_users_of_each_claim_is_told_when_it_changes() {
+    let mut bench = serving();
+    bench.agent.set_claims(vec![claim("10.9.0.1/32"), claim("10.9.0.2/32")], bench.now);
+    bench.outputs();
+    let told = |outputs: &[Output]| -> Vec<(String, u64)> {
+        let notice = |output: &Output| {
+            let Output::Notice(Notice::Users { prefix, users }) = output else { return None };
+            Some((prefix.to_string(), *users))
+        };
+        outputs.iter().filter_map(notice).collect()
+    };
+    let one = Uses::These(vec![net("10.9.0.1/32")]);
+    let first = ("10.9.0.1/32".to_owned(), 1);
+    assert_eq!(told(&bench.hear(2, Body::Probe(Probe { id: 1, uses: one.clone() }))), [first]);
+    assert_eq!(told(&bench.hear(2, Body::Probe(Probe { id: 2, uses: one.clone() }))), []);
+    let all = told(&bench.hear(2, Body::Probe(Probe { id: 3, uses: Uses::Some })));
+    assert_eq!(all, [("10.9.0.2/32".to_owned(), 1)], "who names none counts for all");
+    let back = told(&bench.hear(2, Body::Probe(Probe { id: 4, uses: one })));
+    assert_eq!(back, [("10.9.0.2/32".to_owned(), 0)]);
+    assert_eq!(told(&bench.at(Duration::from_secs(6))), []);
+    assert_eq!(told(&bench.at(Duration::from_secs(7))), [("10.9.0.1/32".to_owned(), 0)]);
+}
+
+#[test]
+fn a_client_that_has_moved_from_one_that_withdrew_says_so_whenever_it_is_told() {
+    let mut bench = Bench::served();
+    let claims = ["10.9.0.1/32"];
+    bench.tell(2, vec![claimer(2, &claims), claimer(3, &claims)], Vec::new());
+    for node in [2, 3] {
+        let endpoint = SocketAddr::from(([192, 0, 2, node], 51820));
+        bench.agent.handle_tunnel(TunnelEvent::HandshakeDone { peer: key(node), endpoint }, bench.now);
+    }
+    bench.outputs();
+    let withdrawn =
+        ProbeReply { id: 0, uptime: Duration::from_secs(60), is_leaving: false, is_withdrawn: true };
+    for _ in 0..2 {
+        let outputs = bench.hear(2, Body::ProbeReply(withdrawn));
+        assert_eq!(bench.agent.status(bench.now).claims[0].active.as_deref(), Some("p3"));
+        let last = said(&outputs, 2).into_iter().last();
+        assert!(matches!(last, Some(Body::Probe(Probe { uses: Uses::None, .. }))), "{last:?}");
+    }
 }
