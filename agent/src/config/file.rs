@@ -1,6 +1,7 @@
 //! The TOML file: the options of `up`, and `state-dir`, `interface` and `setup-key`. Unknown keys are errors.
 
 use super::Options;
+use crate::platform;
 use serde::{Deserialize, de::IntoDeserializer};
 use std::{
     io,
@@ -25,6 +26,10 @@ pub(crate) enum FileError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path}: {reason}")]
     Content { path: PathBuf, reason: String },
+    #[error(
+        "{} names commands to run, and others may change it: give it to root, and take their leave to write (chmod go-w)", .0.display()
+    )]
+    OpenToOthers(PathBuf),
 }
 
 impl File {
@@ -33,9 +38,16 @@ impl File {
         let named = path.is_some();
         let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
         match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                Self::parse(&text).map_err(|error| FileError::Content { reason: reason(&error, &text), path })
-            }
+            Ok(text) => match Self::parse(&text) {
+                // What cannot be looked at is not believed.
+                Ok(file)
+                    if file.options.has_commands() && platform::is_others_to_write(&path).unwrap_or(true) =>
+                {
+                    Err(FileError::OpenToOthers(path))
+                }
+                Ok(file) => Ok(file),
+                Err(error) => Err(FileError::Content { reason: reason(&error, &text), path }),
+            },
             Err(error) if !named && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(FileError::Read { path, source }),
         }
@@ -75,6 +87,25 @@ mod tests {
             std::fs::write(&path, format!("keepalive = 2\n{line}\n")).unwrap();
             let error = File::load(Some(&path)).unwrap_err().to_string();
             assert!(error.contains("line 2: ") && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_others_may_change_names_no_commands() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        for (line, mode, refused) in [
+            ("on-idle = 'true'", 0o664, true),
+            ("claim-check = 'cmd:true'", 0o646, true),
+            ("claim-check = 'cmd:true'", 0o644, false),
+            ("claim-check = 'tcp:80'", 0o666, false),
+        ] {
+            std::fs::write(&path, line).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = File::load(Some(&path));
+            assert_eq!(matches!(loaded, Err(FileError::OpenToOthers(_))), refused, "{line} {mode:o}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! One layer of settings: every value may be absent. The same type is filled by clap, by the environment, by the TOML file and by what is kept.
 
-use super::{CheckRule, ClaimRule, Hook, Listen, Span, WorkerCount};
+use super::{Check, CheckRule, ClaimRule, Hook, Listen, Span, WorkerCount};
 use agent_core::config::PeerMode;
 use clap::Args;
 use proto::{Invalid, server_url::ServerUrl};
@@ -132,6 +132,14 @@ impl Options {
             on_serving: self.on_serving.or_else(|| lower.on_serving.clone()),
             on_idle: self.on_idle.or_else(|| lower.on_idle.clone()),
         }
+    }
+
+    /// Whether there is anything for the shell.
+    pub(crate) fn has_commands(&self) -> bool {
+        let is_command = |rule: &CheckRule| matches!(rule, CheckRule::Check(Check::Command(_)));
+        let hooks = [&self.on_serving, &self.on_idle];
+        self.claim_check.iter().flatten().any(is_command)
+            || hooks.into_iter().flatten().any(|hook| hook.0.is_some())
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -208,6 +208,10 @@ pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
+pub(crate) fn is_others_to_write(_path: &Path) -> io::Result<bool> {
+    unsupported()
+}
+
 pub(crate) fn is_open_to_others(_path: &Path) -> io::Result<bool> {
     Ok(false)
 }

@@ -24,6 +24,13 @@ pub(crate) fn is_open_to_others(path: &Path) -> io::Result<bool> {
     Ok(fs::metadata(path)?.permissions().mode() & 0o077 != 0)
 }
 
+/// Whether others than root and this user may change it.
+pub(crate) fn is_others_to_write(path: &Path) -> io::Result<bool> {
+    let found = fs::metadata(path)?;
+    let is_ours = [0, nix::unistd::geteuid().as_raw()].contains(&found.uid());
+    Ok(!is_ours || found.permissions().mode() & 0o022 != 0)
+}
+
 /// Whether there is such a file, and this user made it.
 pub(crate) fn is_own_file(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {

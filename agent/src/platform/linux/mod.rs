@@ -15,8 +15,8 @@ mod uapi;
 pub(crate) use clock::{Alarm, boot_time};
 pub(crate) use command::{Leftovers, run_shell};
 pub(crate) use files::{
-    create_new_private_file, create_private_dir, create_private_file, is_open_to_others, is_own_file,
-    make_private,
+    create_new_private_file, create_private_dir, create_private_file, is_open_to_others, is_others_to_write,
+    is_own_file, make_private,
 };
 pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
