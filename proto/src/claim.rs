@@ -24,6 +24,12 @@ pub struct Claim {
     /// What goes to it leaves the node with an address of the node's own.
     #[serde(default)]
     pub masquerade: bool,
+    /// Only who holds the prefix serves it: a server gives it to one at a time.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// What it holds is to be given to another as soon as there is one; until then it serves.
+    #[serde(default)]
+    pub yields: bool,
 }
 
 /// A prefix that nobody can claim, whatever was granted.
@@ -86,6 +92,8 @@ impl Claim {
             preempt: self.preempt,
             spread: self.spread,
             masquerade: self.masquerade,
+            exclusive: self.exclusive,
+            yields: self.yields,
         }
     }
 
@@ -113,8 +121,8 @@ impl TryFrom<&wire::Claim> for Claim {
         }
         let priority =
             u16::try_from(wire.priority).map_err(|error| Invalid::new("claim's priority", error))?;
-        let wire::Claim { preempt, spread, masquerade, .. } = *wire;
-        Ok(Self { prefix, priority, preempt, spread, masquerade })
+        let wire::Claim { preempt, spread, masquerade, exclusive, yields, .. } = *wire;
+        Ok(Self { prefix, priority, preempt, spread, masquerade, exclusive, yields })
     }
 }
 

@@ -12,6 +12,7 @@ pub mod codec;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hex;
+pub mod holding;
 pub mod key;
 pub mod map;
 pub mod peer_message;

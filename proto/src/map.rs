@@ -5,6 +5,7 @@ use crate::{
     Invalid,
     claim::Claim,
     endpoints, fixed,
+    holding::Holding,
     receipt::Receipt,
     rule::{self, Rule},
     statement::NodeId,
@@ -61,6 +62,8 @@ pub enum Content {
     Rule(Rule),
     /// A part of a set that rules name.
     Sources(Vec<IpNet>),
+    /// Who holds what is claimed exclusively.
+    Holdings(Vec<Holding>),
     Unknown,
 }
 
@@ -256,6 +259,10 @@ impl ObjectId {
         Self { kind: wire::ObjectKind::Removal as u32, id: key.0.to_vec() }
     }
 
+    pub fn holdings() -> Self {
+        Self { kind: wire::ObjectKind::Holdings as u32, id: Vec::new() }
+    }
+
     pub fn network() -> Self {
         Self { kind: wire::ObjectKind::Network as u32, id: Vec::new() }
     }
@@ -296,6 +303,10 @@ impl Content {
                 let sources = wire::Sources::decode(content).map_err(malformed)?;
                 rule::sources_from_wire(&sources).map(Self::Sources)
             }
+            Ok(wire::ObjectKind::Holdings) => {
+                let holdings = wire::Holdings::decode(content).map_err(malformed)?;
+                Holding::from_wire(&holdings).map(Self::Holdings)
+            }
             Ok(wire::ObjectKind::Unspecified) | Err(_) => Ok(Self::Unknown),
         }
     }
@@ -308,6 +319,9 @@ impl Content {
             Self::Rule(rule) => Some((wire::ObjectKind::Rule, rule.to_wire().encode_to_vec())),
             Self::Sources(sources) => {
                 Some((wire::ObjectKind::Sources, rule::sources_to_wire(sources).encode_to_vec()))
+            }
+            Self::Holdings(held) => {
+                Some((wire::ObjectKind::Holdings, Holding::to_wire(held).encode_to_vec()))
             }
             Self::Unknown => None,
         }
@@ -456,7 +470,7 @@ mod tests {
         }
 
         #[test]
-        fn foreign_bytes_never_panic(kind in 0u32..6, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn foreign_bytes_never_panic(kind in 0u32..7, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _either = Content::decode(&ObjectId { kind, id: vec![] }, &bytes);
         }
     }

@@ -8,7 +8,7 @@ mod recover;
 mod rotation;
 mod write;
 
-pub(crate) use write::JobWork;
+pub(crate) use write::{JobWork, TakeOver};
 pub use write::WriteError;
 
 use crate::{

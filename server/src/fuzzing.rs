@@ -38,6 +38,7 @@ static STATE: LazyLock<State> = LazyLock::new(|| {
         recovery: None,
         settings: None,
         roots: None,
+        holdings: None,
     })
 });
 

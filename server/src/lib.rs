@@ -15,6 +15,7 @@ pub mod cluster_key;
 pub mod cmd;
 pub mod config;
 mod connection;
+mod exclusive;
 pub mod follow;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -48,6 +48,7 @@ impl Atlas {
         let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..Self::default() };
         atlas.put(ObjectId::network(), Content::Network(state.network.clone()));
         atlas.put(ObjectId::rule(DEFAULT_RULE.to_vec()), default_rule());
+        atlas.put_holdings(state);
         state.nodes().for_each(|node| atlas.put(ObjectId::peer(node.key), peer(state, node)));
         state.removals().for_each(|removed| {
             atlas.put(ObjectId::removal(removed.key), Content::Removal(removed.signed.clone()));
@@ -61,6 +62,7 @@ impl Atlas {
         let mut atlas = Self { version: state.version(), receipt: state.receipt(), ..self.clone() };
         for touched in changed {
             let content = match touched {
+                Touched::Holdings => holdings(state),
                 Touched::Node(key) => state.node_by_key(&key).map(|node| peer(state, node)),
                 Touched::Removal(key) => {
                     state.removal(&key).map(|removed| Content::Removal(removed.signed.clone()))
@@ -87,6 +89,12 @@ impl Atlas {
         NodeMap { atlas: self, own: ObjectId::peer(node) }
     }
 
+    fn put_holdings(&mut self, state: &State) {
+        if let Some(content) = holdings(state) {
+            self.put(ObjectId::holdings(), content);
+        }
+    }
+
     fn put(&mut self, id: ObjectId, content: Content) {
         let Some(object) = Object::new(&content, id.id) else { return };
         let hash = object.hash();
@@ -107,6 +115,12 @@ impl Atlas {
 /// Without policies: everybody may open everything.
 fn default_rule() -> Content {
     Content::Rule(Rule::all())
+}
+
+/// Nothing where nothing was ever held: older agents need not know of it.
+fn holdings(state: &State) -> Option<Content> {
+    let held = state.holdings().held();
+    (!held.is_empty()).then(|| Content::Holdings(held.to_vec()))
 }
 
 fn peer(state: &State, node: &Node) -> Content {

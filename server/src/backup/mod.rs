@@ -18,7 +18,7 @@ pub(crate) use read::read;
 pub(crate) use write::write;
 
 use crate::cluster::{
-    ChangeId, Founding, Head, Recovery, Roots, Settings, Snapshot, StoredRoot, WrappedRoot, base64_text,
+    ChangeId, Founding, Head, Holdings, Recovery, Roots, Settings, Snapshot, StoredRoot, WrappedRoot, base64_text,
 };
 use proto::{
     map::{MapVersion, Network},
@@ -84,6 +84,8 @@ struct Header {
     settings: Option<Settings>,
     #[serde(default)]
     roots: Option<Roots>,
+    #[serde(default)]
+    holdings: Option<Holdings>,
 }
 
 /// The root as the database holds it.
@@ -144,6 +146,7 @@ impl Header {
             recovery: snapshot.recovery.clone(),
             settings: snapshot.settings,
             roots: snapshot.roots.clone(),
+            holdings: snapshot.holdings.clone(),
         }
     }
 
@@ -166,6 +169,7 @@ impl Header {
             recovery: self.recovery,
             settings: self.settings,
             roots: self.roots,
+            holdings: self.holdings,
         })
     }
 }

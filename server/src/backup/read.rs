@@ -109,7 +109,7 @@ fn take(snapshot: &mut Snapshot, entity: Entity) -> Result<(), &'static str> {
         Entity::Node(node) => snapshot.nodes.push(*node),
         Entity::SetupKey(key) => snapshot.setup_keys.push(*key),
         Entity::Removal(removed) => snapshot.removals.push(*removed),
-        Entity::Recovery(_) | Entity::Settings(_) | Entity::Roots(_) => {
+        Entity::Recovery(_) | Entity::Settings(_) | Entity::Roots(_) | Entity::Holdings(_) => {
             return Err("it belongs into the header");
         }
     }

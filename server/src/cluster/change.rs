@@ -2,7 +2,7 @@
 //! deleted, so that a follower applies it without asking the database again. Its random id tells two logs apart
 //! that have the same revision: after a database went back in time.
 
-use crate::cluster::{Node, Recovery, Removed, Roots, Settings, SetupKey, SetupKeyId};
+use crate::cluster::{Holdings, Node, Recovery, Removed, Roots, Settings, SetupKey, SetupKeyId};
 use proto::{
     key::PublicKey, map::MapVersion, receipt::Mark, root::RootKey, session::ServerId, statement::NodeId,
     time::UnixTime,
@@ -60,6 +60,8 @@ pub enum Entity {
     Settings(Box<Settings>),
     /// There is one at most.
     Roots(Box<Roots>),
+    /// There is one at most.
+    Holdings(Box<Holdings>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

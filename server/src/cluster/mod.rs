@@ -8,6 +8,7 @@ pub(crate) mod base64_text;
 mod change;
 mod claims;
 mod ending;
+mod exclusive;
 mod name;
 mod node;
 mod nodes;
@@ -29,6 +30,8 @@ pub use admission::{Applicant, Refusal, enrol, enrol_within};
 pub use change::{Actor, Change, ChangeId, Entity, EntityId, Head, Op};
 pub use claims::claimable;
 pub use ending::{absence, forget_ended};
+pub use exclusive::{GrantError, Holdings};
+pub(crate) use exclusive::{grant, holdings_back};
 pub(crate) use name::is_valid as is_valid_name;
 pub use node::{
     Node, NodeError, allow_claim, disallow_claim, expire, observe, remove, remove_all, rename, renew,
@@ -48,6 +51,7 @@ pub(crate) use trust::some_of;
 pub use trust::{NotSignable, sign_anew};
 
 use claims::Taken;
+use exclusive::Claimers;
 use imbl::{HashMap, OrdMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nodes::Nodes;
@@ -91,6 +95,8 @@ pub struct Snapshot {
     pub settings: Option<Settings>,
     /// `None`: the root was never changed.
     pub roots: Option<Roots>,
+    /// `None`: nothing was ever held exclusively.
+    pub holdings: Option<Holdings>,
 }
 
 /// The cluster at one revision.
@@ -112,6 +118,8 @@ pub struct State {
     recovery: Option<Arc<Recovery>>,
     settings: Settings,
     roots: Option<Arc<Roots>>,
+    holdings: Arc<Holdings>,
+    claimers: Claimers,
     recent: Recent,
 }
 
@@ -139,6 +147,7 @@ impl Snapshot {
         if self.roots.as_ref().is_some_and(|roots| roots.current != self.founding.root.public()) {
             return Err("its list of roots ends with another root than it holds".to_owned());
         }
+        self.holdings.as_ref().map_or(Ok(()), Holdings::check)?;
         match self.next_node_id.0 >= LIMIT || self.head.version.revision >= LIMIT {
             true => Err("its counters are out of range".to_owned()),
             false => Ok(()),
@@ -189,6 +198,8 @@ impl State {
             recovery: None,
             settings: snapshot.settings.unwrap_or_default(),
             roots: snapshot.roots.map(Arc::new),
+            holdings: Arc::new(snapshot.holdings.unwrap_or_default()),
+            claimers: Claimers::default(),
             recent: Recent::from(snapshot.head.version.revision),
         };
         let nodes = snapshot.nodes.into_iter().map(|node| Entity::Node(Box::new(node)));
@@ -236,6 +247,7 @@ impl State {
                 self.next_node_id = self.next_node_id.max(NodeId(node.id.0.saturating_add(1)));
                 self.delete(EntityId::Node(node.id));
                 self.taken.add(&node.claims);
+                self.claimers.add(&node);
                 self.nodes.put(*node);
             }
             Entity::SetupKey(key) => {
@@ -253,6 +265,7 @@ impl State {
                 self.recovery = Some(Arc::new(*recovery));
             }
             Entity::Settings(settings) => self.settings = *settings,
+            Entity::Holdings(holdings) => self.holdings = Arc::new(*holdings),
             Entity::Roots(roots) => {
                 // The secret of a new root does not come with the log.
                 if roots.current != self.root.public() {
@@ -268,6 +281,7 @@ impl State {
             EntityId::Node(id) => {
                 if let Some(node) = self.nodes.delete(id) {
                     self.taken.remove(&node.claims);
+                    self.claimers.remove(&node);
                 }
             }
             EntityId::SetupKey(id) => {
@@ -458,6 +472,7 @@ mod tests {
         assert_eq!(loaded.next_address(), state.next_address());
         assert_eq!(loaded.next_node_id(), state.next_node_id());
         assert_eq!(loaded.settings(), state.settings());
+        assert_eq!(loaded.holdings(), state.holdings());
     }
 
     #[test]

@@ -13,6 +13,7 @@ const CHANGES_KEPT: usize = 4096;
 pub enum Touched {
     Node(PublicKey),
     Removal(PublicKey),
+    Holdings,
 }
 
 impl Touched {
@@ -20,6 +21,7 @@ impl Touched {
         match self {
             Self::Node(key) => ObjectId::peer(key),
             Self::Removal(key) => ObjectId::removal(key),
+            Self::Holdings => ObjectId::holdings(),
         }
     }
 
@@ -31,6 +33,7 @@ impl Touched {
         match op {
             Op::Put(Entity::Node(node)) => Some(Self::Node(node.key)),
             Op::Put(Entity::Removal(removed)) => Some(Self::Removal(removed.key)),
+            Op::Put(Entity::Holdings(_)) => Some(Self::Holdings),
             Op::Delete(EntityId::Node(id)) => key_of(*id).map(Self::Node),
             Op::Delete(EntityId::Removal(key)) => Some(Self::Removal(*key)),
             Op::Put(Entity::SetupKey(_) | Entity::Recovery(_) | Entity::Settings(_) | Entity::Roots(_))

@@ -85,7 +85,13 @@ impl Op {
         match self {
             Self::Put(Entity::Node(node)) => node.membership.is_empty(),
             Self::Put(Entity::Removal(removed)) => removed.signed.is_empty(),
-            Self::Put(Entity::SetupKey(_) | Entity::Recovery(_) | Entity::Settings(_) | Entity::Roots(_))
+            Self::Put(
+                Entity::SetupKey(_)
+                | Entity::Recovery(_)
+                | Entity::Settings(_)
+                | Entity::Roots(_)
+                | Entity::Holdings(_),
+            )
             | Self::Delete(_) => false,
         }
     }

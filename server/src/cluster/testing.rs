@@ -2,10 +2,11 @@
 
 use crate::cluster::{
     Applicant, Change, ChangeId, Founding, Head, Node, Op, Root, SetupKey, SetupKeyTerms, Snapshot, State,
-    StoredRoot, enrol as admit, rotate,
+    StoredRoot, allow_claim, enrol as admit, observe, rotate,
 };
+use ipnet::IpNet;
 use proto::{
-    key::NodeSecret, map::MapVersion, root::RootSecret, session::Facts, setup_key::SetupSecret,
+    claim::Claim, key::NodeSecret, map::MapVersion, root::RootSecret, session::Facts, setup_key::SetupSecret,
     statement::NodeId, time::UnixTime,
 };
 
@@ -24,6 +25,7 @@ pub(crate) fn state() -> State {
         recovery: None,
         settings: None,
         roots: None,
+        holdings: None,
     })
 }
 
@@ -77,6 +79,7 @@ pub(crate) fn snapshot(state: &State) -> Snapshot {
         recovery: state.recovery().map(|recovery| super::Recovery::clone(recovery)),
         settings: Some(*state.settings()),
         roots: state.roots().map(|roots| super::Roots::clone(roots)),
+        holdings: Some(super::Holdings::clone(state.holdings())),
     }
 }
 
@@ -94,4 +97,35 @@ pub(crate) fn rotated(state: &State, seed: u8) -> State {
     assert!(state.root.secret().is_none(), "the log carries no secret");
     state.root = Root::Secret(next);
     state
+}
+
+/// An address that several claim.
+pub(crate) fn vip() -> IpNet {
+    "10.99.0.1/32".parse().unwrap()
+}
+
+pub(crate) fn exclusive(priority: u16) -> Claim {
+    Claim { priority, exclusive: true, ..Claim::new(vip()) }
+}
+
+/// The node claims this and nothing else from now on.
+pub(crate) fn claims(state: &mut State, node: NodeId, claim: Option<Claim>) {
+    let node = state.node(node).unwrap();
+    let facts = Facts { claims: claim.into_iter().collect(), ..node.facts.clone() };
+    let ops = observe(node, NOW, Some(&facts), None).into_iter().collect();
+    apply(state, ops);
+}
+
+/// Nodes that claim the same exclusively, with these priorities, and may.
+pub(crate) fn claimers(priorities: &[u16]) -> (State, Vec<NodeId>) {
+    let mut state = state();
+    let nodes = priorities.iter().enumerate().map(|(number, priority)| {
+        let node = enrol(&mut state, &format!("n{number}"));
+        let ops = allow_claim(&state, &node, vip(), NOW).unwrap();
+        apply(&mut state, ops);
+        claims(&mut state, node.id, Some(exclusive(*priority)));
+        node.id
+    });
+    let nodes = nodes.collect();
+    (state, nodes)
 }

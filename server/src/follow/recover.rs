@@ -6,7 +6,7 @@
 use super::{Cluster, Inner, WriteError};
 use crate::{
     cluster::{
-        Actor, Change, Head, Loss, Op, Recovery, State, next_version, put_back, settings_back, take_over,
+        Actor, Change, Head, Loss, Op, Recovery, State, holdings_back, next_version, put_back, settings_back, take_over,
         unknown_removal,
     },
     store::{Lost, StoreError, Tail},
@@ -183,6 +183,7 @@ impl Inner {
         // What a root signed that the log does not know comes after the root.
         if let Some(past) = past.filter(|past| past.root_number() <= found.root_number()) {
             ops.extend(settings_back(&with_gap, &past));
+            ops.extend(holdings_back(&with_gap, &past));
             ops.extend(put_back(&with_gap, &past, BATCH, now));
         }
         Ok(Change { head, at: now, actor: Actor::Recovery, ops })

@@ -68,13 +68,29 @@ impl Cluster {
         &self,
         actor: Actor,
         work: JobWork<'_>,
-        decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
+        mut decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
     ) -> Result<T, WriteError<E>>
     where
         T: Send,
         E: Send,
     {
-        self.write_with(actor, With { work: Some(work), root: None }, decide).await
+        let with = With { work: Some(work), ..With::default() };
+        self.write_with(actor, with, |state, now, looked| decide(state, now, looked.attendance.as_ref())).await
+    }
+
+    /// As [`Cluster::write`], for a take-over. `decide` is told whether it is free: that holds until the change is made.
+    pub(crate) async fn write_take_over<T, E>(
+        &self,
+        actor: Actor,
+        take: TakeOver,
+        mut decide: impl FnMut(&State, UnixTime, bool) -> Result<(Vec<Op>, T), E> + Send,
+    ) -> Result<T, WriteError<E>>
+    where
+        T: Send,
+        E: Send,
+    {
+        let with = With { take: Some(take), ..With::default() };
+        self.write_with(actor, with, |state, now, looked| decide(state, now, looked.is_free)).await
     }
 
     /// As [`Cluster::write`], where what `decide` says makes `next` the current root, whose secret goes into the database with it.
@@ -84,7 +100,7 @@ impl Cluster {
         actor: Actor,
         mut decide: impl FnMut(&State, UnixTime) -> Result<Vec<Op>, E> + Send,
     ) -> Result<(), WriteError<E>> {
-        let with = With { work: None, root: Some(next) };
+        let with = With { root: Some(next), ..With::default() };
         let is_written = self.write_with(actor, with, |state, now, _| {
             let ops = decide(state, now)?;
             let is_any = !ops.is_empty();
@@ -102,7 +118,7 @@ impl Cluster {
         &self,
         actor: Actor,
         with: With<'_>,
-        decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
+        decide: impl FnMut(&State, UnixTime, &Looked) -> Result<(Vec<Op>, T), E> + Send,
     ) -> Result<T, WriteError<E>>
     where
         T: Send,
@@ -128,7 +144,7 @@ impl Cluster {
         phase: &mut WritePhase,
         actor: Actor,
         with: With<'_>,
-        mut decide: impl FnMut(&State, UnixTime, Option<&Attendance>) -> Result<(Vec<Op>, T), E> + Send,
+        mut decide: impl FnMut(&State, UnixTime, &Looked) -> Result<(Vec<Op>, T), E> + Send,
     ) -> Result<T, WriteError<E>>
     where
         T: Send,
@@ -148,12 +164,9 @@ impl Cluster {
                 locked.unlock().await;
                 return Err(WriteError::Database(self.0.locked(UnlockError::NeedsKey)));
             }
-            let attendance = match &with.work {
-                Some(work) => work.look(&mut *locked).await.map_err(WriteError::Database)?,
-                None => None,
-            };
+            let looked = with.look(&mut *locked).await.map_err(WriteError::Database)?;
             let (state, now) = (self.state(), locked.now());
-            let (ops, answer) = match decide(&state, now, attendance.as_ref()) {
+            let (ops, answer) = match decide(&state, now, &looked) {
                 Ok((ops, answer)) if !ops.is_empty() => (ops, answer),
                 decided => {
                     locked.unlock().await;
@@ -200,6 +213,16 @@ pub(crate) struct JobWork<'a> {
     pub(crate) nodes: &'a [NodeId],
 }
 
+/// Who is to have what another holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TakeOver {
+    /// Whose lease must be over.
+    pub(crate) from: Option<NodeId>,
+    pub(crate) to: NodeId,
+    /// The lease of `to`.
+    pub(crate) ttl: Duration,
+}
+
 impl JobWork<'_> {
     /// `None`: somebody else has the job.
     async fn look(&self, locked: &mut dyn LockedLog) -> Result<Option<Attendance>, StoreError> {
@@ -214,8 +237,29 @@ impl JobWork<'_> {
 #[derive(Debug, Clone, Copy, Default)]
 struct With<'a> {
     work: Option<JobWork<'a>>,
+    take: Option<TakeOver>,
     /// The root that is the current one from this change on.
     root: Option<&'a RootSecret>,
+}
+
+/// What was found behind the log's lock.
+#[derive(Debug, Default)]
+struct Looked {
+    attendance: Option<Attendance>,
+    is_free: bool,
+}
+
+impl With<'_> {
+    async fn look(&self, locked: &mut dyn LockedLog) -> Result<Looked, StoreError> {
+        let mut looked = Looked::default();
+        if let Some(work) = &self.work {
+            looked.attendance = work.look(locked).await?;
+        }
+        if let Some(TakeOver { from, to, ttl }) = self.take {
+            looked.is_free = locked.take_over(from, to, ttl).await?;
+        }
+        Ok(looked)
+    }
 }
 
 impl Inner {

@@ -11,6 +11,7 @@
 use crate::{
     cluster::{Actor, Node, remove},
     connection::{ConnectionState, LAST_WORDS_TIMEOUT},
+    exclusive,
     follow::WriteError,
     metrics::database_error,
     presence::{GOODBYE_GRACE, VANISHED_GRACE},
@@ -267,8 +268,12 @@ impl Session {
     fn handle_leave(&mut self, logout: bool) {
         let Phase::Welcomed(session) = &mut self.phase else { return };
         session.seat.leaves = true;
+        let node = session.seat.slot.node;
         match logout {
-            false => self.end(None),
+            false => {
+                self.end(None);
+                tokio::spawn(exclusive::release(self.server.clone(), node));
+            }
             true => {
                 tokio::spawn(log_out(self.server.clone(), session.seat.slot.clone()));
             }
@@ -285,6 +290,7 @@ impl Session {
                 None => STANDBY_SILENCE.max(announced.min(SILENCE_MAXIMUM)),
             };
             self.connection.ends_in(silence);
+            session.seat.slot.hear(interval);
         }
     }
 

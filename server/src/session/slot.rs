@@ -28,6 +28,8 @@ use tokio::time::Instant;
 const INBOX_LENGTH: usize = 64;
 /// Signals of one sender among them: what it said last counts.
 const SENDER_SHARE: usize = 4;
+/// An agent that said something counts as there for so long, and for one and a half of its intervals.
+const HEARD_FOR: Duration = Duration::from_millis(1500);
 /// Maps fetched: one whenever a change is too large for the session.
 const FETCHES: Rate = Rate { burst: 10, per_second: 0.5 };
 
@@ -52,6 +54,8 @@ struct Inner {
     refused: Option<Refused>,
     fetch: Fetch,
     fetches: Option<Bucket>,
+    /// Until when the agent need not say anything to count as there.
+    heard_until: Option<Instant>,
 }
 
 /// What FetchMap on the session's connection does.
@@ -112,6 +116,16 @@ impl Slot {
     pub(crate) fn raise_floor(&self, version: MapVersion) {
         let mut inner = self.inner();
         inner.floor = inner.floor.max(version);
+    }
+
+    /// The agent said something, and means to do so every `interval`.
+    pub(crate) fn hear(&self, interval: Duration) {
+        self.inner().heard_until = Some(Instant::now() + (interval * 3 / 2).max(HEARD_FOR));
+    }
+
+    /// Whether the agent is heard as often as it means to be.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.inner().heard_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Hands a signal on. No sender pushes out what others said.

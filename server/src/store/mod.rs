@@ -38,6 +38,7 @@ use proto::{
     time::UnixTime,
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -186,6 +187,15 @@ pub trait Store: Send + Sync + 'static {
     /// The jobs that were ever begun, by name.
     async fn jobs(&self) -> Result<Vec<JobRow>, StoreError>;
 
+    /// Says that these nodes, which hold what is claimed exclusively, live for `ttl` from now by the database's clock.
+    async fn renew_holders(&self, nodes: &[NodeId], ttl: Duration) -> Result<(), StoreError>;
+
+    /// The node lives no more, as it says itself: what it holds is free.
+    async fn release_holder(&self, node: NodeId) -> Result<(), StoreError>;
+
+    /// For how long those of them live that are known to.
+    async fn holder_leases(&self, nodes: &[NodeId]) -> Result<BTreeMap<NodeId, Duration>, StoreError>;
+
     /// Leaves payloads for other servers, for ten seconds.
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError>;
 
@@ -232,6 +242,14 @@ pub trait LockedLog: Send {
 
     /// As [`Store::attendance`]; nobody comes or goes before this is over.
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError>;
+
+    /// Unless `from` is known to live, `to` lives for `ttl`, and `from` cannot come back to life before this is over; returns whether it is so.
+    async fn take_over(
+        &mut self,
+        from: Option<NodeId>,
+        to: NodeId,
+        ttl: Duration,
+    ) -> Result<bool, StoreError>;
 
     /// Keeps another root from the change on that is committed next. [`Store::erase_former_root`] is to follow.
     async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError>;

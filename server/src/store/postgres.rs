@@ -3,6 +3,7 @@
 
 pub(crate) mod connect;
 mod error;
+mod holders;
 mod import;
 mod jobs;
 mod listen;
@@ -37,6 +38,7 @@ use pool::{Lane, Pools};
 use proto::{session::ServerId, statement::NodeId};
 use sql::query;
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -198,6 +200,18 @@ impl Store for PostgresStore {
 
     async fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
         self.call(Lane::Shared, async |client| jobs::list(&**client).await).await
+    }
+
+    async fn renew_holders(&self, nodes: &[NodeId], ttl: Duration) -> Result<(), StoreError> {
+        self.call(Lane::Reserved, async |client| holders::renew(&**client, nodes, ttl).await).await
+    }
+
+    async fn release_holder(&self, node: NodeId) -> Result<(), StoreError> {
+        self.call(Lane::Shared, async |client| holders::release(&**client, node).await).await
+    }
+
+    async fn holder_leases(&self, nodes: &[NodeId]) -> Result<BTreeMap<NodeId, Duration>, StoreError> {
+        self.call(Lane::Shared, async |client| holders::remaining(&**client, nodes).await).await
     }
 
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError> {

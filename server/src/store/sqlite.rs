@@ -1,6 +1,7 @@
 //! The embedded database: one file, which several servers of one machine may share. Three connections, each on a thread of its own: the log (durable), what lives
 //! beside it (leases, presence, signals), and reads. The reader also watches `PRAGMA data_version`, which tells of commits by other connections.
 
+mod holders;
 mod import;
 mod jobs;
 mod live;
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 use proto::{session::ServerId, statement::NodeId};
 use rusqlite::Connection;
 use schema::Durability;
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use tokio::sync::broadcast;
 use worker::{Chore, Worker};
 
@@ -228,6 +229,20 @@ impl Store for SqliteStore {
 
     async fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
         self.reads.call(|connection| jobs::list(connection)).await
+    }
+
+    async fn renew_holders(&self, nodes: &[NodeId], ttl: Duration) -> Result<(), StoreError> {
+        let nodes = nodes.to_vec();
+        self.live.call(move |connection| holders::renew(connection, &nodes, ttl)).await
+    }
+
+    async fn release_holder(&self, node: NodeId) -> Result<(), StoreError> {
+        self.live.call(move |connection| holders::release(connection, node)).await
+    }
+
+    async fn holder_leases(&self, nodes: &[NodeId]) -> Result<BTreeMap<NodeId, Duration>, StoreError> {
+        let nodes = nodes.to_vec();
+        self.reads.call(move |connection| holders::remaining(connection, &nodes)).await
     }
 
     async fn send_signals(&self, signals: &[(ServerId, Vec<u8>)]) -> Result<(), StoreError> {

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 /// Rows per statement.
 const BATCH: usize = 1000;
 const EMPTY: &str = "DELETE FROM cluster; DELETE FROM nodes; DELETE FROM setup_keys; DELETE FROM removals;
-    DELETE FROM recovery; DELETE FROM settings; DELETE FROM roots; DELETE FROM changes; DELETE FROM servers; DELETE FROM sessions; DELETE FROM signals";
+    DELETE FROM recovery; DELETE FROM settings; DELETE FROM roots; DELETE FROM holdings; DELETE FROM holder_leases; DELETE FROM changes; DELETE FROM servers; DELETE FROM sessions; DELETE FROM signals";
 
 /// After an error the connection is closed by the caller, which rolls back.
 pub(crate) async fn import(
@@ -72,6 +72,7 @@ async fn insert(client: &Client, snapshot: &Snapshot) -> Result<bool, PgError> {
     log::put_recovery(client, snapshot.recovery.as_ref()).await?;
     log::put_settings(client, snapshot.settings.as_ref()).await?;
     log::put_roots(client, snapshot.roots.as_ref()).await?;
+    log::put_holdings(client, snapshot.holdings.as_ref()).await?;
     notify(client, Hint::Anything).await?;
     Ok(true)
 }

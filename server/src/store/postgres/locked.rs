@@ -8,7 +8,7 @@ use crate::{
         postgres::{
             connect::Connected,
             error::PgError,
-            jobs, log,
+            holders, jobs, log,
             pool::{Held, Lane, Pools},
             root, sql,
         },
@@ -86,6 +86,15 @@ impl LockedLog for PostgresLock {
 
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
         self.inside(async |client| jobs::attendance_held(&**client, nodes).await).await
+    }
+
+    async fn take_over(
+        &mut self,
+        from: Option<NodeId>,
+        to: NodeId,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        self.inside(async |client| holders::take_over(&**client, (from, to), ttl).await).await
     }
 
     async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError> {

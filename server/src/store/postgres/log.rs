@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{
-        Change, ChangeId, Entity, EntityId, Founding, Head, Node, Op, Recovery, Removed, Roots, Settings,
+        Change, ChangeId, Entity, EntityId, Founding, Head, Holdings, Node, Op, Recovery, Removed, Roots, Settings,
         SetupKey, SetupKeyId, Snapshot,
     },
     store::{
@@ -85,10 +85,11 @@ async fn read_snapshot(
             contents(client, came, "SELECT content FROM recovery"),
             contents(client, came, "SELECT content FROM settings"),
             contents(client, came, "SELECT content FROM roots"),
+            contents(client, came, "SELECT content FROM holdings"),
             live::now_ms(client),
         )
     };
-    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings, mut roots, now_ms) =
+    let (cluster, nodes, setup_keys, removals, mut recovery, mut settings, mut roots, mut holdings, now_ms) =
         in_one_flight(client, BEGIN_SNAPSHOT, tables).await?;
     let Some(row) = cluster.first() else { return Ok(None) };
     let snapshot = Snapshot {
@@ -101,6 +102,7 @@ async fn read_snapshot(
         recovery: recovery.pop(),
         settings: settings.pop(),
         roots: roots.pop(),
+        holdings: holdings.pop(),
     };
     snapshot.check().map(|snapshot| Some((snapshot, now_ms))).map_err(PgError::unreadable)
 }
@@ -261,7 +263,8 @@ async fn delete(client: &Client, change: &Change) -> Result<(), PgError> {
     tokio::try_join!(
         biased;
         each(client, "DELETE FROM nodes WHERE id = ANY ($1)", nodes.clone()),
-        each(client, "DELETE FROM sessions WHERE node_id = ANY ($1)", nodes),
+        each(client, "DELETE FROM sessions WHERE node_id = ANY ($1)", nodes.clone()),
+        each(client, "DELETE FROM holder_leases WHERE node_id = ANY ($1)", nodes),
         each(client, "DELETE FROM setup_keys WHERE id = ANY ($1)", setup_keys),
         each(client, "DELETE FROM removals WHERE node_key = ANY ($1)", removals),
     )?;
@@ -277,7 +280,7 @@ enum Seen {
 
 async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
     let (mut nodes, mut setup_keys, mut removals) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut recovery, mut settings, mut roots) = (None, None, None);
+    let (mut recovery, mut settings, mut roots, mut holdings) = (None, None, None, None);
     // One statement cannot change a row twice; of several puts of an entity the last one counts.
     let mut seen = BTreeSet::new();
     for op in change.ops.iter().rev() {
@@ -289,6 +292,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
             Entity::Recovery(one) => recovery = recovery.or(Some(&**one)),
             Entity::Settings(one) => settings = settings.or(Some(&**one)),
             Entity::Roots(one) => roots = roots.or(Some(&**one)),
+            Entity::Holdings(one) => holdings = holdings.or(Some(&**one)),
             Entity::Node(_) | Entity::SetupKey(_) | Entity::Removal(_) => {}
         }
     }
@@ -301,6 +305,7 @@ async fn put(client: &Client, change: &Change) -> Result<(), PgError> {
         put_recovery(client, recovery),
         put_settings(client, settings),
         put_roots(client, roots),
+        put_holdings(client, holdings),
     )?;
     Ok(())
 }
@@ -370,4 +375,10 @@ pub(crate) async fn put_roots(client: &Client, roots: Option<&Roots>) -> Result<
     let Some(roots) = roots else { return Ok(()) };
     let row = "INSERT INTO roots (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
     execute(client, row, &[&Json(roots)]).await.map(|_| ())
+}
+
+pub(crate) async fn put_holdings(client: &Client, holdings: Option<&Holdings>) -> Result<(), PgError> {
+    let Some(holdings) = holdings else { return Ok(()) };
+    let row = "INSERT INTO holdings (content) VALUES ($1) ON CONFLICT (only_row) DO UPDATE SET content = excluded.content";
+    execute(client, row, &[&Json(holdings)]).await.map(|_| ())
 }

@@ -67,6 +67,8 @@ pub(crate) fn import(
         "recovery",
         "settings",
         "roots",
+        "holdings",
+        "holder_leases",
         "changes",
         "servers",
         "sessions",
@@ -81,7 +83,9 @@ pub(crate) fn import(
     let recovery = snapshot.recovery.iter().map(|recovery| Entity::Recovery(Box::new(recovery.clone())));
     let settings = snapshot.settings.iter().map(|settings| Entity::Settings(Box::new(*settings)));
     let roots = snapshot.roots.iter().map(|roots| Entity::Roots(Box::new(roots.clone())));
-    for entity in nodes.chain(keys).chain(removals).chain(recovery).chain(settings).chain(roots) {
+    let holdings = snapshot.holdings.iter().map(|holdings| Entity::Holdings(Box::new(holdings.clone())));
+    let single = recovery.chain(settings).chain(roots).chain(holdings);
+    for entity in nodes.chain(keys).chain(removals).chain(single) {
         log::put(&transaction, &entity)?;
     }
     transaction.commit()?;

@@ -4,7 +4,7 @@ use crate::{
     cluster::{Change, Head, StoredRoot},
     store::{
         Attendance, CALL_TIMEOUT, JobLock, LockedLog, StoreError, Tail,
-        sqlite::{SqliteError, jobs, log, root, worker::Worker},
+        sqlite::{SqliteError, holders, jobs, log, root, worker::Worker},
     },
 };
 use async_trait::async_trait;
@@ -131,6 +131,15 @@ impl LockedLog for SqliteLock {
     async fn attendance(&mut self, nodes: &[NodeId]) -> Result<Attendance, StoreError> {
         let nodes = nodes.to_vec();
         self.ask(move |transaction| jobs::attendance(transaction, &nodes)).await
+    }
+
+    async fn take_over(
+        &mut self,
+        from: Option<NodeId>,
+        to: NodeId,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        self.ask(move |transaction| holders::take_over(transaction, (from, to), ttl)).await
     }
 
     async fn put_root(&mut self, root: &StoredRoot) -> Result<(), StoreError> {

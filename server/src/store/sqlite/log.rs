@@ -53,6 +53,7 @@ pub(crate) fn snapshot(connection: &mut Connection) -> Result<Option<Snapshot>, 
         recovery: contents(&transaction, "SELECT content FROM recovery")?.pop(),
         settings: contents(&transaction, "SELECT content FROM settings")?.pop(),
         roots: contents(&transaction, "SELECT content FROM roots")?.pop(),
+        holdings: contents(&transaction, "SELECT content FROM holdings")?.pop(),
     };
     snapshot.check().map(Some).map_err(SqliteError::unreadable)
 }
@@ -221,6 +222,7 @@ pub(crate) fn put(transaction: &Transaction<'_>, entity: &Entity) -> Result<(), 
         }
         Entity::Settings(settings) => put_only_row(transaction, "settings", settings)?,
         Entity::Roots(roots) => put_only_row(transaction, "roots", roots)?,
+        Entity::Holdings(holdings) => put_only_row(transaction, "holdings", holdings)?,
     }
     Ok(())
 }
@@ -249,6 +251,7 @@ fn delete(transaction: &Transaction<'_>, id: EntityId) -> Result<(), SqliteError
         EntityId::Node(id) => {
             transaction.execute("DELETE FROM nodes WHERE id = ?1", [column(id.0)])?;
             transaction.execute("DELETE FROM sessions WHERE node_id = ?1", [column(id.0)])?;
+            transaction.execute("DELETE FROM holder_leases WHERE node_id = ?1", [column(id.0)])?;
         }
         EntityId::SetupKey(id) => {
             transaction.execute("DELETE FROM setup_keys WHERE id = ?1", [column(id.0)])?;
