@@ -71,6 +71,7 @@ bench-claims: ROUNDS = 50
 bench-claims: deps
 	packaging/build-vpncloud.sh target/vpncloud
 	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
+	$(CARGO) build --release --quiet -p agent-core --example claims
 	$(CARGO) run --release --quiet -p netns-tests --bin bench_claims -- --vpncloud target/vpncloud --rounds $(ROUNDS) --their-rounds $(THEIRS) \
 		--minutes $(MINUTES) $(ROWS)
 

@@ -12,7 +12,7 @@ use netns_tests::mesh::Mesh;
 use netns_tests::ping::Pinger;
 use netns_tests::process::Process;
 use netns_tests::scenario::Scenario;
-use netns_tests::status::Status;
+use netns_tests::status::{Claim, Peer, Status};
 use netns_tests::topology::{Host, Port, Switch};
 use netns_tests::wait::{hold_for, wait_until};
 
@@ -151,13 +151,18 @@ impl Holdfast {
         let pinger =
             Pinger::start("at first", &self.client().namespace, self.target, Duration::from_millis(50))?;
         pinger.first_reply_after(Instant::now(), TIMEOUT)?;
-        if self.claimers == 2 {
-            self.wait_client("has both ready", |status| {
-                self.mesh.agents[..2]
-                    .iter()
-                    .all(|agent| status.peer(&agent.name).is_some_and(|p| p.is_connected()))
-            })?;
+        if self.claimers != 2 {
+            return Ok(());
         }
+        let is_settled = |status: &Status| {
+            let is_connected = |agent: &Agent| status.peer(&agent.name).is_some_and(Peer::is_connected);
+            let is_best = |claim: &Claim| claim.active.as_ref() == claim.candidates.first();
+            self.mesh.agents[..2].iter().all(is_connected) && status.claims.iter().all(is_best)
+        };
+        self.wait_client("has both ready", is_settled)?;
+        // Who is best shows when both have told how long they are up.
+        hold_for(ASKED_AGAIN, || Ok(()))?;
+        self.wait_client("has both ready", is_settled)?;
         Ok(())
     }
 

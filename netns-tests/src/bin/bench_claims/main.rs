@@ -6,7 +6,9 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are this program's output")]
 
+mod cost;
 mod holdfast;
+mod idle;
 mod jobs;
 mod lab;
 mod plan;
@@ -14,6 +16,7 @@ mod rounds;
 mod several;
 mod steady;
 mod table;
+mod tcp;
 mod vpncloud;
 
 use std::path::{Path, PathBuf};

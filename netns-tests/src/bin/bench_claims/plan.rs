@@ -12,6 +12,7 @@ use crate::several;
 use crate::steady::{self, Noise};
 use crate::table::{Row, Target};
 use crate::vpncloud::{PAGE, Timing, VpnCloud};
+use crate::{cost, idle, tcp};
 
 const OURS: &str = "ours";
 type Work = fn(&Bench, &str) -> Result<Vec<Row>>;
@@ -56,7 +57,8 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
     jobs.extend(NOISES.map(|noise| {
         Job::new(&noise.name(), OURS, Lane::Long, move |bench, name| steady::watch(bench, name, noise))
     }));
-    let special: [(&str, Work); 6] = [
+    let special: [(&str, Work); 7] = [
+        ("TCP", tcp::rows),
         ("clients agree", steady::agreement),
         ("the killed one returns", steady::no_return),
         ("ten claim it", several::ten),
@@ -65,6 +67,8 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
         ("subnet, routed", |bench, name| several::subnet(bench, name, false)),
     ];
     jobs.extend(special.map(|(what, work)| Job::new(what, OURS, Lane::Ours, work)));
+    jobs.push(Job::new("first packet after an idle hour", OURS, Lane::Long, idle::rows));
+    jobs.push(Job::new("cost", "simulation", Lane::Long, cost::rows));
     if let Some((_, tightest)) = &bench.vpncloud {
         for timing in [PAGE, *tightest] {
             jobs.extend(

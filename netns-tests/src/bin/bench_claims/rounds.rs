@@ -100,16 +100,7 @@ fn round(
     victim: usize,
 ) -> Result<(Duration, Option<Window>)> {
     let before = counts(lab)?;
-    let client = lab.client_address();
-    let at = match blow {
-        Blow::Killed | Blow::Restarted | Blow::RestartedAlone => lab.kill(victim)?,
-        Blow::Frozen => lab.process(victim)?.freeze()?,
-        Blow::Cut => fault(lab, victim, Fault::Cut)?,
-        Blow::RequestsCut => fault(lab, victim, Fault::DeafTo(client))?,
-        Blow::RepliesCut => fault(lab, victim, Fault::MuteTo(client))?,
-        Blow::Drained => lab.drain(victim)?,
-        Blow::Terminated => lab.stop(victim)?,
-    };
+    let at = strike(lab, blow, victim)?;
     let span = match blow {
         Blow::Restarted | Blow::RestartedAlone => {
             let executed_at = lab.start(victim)?;
@@ -133,13 +124,27 @@ fn round(
     Ok((span, window))
 }
 
+/// Returns the moment just before. An orderly end is waited for.
+pub(crate) fn strike(lab: &mut dyn Lab, blow: Blow, victim: usize) -> Result<Instant> {
+    let client = lab.client_address();
+    match blow {
+        Blow::Killed | Blow::Restarted | Blow::RestartedAlone => lab.kill(victim),
+        Blow::Frozen => lab.process(victim)?.freeze(),
+        Blow::Cut => fault(lab, victim, Fault::Cut),
+        Blow::RequestsCut => fault(lab, victim, Fault::DeafTo(client)),
+        Blow::RepliesCut => fault(lab, victim, Fault::MuteTo(client)),
+        Blow::Drained => lab.drain(victim),
+        Blow::Terminated => lab.stop(victim),
+    }
+}
+
 fn fault(lab: &dyn Lab, victim: usize, fault: Fault) -> Result<Instant> {
     let at = Instant::now();
     lab.port(victim).fault(fault)?;
     Ok(at)
 }
 
-fn heal(lab: &mut dyn Lab, blow: Blow, victim: usize) -> Result<()> {
+pub(crate) fn heal(lab: &mut dyn Lab, blow: Blow, victim: usize) -> Result<()> {
     match blow {
         Blow::Killed | Blow::Drained | Blow::Terminated => lab.start(victim).map(drop),
         Blow::Frozen => lab.process(victim)?.thaw().map(drop),
