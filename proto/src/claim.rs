@@ -56,7 +56,15 @@ pub enum Unclaimable {
 impl Claim {
     /// With nothing asked for beyond the prefix.
     pub fn new(prefix: IpNet) -> Self {
-        Self { prefix, priority: 0, preempt: false, spread: false, masquerade: false }
+        Self {
+            prefix,
+            priority: 0,
+            preempt: false,
+            spread: false,
+            masquerade: false,
+            exclusive: false,
+            yields: false,
+        }
     }
 
     /// Whether a connection through the claiming node to what it claims ends on the node, or looks so to the other end: no other node

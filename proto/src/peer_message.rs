@@ -1,6 +1,6 @@
 //! What agents say to each other inside tunnels, typed. The tunnel vouches for the sender, so nothing here is signed but what the root signed.
 
-use crate::{Invalid, endpoints, fixed, map::MAX_ENDPOINTS, root_list::MAX_ROOTS, wire};
+use crate::{Invalid, endpoints, fixed, holding::Holding, map::MAX_ENDPOINTS, root_list::MAX_ROOTS, wire};
 use ipnet::IpNet;
 use prost::Message;
 use std::{
@@ -140,6 +140,8 @@ pub enum Body {
     Roots(Vec<Vec<u8>>),
     /// The sender was told what no root signed that it knows.
     RootsWanted,
+    /// What the sender holds of what is claimed exclusively.
+    Holdings(Vec<Holding>),
     /// From a newer program.
     Unknown,
 }
@@ -173,6 +175,7 @@ impl PeerMessage {
             }
             Body::Roots(next) => Some(Kind::Roots(wire::Roots { next: next.clone() })),
             Body::RootsWanted => Some(Kind::RootsWanted(wire::RootsWanted {})),
+            Body::Holdings(held) => Some(Kind::Holdings(Holding::to_wire(held))),
             Body::Unknown => None,
         };
         wire::PeerMessage { boot: self.boot, kind }.encode_to_vec()
@@ -212,6 +215,7 @@ impl PeerMessage {
             }
             Some(Kind::Roots(roots)) => Body::Roots(roots.next),
             Some(Kind::RootsWanted(_)) => Body::RootsWanted,
+            Some(Kind::Holdings(held)) => Body::Holdings(Holding::from_wire(&held)?),
             None => Body::Unknown,
         };
         Ok(Self { boot: wire.boot, body })
@@ -221,6 +225,7 @@ impl PeerMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{statement::NodeId, time::UnixTime};
     use proptest::prelude::*;
 
     #[test]
@@ -245,6 +250,12 @@ mod tests {
             Body::RemovalSummary([7; 32]),
             Body::Roots(vec![vec![1], vec![2, 3]]),
             Body::RootsWanted,
+            Body::Holdings(vec![Holding {
+                prefix: "10.0.0.1/32".parse().unwrap(),
+                node: NodeId(3),
+                fence: u64::MAX,
+                since: UnixTime(5),
+            }]),
             Body::Unknown,
         ] {
             let message = PeerMessage { boot: 9, body };

@@ -76,6 +76,8 @@ pub enum Notice {
     Claim { prefix: IpNet, active: Option<PublicKey>, before: Option<PublicKey> },
     /// So many peers use what this node serves under this claim.
     Users { prefix: IpNet, users: u64 },
+    /// This node holds a prefix from now on, with this fence; `None`: no more.
+    Held { prefix: IpNet, fence: Option<u64> },
     /// The answer to [`ping`](crate::Agent::ping).
     Pong { id: u64, rtt: Duration, endpoint: Option<SocketAddr> },
 }

@@ -16,6 +16,7 @@ pub mod checks;
 pub mod claims;
 pub mod config;
 pub mod control;
+pub mod holdings;
 pub mod hooks;
 pub mod io;
 pub mod netmap;

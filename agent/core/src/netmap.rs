@@ -5,12 +5,14 @@
 
 use crate::{
     cache::Cached,
+    holdings::Holdings,
     removals::Removals,
     rules::is_about_rules,
     trust::{Learned, Trust},
 };
 use proto::{
     claim::Claim,
+    holding::Holding,
     key::PublicKey,
     map::{Content, Delta, Map, MapVersion, Network, Object, ObjectId, Peer},
     receipt::Receipt,
@@ -67,6 +69,8 @@ pub struct Changes {
     pub network: bool,
     /// What others may open here, perhaps.
     pub rules: bool,
+    /// Who holds what is claimed exclusively, perhaps.
+    pub holdings: bool,
     /// Entries that were not believed, and why.
     pub refused: Vec<(PublicKey, String)>,
 }
@@ -105,6 +109,7 @@ pub struct NetMap {
     lingering: BTreeSet<PublicKey>,
     removals: Removals,
     network: Option<Network>,
+    holdings: Holdings,
 }
 
 impl NetMap {
@@ -121,6 +126,7 @@ impl NetMap {
             lingering: BTreeSet::new(),
             removals: Removals::default(),
             network: None,
+            holdings: Holdings::default(),
         }
     }
 
@@ -209,7 +215,13 @@ impl NetMap {
                 key_of(id).and_then(|key| self.members.get(&key)).is_some_and(|member| member.peer == peer)
             }
             Some(Ok(Content::Removal(signed))) => self.removals.holds(&signed),
-            Some(Ok(Content::Network(_) | Content::Rule(_) | Content::Sources(_) | Content::Unknown)) => true,
+            Some(Ok(
+                Content::Network(_)
+                | Content::Rule(_)
+                | Content::Sources(_)
+                | Content::Holdings(_)
+                | Content::Unknown,
+            )) => true,
             Some(Err(_)) | None => true,
         }
     }
@@ -262,6 +274,17 @@ impl NetMap {
 
     pub fn network(&self) -> Option<&Network> {
         self.network.as_ref()
+    }
+
+    pub fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
+    /// What a peer tells of itself inside its tunnel: a holder that servers cannot tell hears so that it is none any more. Only who may claim the prefix is believed. Whether it is news.
+    pub fn on_holding(&mut self, key: &PublicKey, told: Holding) -> bool {
+        let Some(member) = self.members.get(key) else { return false };
+        let may_hold = member.granted_claims().iter().any(|claim| claim.exclusive && claim.prefix == told.prefix);
+        may_hold && member.membership.node_id == told.node && self.holdings.learn(told)
     }
 
     pub fn member(&self, key: &PublicKey) -> Option<&Member> {
@@ -330,6 +353,10 @@ impl NetMap {
             Ok(Content::Peer(_)) => self.remove_member(id, changes),
             Ok(Content::Network(_) | Content::Removal(_) | Content::Unknown) | Err(_) => {}
             Ok(Content::Rule(_) | Content::Sources(_)) => {}
+            Ok(Content::Holdings(_)) => {
+                self.holdings.learn_all(&[]);
+                changes.holdings = true;
+            }
         }
     }
 
@@ -386,6 +413,10 @@ impl NetMap {
             Ok(Content::Network(network)) => {
                 changes.network |= self.network.as_ref() != Some(&network);
                 self.network = Some(network);
+            }
+            Ok(Content::Holdings(held)) => {
+                self.holdings.learn_all(&held);
+                changes.holdings = true;
             }
             Ok(Content::Rule(_) | Content::Sources(_) | Content::Unknown) => {}
             Err(error) => {

@@ -81,12 +81,26 @@ pub struct OwnClaim {
     pub reason: Option<String>,
     /// Peers that use it now.
     pub users: u64,
+    /// Of what is claimed exclusively; `None`: it is not, or nobody was ever given it.
+    pub holder: Option<Holder>,
+}
+
+/// Who was given what is claimed exclusively.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Holder {
+    pub name: String,
+    pub since_unix_s: u64,
+    pub fence: u64,
+    /// Why nobody could take over just now.
+    pub stuck: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OwnClaimState {
     Served,
+    /// Another node holds it, or nobody yet.
+    Standby,
     Refused,
     /// A check fails: those who use it have moved, or do.
     Withdrawn,
@@ -221,4 +235,8 @@ pub struct Claim {
     pub switches: u64,
     /// Why it is not routed on this machine.
     pub unused: Option<String>,
+    /// Only its holder serves it.
+    pub exclusive: bool,
+    /// Of what is claimed exclusively; `None`: it is not, or nobody was ever given it.
+    pub holder: Option<Holder>,
 }

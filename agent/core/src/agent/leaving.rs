@@ -39,6 +39,10 @@ impl Agent {
         if std::mem::replace(&mut self.draining, true) || !serves {
             return self.go();
         }
+        if !self.held().is_empty() {
+            self.endpoints_changes += 1;
+            self.tell_endpoints();
+        }
         self.leaving = Some(Leaving {
             give_up_at: self.now + PATIENCE,
             quiet_at: (self.users.count(self.now) == 0).then_some(self.now + GRACE),
@@ -107,6 +111,7 @@ impl Agent {
         if !self.served().is_empty() {
             // As the answer to no question.
             self.send_to_peer(peer, self.reply(0), None);
+            self.tell_held(peer);
         }
     }
 

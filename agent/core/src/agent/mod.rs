@@ -5,6 +5,7 @@
 
 mod claims;
 mod gossip;
+mod holding;
 mod leaving;
 mod local;
 mod pings;
@@ -35,6 +36,7 @@ use crate::{
     trusted_time::TrustedTime,
 };
 use gossip::Gossip;
+use holding::Held;
 use ipnet::IpNet;
 use leaving::Leaving;
 use pings::Pings;
@@ -134,6 +136,7 @@ pub struct Agent {
     standing: Standing,
     confirmed: Confirmed,
     rules: Told,
+    held: Held,
     outputs: VecDeque<Output>,
 }
 
@@ -191,6 +194,7 @@ impl Agent {
             standing: Standing::default(),
             confirmed: Confirmed::default(),
             rules: Told::default(),
+            held: Held::default(),
             outputs: VecDeque::new(),
         };
         if let Some((_, own)) = &agent.membership {
@@ -244,12 +248,17 @@ impl Agent {
             at(self.leaving_deadline(), Cause::Leaving),
             at(self.withdrawing_deadline(), Cause::Withdrawing),
             at(self.users.deadline(), Cause::Users),
+            at(self.confirmation_deadline(), Cause::Claim),
             self.claims.poll_timeout(),
         ])
     }
 
     pub fn handle_timeout(&mut self, now: BootTime) {
+        let awaits_confirmation = self.confirmation_deadline().is_some();
         self.advance(now);
+        if awaits_confirmation && self.confirmation_deadline().is_none() {
+            self.on_holdings_changed();
+        }
         self.control.handle_timeout(self.now);
         self.drain_control();
         self.expire_fetch();
@@ -318,7 +327,7 @@ impl Agent {
                 self.on_root_told(conn);
                 let hello = Hello {
                     number,
-                    facts: self.config.facts.clone(),
+                    facts: self.told_facts(),
                     endpoints: self.published_endpoints(),
                     map: self.netmap.state(),
                     activate,

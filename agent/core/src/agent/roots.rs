@@ -86,6 +86,9 @@ impl Agent {
     pub(super) fn on_map_told(&mut self, conn: ConnId, version: MapVersion) {
         if self.control.serving() == Some(conn) && self.fetching.is_none() {
             self.netmap.on_level(version);
+            if version > MapVersion::default() {
+                self.on_confirmed();
+            }
         }
     }
 

@@ -18,6 +18,7 @@ impl Agent {
         self.advance(now);
         self.config.facts.claims = claims;
         self.configure_interface();
+        self.on_holdings_changed();
         self.endpoints_changes += 1;
         self.tell_endpoints();
     }
@@ -80,11 +81,12 @@ impl Agent {
     /// Own claims that are granted.
     pub(super) fn served(&self) -> Vec<IpNet> {
         let claims = self.config.facts.claims.iter();
-        claims.filter(|claim| self.refusal(claim).is_none()).map(|claim| claim.prefix).collect()
+        let is_its = |claim: &&Claim| !claim.exclusive || self.holds(&claim.prefix);
+        claims.filter(is_its).filter(|claim| self.refusal(claim).is_none()).map(|claim| claim.prefix).collect()
     }
 
     /// Why an own claim is not served, for people.
-    fn refusal(&self, claim: &Claim) -> Option<String> {
+    pub(super) fn refusal(&self, claim: &Claim) -> Option<String> {
         let prefix = claim.prefix;
         let Some((_, Membership { claims, addresses, .. })) = &self.membership else {
             return Some("this node is not enrolled".to_owned());
@@ -94,6 +96,9 @@ impl Agent {
         }
         if is_host(&prefix) && addresses.contains(&prefix.addr()) {
             return Some("it is this node's own address, which nobody can share".to_owned());
+        }
+        if let Some(reason) = self.refusal_by_exclusive(claim) {
+            return Some(reason);
         }
         (!claims.iter().any(|grant| grant.contains(&prefix))).then(|| {
             let name = &self.config.facts.hostname;
@@ -105,13 +110,15 @@ impl Agent {
         let claims = self.config.facts.claims.iter().map(|claim| {
             let refusal = self.refusal(claim);
             let withdrawn = self.withdrawn.as_ref().map(|withdrawn| withdrawn.reason.clone());
-            let (state, reason) = match (refusal, withdrawn) {
-                (Some(refusal), _) => (status::OwnClaimState::Refused, Some(refusal)),
-                (None, Some(reason)) => (status::OwnClaimState::Withdrawn, Some(reason)),
-                (None, None) => (status::OwnClaimState::Served, None),
+            let (state, reason) = match (refusal, withdrawn, self.standby_reason(claim)) {
+                (Some(refusal), _, _) => (status::OwnClaimState::Refused, Some(refusal)),
+                (None, Some(reason), _) => (status::OwnClaimState::Withdrawn, Some(reason)),
+                (None, None, Some(reason)) => (status::OwnClaimState::Standby, Some(reason)),
+                (None, None, None) => (status::OwnClaimState::Served, None),
             };
             let (prefix, priority) = (claim.prefix, claim.priority);
-            status::OwnClaim { prefix, priority, state, reason, users: self.users.count_of(&prefix) }
+            let holder = if claim.exclusive { self.holder_status(&prefix) } else { None };
+            status::OwnClaim { prefix, priority, state, reason, users: self.users.count_of(&prefix), holder }
         });
         claims.collect()
     }
@@ -121,13 +128,15 @@ impl Agent {
         let name = |key: &PublicKey| self.name_of(key).map_or_else(|| key.short(), str::to_owned);
         let claims = self.claims.status().into_iter();
         claims
-            .map(|ClaimStatus { prefix, active, standby, candidates, switches }| status::Claim {
+            .map(|ClaimStatus { prefix, active, standby, candidates, switches, is_exclusive }| status::Claim {
                 prefix,
                 active: active.as_ref().map(name),
                 standby: standby.as_ref().map(name),
                 candidates: candidates.iter().map(name).collect(),
                 switches,
                 unused: self.obstacle(&prefix, &served).and_then(unused),
+                exclusive: is_exclusive,
+                holder: if is_exclusive { self.holder_status(&prefix) } else { None },
             })
             .collect()
     }

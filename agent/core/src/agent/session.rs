@@ -160,6 +160,9 @@ impl Agent {
 
     fn on_heartbeat(&mut self, conn: ConnId, ack: &HeartbeatAck) {
         self.on_time_told(ack.unix_ms);
+        if self.control.serving() == Some(conn) {
+            self.on_database_told(ack.database_ok);
+        }
         self.control.handle_heartbeat(conn, ack, self.now);
         self.on_level(conn, ack.at, ack.receipt);
         self.on_map_told(conn, ack.map);
@@ -279,6 +282,7 @@ impl Agent {
         self.gossip.look_at_map();
         self.tell_rules();
         self.level_at = Some(self.now);
+        self.on_confirmed();
         self.save_map_soon();
         let revision = self.netmap.state().version.revision;
         self.outputs.push_back(Output::Notice(Notice::MapChanged { revision }));
@@ -306,6 +310,9 @@ impl Agent {
         }
         if !changes.upserted.is_empty() {
             self.judge_expiry();
+        }
+        if changes.holdings || !changes.upserted.is_empty() || !changes.removed.is_empty() {
+            self.on_holdings_changed();
         }
     }
 

@@ -125,7 +125,7 @@ impl Agent {
         let sessions: Vec<ConnId> = self.control.sessions().filter(behind).collect();
         for conn in sessions {
             self.endpoints_told.insert(conn, self.endpoints_changes);
-            let (facts, endpoints) = (self.config.facts.clone(), self.published_endpoints());
+            let (facts, endpoints) = (self.told_facts(), self.published_endpoints());
             let message = AgentMessage::Update { facts, endpoints };
             self.outputs.push_back(Output::Send { conn, message });
         }
@@ -172,6 +172,7 @@ impl Agent {
             Body::RemovalSummary(digest) => self.on_removal_summary(key, digest),
             Body::Roots(links) => self.on_roots_told(key, &links),
             Body::RootsWanted => self.on_roots_wanted(key),
+            Body::Holdings(held) => self.on_held_told(key, &held),
             Body::Leaving => self.on_leaving_told(key),
             Body::Unknown => {}
         }

@@ -132,6 +132,8 @@ pub struct ClaimStatus {
     /// In the order of rank.
     pub candidates: Vec<PublicKey>,
     pub switches: u64,
+    /// Only its holder serves it.
+    pub is_exclusive: bool,
 }
 
 /// All claims of others.
@@ -144,6 +146,8 @@ pub struct Claims {
     claimed: BTreeMap<IpNet, BTreeSet<PublicKey>>,
     choices: BTreeMap<IpNet, Choice>,
     in_use: BTreeSet<IpNet>,
+    /// Of the prefixes that are claimed exclusively.
+    holders: BTreeMap<IpNet, NodeId>,
     /// Claimants that are asked anything.
     engaged: BTreeSet<PublicKey>,
     outputs: VecDeque<Output>,
@@ -158,6 +162,7 @@ impl Claims {
             claimed: BTreeMap::new(),
             choices: BTreeMap::new(),
             in_use: BTreeSet::new(),
+            holders: BTreeMap::new(),
             engaged: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
@@ -212,6 +217,35 @@ impl Claims {
         for prefix in touched {
             self.settle(prefix, now);
         }
+    }
+
+    /// Who holds what is claimed exclusively, in place of all that was said before: nobody else serves it, whatever its pulse.
+    pub fn handle_holders(&mut self, holders: BTreeMap<IpNet, NodeId>, now: BootTime) {
+        if holders == self.holders {
+            return;
+        }
+        let before = std::mem::replace(&mut self.holders, holders);
+        let prefixes = before.keys().chain(self.holders.keys());
+        let is_moved = |prefix: &&IpNet| before.get(*prefix) != self.holders.get(*prefix);
+        let moved: BTreeSet<IpNet> = prefixes.filter(is_moved).copied().collect();
+        let is_touched = |prefix: &&IpNet| moved.iter().any(|moved| moved.contains(*prefix));
+        let touched: Vec<IpNet> = self.claimed.keys().filter(is_touched).copied().collect();
+        for prefix in touched {
+            self.choices.entry(prefix).or_default();
+            self.settle(prefix, now);
+        }
+    }
+
+    /// Whether somebody claims exactly this exclusively.
+    pub fn is_exclusive(&self, prefix: &IpNet) -> bool {
+        let claims = self.claimed.get(prefix).into_iter().flatten();
+        let claims = claims.filter_map(|peer| self.claimants.get(peer)?.candidate(prefix));
+        claims.into_iter().any(|candidate| candidate.claim.exclusive)
+    }
+
+    /// Whether it may serve exactly this.
+    fn may_serve(&self, prefix: &IpNet, candidate: &Candidate) -> bool {
+        candidate.claim.exclusive && self.holders.get(prefix) == Some(&candidate.node)
     }
 
     fn unclaim(&mut self, prefix: &IpNet, peer: &PublicKey) {
@@ -302,7 +336,11 @@ impl Claims {
     fn has_another(&self, prefix: &IpNet, peer: &PublicKey) -> bool {
         let is_possible = |claimant: &Claimant| claimant.stays() && !claimant.pulse.is_dead();
         let is_there = |key: &PublicKey| key != peer && self.claimants.get(key).is_some_and(is_possible);
-        self.ordered(prefix).iter().any(|(key, _)| is_there(key))
+        match self.is_exclusive(prefix) {
+            // Another will hold it.
+            true => self.claimed.get(prefix).into_iter().flatten().any(is_there),
+            false => self.ordered(prefix).iter().any(|(key, _)| is_there(key)),
+        }
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout).
@@ -363,8 +401,12 @@ impl Claims {
             prefix: *prefix,
             active: choice.active,
             standby: choice.standby,
-            candidates: self.ordered(prefix).into_iter().map(|(peer, _)| peer).collect(),
+            candidates: match self.is_exclusive(prefix) {
+                true => self.claimed.get(prefix).into_iter().flatten().copied().collect(),
+                false => self.ordered(prefix).into_iter().map(|(peer, _)| peer).collect(),
+            },
             switches: choice.switches,
+            is_exclusive: self.is_exclusive(prefix),
         };
         self.choices.iter().map(status).collect()
     }
@@ -402,14 +444,17 @@ impl Claims {
         let mut candidates: Vec<(PublicKey, Candidate)> = Vec::new();
         let mut around = Some(*prefix);
         while let Some(prefix) = around {
+            let is_exclusive = self.is_exclusive(&prefix);
             for peer in self.claimed.get(&prefix).into_iter().flatten() {
                 let is_new = !candidates.iter().any(|(known, _)| known == peer);
                 let candidate = self.claimants.get(peer).and_then(|claimant| claimant.candidate(&prefix));
+                let candidate = candidate.filter(|one| !is_exclusive || self.may_serve(&prefix, one));
                 if let Some(candidate) = candidate.filter(|_| is_new && candidates.len() < MAX_CANDIDATES) {
                     candidates.push((*peer, candidate));
                 }
             }
-            around = prefix.supernet();
+            // Nobody stands in for a holder.
+            around = prefix.supernet().filter(|_| !is_exclusive);
         }
         let plain: Vec<Candidate> = candidates.iter().map(|(_, candidate)| *candidate).collect();
         rank::order(&plain, self.client).into_iter().map(|place| candidates[place]).collect()
@@ -447,8 +492,11 @@ impl Claims {
             self.outputs.push_back(Output::Route { prefix, peer: active, from });
         }
         if ordered.is_empty() {
-            self.choices.remove(&prefix);
             self.in_use.remove(&prefix);
+            // One that nobody holds is waited for.
+            if !self.claimed.contains_key(&prefix) {
+                self.choices.remove(&prefix);
+            }
         }
         let concerned: BTreeSet<PublicKey> =
             needed.iter().map(|(peer, _)| *peer).chain(ordered.iter().map(|(peer, _)| *peer)).collect();
