@@ -216,6 +216,7 @@ impl World {
             Notice::Unserved
             | Notice::MapChanged { .. }
             | Notice::Enrolled
+            | Notice::Held { .. }
             | Notice::Pong { .. }
             | Notice::Users { .. } => {}
         }

@@ -37,6 +37,15 @@ pub(super) struct OwnClaim {
     pub(super) prefix: String,
     pub(super) state: String,
     pub(super) reason: Option<String>,
+    pub(super) holder: Option<Holder>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Holder {
+    pub(super) name: String,
+    pub(super) since_unix_s: u64,
+    pub(super) fence: u64,
+    pub(super) stuck: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -47,6 +56,7 @@ pub(super) struct Claim {
     pub(super) candidates: Vec<String>,
     pub(super) switches: u64,
     pub(super) unused: Option<String>,
+    pub(super) holder: Option<Holder>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -58,6 +58,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) spread: Option<bool>,
+    /// One of those who claim the same serves it at a time, for everybody: servers give the claims to one. All who claim them say so
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exclusive: Option<bool>,
     /// Rewrite the source of what goes to the claimed subnets to this machine's own address
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,6 +124,7 @@ impl Options {
             claim: self.claim.or_else(|| lower.claim.clone()),
             preempt: self.preempt.or(lower.preempt),
             spread: self.spread.or(lower.spread),
+            exclusive: self.exclusive.or(lower.exclusive),
             masquerade: self.masquerade.or(lower.masquerade),
             accept_routes: self.accept_routes.or(lower.accept_routes),
             probe_interval: self.probe_interval.or(lower.probe_interval),
@@ -292,7 +297,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_read_again() {
         let text = "servers = 'a,b:99'\nworkers = 2\nhostname = 'n'\nidle-timeout = '6m'\nmetrics-listen = 9586\npeer-mode = ['always', 'lazy=x']\n\
-            claim = ['10.1.0.0/24@7', 'fd00::1']\npreempt = true\nspread = false\nmasquerade = true\naccept-routes = true\n\
+            claim = ['10.1.0.0/24@7', 'fd00::1']\npreempt = true\nspread = false\nexclusive = true\nmasquerade = true\naccept-routes = true\n\
             probe-interval = '20ms'\ndead-after = '150ms'\nclaim-check = ['tcp:80', 'cmd:test -f /x, -a 1']\n\
             claim-check-interval = '2s'\nclaim-check-timeout = 3\nclaim-check-rise = 1\nclaim-check-fall = 5\n\
             on-serving = 'echo a b'\non-idle = 'none'";

@@ -74,6 +74,10 @@ pub(crate) enum SettingsError {
     Timeout { keepalive: Duration, peer_timeout: Duration },
     #[error("--claim {0} is given with two priorities: {1} and {2}")]
     TwoPriorities(IpNet, u16, u16),
+    #[error("--exclusive says how this node claims, and it claims nothing: give --claim PREFIX as well")]
+    ExclusiveNothing,
+    #[error("--exclusive leaves one node to serve everybody, and --spread distributes clients: give one of them")]
+    ExclusiveSpread,
     #[error("--claim none takes back all claims, and is given beside {0}")]
     NoneAndOthers(IpNet),
     #[error(
@@ -239,6 +243,7 @@ fn checking(options: &Options) -> Result<Checking, SettingsError> {
 fn claims(options: &Options) -> Result<Vec<Claim>, SettingsError> {
     let (preempt, spread) = (options.preempt.unwrap_or(false), options.spread.unwrap_or(false));
     let masquerade = options.masquerade.unwrap_or(false);
+    let exclusive = options.exclusive.unwrap_or(false);
     let rules = options.claim.as_deref().unwrap_or_default();
     let mut claims: Vec<Claim> = Vec::new();
     for rule in rules {
@@ -246,7 +251,8 @@ fn claims(options: &Options) -> Result<Vec<Claim>, SettingsError> {
             ClaimRule::None => {}
             ClaimRule::Prefix { prefix, priority } => {
                 let (prefix, priority) = (*prefix, *priority);
-                claims.push(Claim { prefix, priority, preempt, spread, masquerade });
+                let plain = Claim::new(prefix);
+                claims.push(Claim { priority, preempt, spread, masquerade, exclusive, ..plain });
             }
         }
     }
@@ -258,6 +264,11 @@ fn claims(options: &Options) -> Result<Vec<Claim>, SettingsError> {
     if let Some([one, two]) = claims.array_windows().find(|[one, two]: &&[Claim; 2]| one.prefix == two.prefix)
     {
         return Err(SettingsError::TwoPriorities(one.prefix, one.priority, two.priority));
+    }
+    match (exclusive, claims.is_empty(), spread) {
+        (true, true, _) => return Err(SettingsError::ExclusiveNothing),
+        (true, false, true) => return Err(SettingsError::ExclusiveSpread),
+        (true, false, false) | (false, _, _) => {}
     }
     match claims.len() {
         0..=MAX_CLAIMS => Ok(claims),
@@ -292,6 +303,9 @@ mod tests {
         for (text, reason) in [
             ("claim = ['10.1.0.0/24@7', '10.1.0.0/24']", "10.1.0.0/24 is given with two priorities: 0 and 7"),
             ("claim = ['none', '10.1.0.0/24']", "beside 10.1.0.0/24"),
+            ("exclusive = true", "give --claim PREFIX as well"),
+            ("claim = 'none'\nexclusive = true", "give --claim PREFIX as well"),
+            ("claim = '10.0.0.1'\nexclusive = true\nspread = true", "give one of them"),
         ] {
             let error = settings(text).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

@@ -45,7 +45,12 @@ fn told(outputs: &[Output]) -> Vec<(PublicKey, Body)> {
     let message = |output: &Output| {
         let Output::Tunnel(TunnelCommand::Message { peer, payload, .. }) = output else { return None };
         match PeerMessage::decode(payload).ok()?.body {
-            Body::Probe(_) | Body::ProbeReply(_) | Body::Endpoints(_) | Body::Leaving | Body::Unknown => None,
+            Body::Probe(_)
+            | Body::ProbeReply(_)
+            | Body::Endpoints(_)
+            | Body::Leaving
+            | Body::Holdings(_)
+            | Body::Unknown => None,
             body @ (Body::Removed { .. }
             | Body::RemovedSeen(_)
             | Body::RemovalSummary(_)
