@@ -40,6 +40,15 @@ pub struct OwnClaim {
     pub prefix: String,
     pub state: String,
     pub reason: Option<String>,
+    #[serde(default)]
+    pub holder: Option<Holder>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Holder {
+    pub name: String,
+    pub fence: u64,
+    pub stuck: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -104,6 +113,8 @@ pub struct Claim {
     pub active: Option<String>,
     pub candidates: Vec<String>,
     pub switches: u64,
+    #[serde(default)]
+    pub holder: Option<Holder>,
 }
 
 impl Status {

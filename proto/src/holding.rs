@@ -34,7 +34,10 @@ impl Holding {
     /// Holdings as they travel, sorted; more than [`MAX_HOLDINGS`], or two of one prefix, are refused.
     pub(crate) fn from_wire(wire: &wire::Holdings) -> Result<Vec<Self>, Invalid> {
         if wire.held.len() > MAX_HOLDINGS {
-            return Err(Invalid::new("holdings", format_args!("{}, at most {MAX_HOLDINGS}", wire.held.len())));
+            return Err(Invalid::new(
+                "holdings",
+                format_args!("{}, at most {MAX_HOLDINGS}", wire.held.len()),
+            ));
         }
         let mut held: Vec<Self> = wire.held.iter().map(Self::try_from).collect::<Result<_, _>>()?;
         held.sort_unstable();
@@ -53,12 +56,7 @@ impl TryFrom<&wire::Holding> for Holding {
         if prefix != prefix.trunc() {
             return Err(Invalid::new("holding", format_args!("{prefix} has host bits")));
         }
-        Ok(Self {
-            prefix,
-            node: NodeId(wire.node_id),
-            fence: wire.fence,
-            since: UnixTime(wire.since_unix_s),
-        })
+        Ok(Self { prefix, node: NodeId(wire.node_id), fence: wire.fence, since: UnixTime(wire.since_unix_s) })
     }
 }
 

@@ -124,7 +124,8 @@ impl Rounds {
             }
             let &(place, (to, claim)) = mine.as_ref()?;
             let held_as = claimers.iter().find(|(node, _)| *node == holding.node)?.1;
-            let is_there = self.served_since.get(to).is_some_and(|at| now.duration_since(*at) >= PREEMPT_HOLD);
+            let is_there =
+                self.served_since.get(to).is_some_and(|at| now.duration_since(*at) >= PREEMPT_HOLD);
             let is_better = claim.preempt && claim.priority > held_as.priority && is_there;
             let takes_over = place == 0 && !claim.yields && (held_as.yields || is_better);
             return takes_over.then_some(Wish { prefix, from, to: *to, is_forced: true });
@@ -213,12 +214,11 @@ async fn take(server: &Server, wish: Wish) -> Result<Holding, WriteError<GrantEr
     let Wish { prefix, from, to, is_forced } = wish;
     let must_be_over = from.filter(|_| !is_forced).map(|holding| holding.node);
     let take = TakeOver { from: must_be_over, to, ttl: LEASE };
-    let written = server.cluster.write_take_over(Actor::Server(server.id), take, |state, now, is_free| {
-        match is_free {
+    let written =
+        server.cluster.write_take_over(Actor::Server(server.id), take, |state, now, is_free| match is_free {
             true => grant(state, prefix, (from, to), now),
             false => Err(GrantError::Overtaken),
-        }
-    });
+        });
     written.await
 }
 

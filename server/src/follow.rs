@@ -8,8 +8,8 @@ mod recover;
 mod rotation;
 mod write;
 
-pub(crate) use write::{JobWork, TakeOver};
 pub use write::WriteError;
+pub(crate) use write::{JobWork, TakeOver};
 
 use crate::{
     clock::{Clock, machine_ms},

@@ -283,7 +283,8 @@ impl NetMap {
     /// What a peer tells of itself inside its tunnel: a holder that servers cannot tell hears so that it is none any more. Only who may claim the prefix is believed. Whether it is news.
     pub fn on_holding(&mut self, key: &PublicKey, told: Holding) -> bool {
         let Some(member) = self.members.get(key) else { return false };
-        let may_hold = member.granted_claims().iter().any(|claim| claim.exclusive && claim.prefix == told.prefix);
+        let may_hold =
+            member.granted_claims().iter().any(|claim| claim.exclusive && claim.prefix == told.prefix);
         may_hold && member.membership.node_id == told.node && self.holdings.learn(told)
     }
 

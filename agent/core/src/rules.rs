@@ -71,7 +71,13 @@ pub(crate) fn resolve(map: &Map) -> Resolved {
         match Content::decode(id, content) {
             Ok(Content::Rule(rule)) => resolved.add(rule, &sets),
             Ok(Content::Unknown) => resolved.refused.push("it is for newer agents".to_owned()),
-            Ok(Content::Peer(_) | Content::Network(_) | Content::Removal(_) | Content::Sources(_) | Content::Holdings(_)) => {}
+            Ok(
+                Content::Peer(_)
+                | Content::Network(_)
+                | Content::Removal(_)
+                | Content::Sources(_)
+                | Content::Holdings(_),
+            ) => {}
             Err(error) => resolved.refused.push(error.to_string()),
         }
     }

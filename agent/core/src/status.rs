@@ -86,13 +86,22 @@ pub struct OwnClaim {
 }
 
 /// Who was given what is claimed exclusively.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Holder {
     pub name: String,
     pub since_unix_s: u64,
+    /// `None`: what time it is, no server has told yet.
+    pub held_seconds: Option<u64>,
     pub fence: u64,
     /// Why nobody could take over just now.
     pub stuck: Option<String>,
+}
+
+/// All but the seconds, which pass: whether something is news is judged by it.
+impl std::hash::Hash for Holder {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (&self.name, self.since_unix_s, self.fence, &self.stuck).hash(state);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]

@@ -4,7 +4,7 @@ use super::{
     Context,
     failure::Failure,
     output,
-    view::{Peer, View},
+    view::{Holder, Peer, View},
 };
 use crate::{
     local::{ClientError, Request},
@@ -162,10 +162,10 @@ fn claims(text: &mut String, view: &View) -> std::fmt::Result {
 
 /// Who holds what is claimed exclusively.
 fn held(holder: &Holder) -> String {
-    let Holder { name, since_unix_s, fence, stuck } = holder;
-    let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(*since_unix_s));
+    let Holder { name, held_seconds, fence, stuck } = holder;
+    let span = held_seconds.map_or_else(String::new, |seconds| format!(" for {}", span(seconds as f64)));
     let stuck = stuck.as_ref().map_or_else(String::new, |why| format!("; {why}"));
-    format!("; exclusive: held by {name} since {since}, fence {fence}{stuck}")
+    format!("; exclusive: held by {name}{span}, fence {fence}{stuck}")
 }
 
 /// Drops that say something is wrong, most frequent first. The others are everyday: scans, stray packets, a peer that restarted.
@@ -248,7 +248,7 @@ mod tests {
             {"name": "c", "public_key": "k3", "addresses": ["100.64.0.3"], "os": "linux", "online": false, "tunnel": "idle",
              "path": {"kind": "none", "endpoint": null}, "rx_bytes": 0, "tx_bytes": 0}],
         "claims": [{"prefix": "10.1.0.0/24", "active": "b", "standby": "c", "candidates": ["b", "c"], "switches": 1, "unused": null,
-             "holder": {"name": "b", "since_unix_s": 60, "fence": 7, "stuck": "the database is away"}},
+             "holder": {"name": "b", "since_unix_s": 60, "held_seconds": 130, "fence": 7, "stuck": "the database is away"}},
             {"prefix": "10.2.0.0/24", "active": "c", "standby": null, "candidates": ["c"], "switches": 0, "unused": "subnets"}],
         "drops": {"bad_source": 2, "no_route": 9, "queue_full": 7, "replayed": 0}, "warnings": ["the clock is off"]}"#;
 
@@ -260,7 +260,7 @@ mod tests {
             "warning: the clock is off",
             "standby s2:7443; 1 failovers",
             "claims 10.7.0.0/24 refused: not granted\nclaims 10.99.0.1/32 served\nused by 2 peers\n",
-            "10.1.0.0/24 served by b, else c; 1 switches; exclusive: held by b since 1970-01-01T00:01:00Z, fence 7; the database is away\n",
+            "10.1.0.0/24 served by b, else c; 1 switches; exclusive: held by b for 2 min, fence 7; the database is away\n",
             "10.2.0.0/24 served by c; 0 switches; not used: subnets\n",
             "dropped packets: 7 queue full, 2 bad source\n",
             "map live, revision 7, confirmed 2 s ago",

@@ -43,7 +43,7 @@ pub(super) struct OwnClaim {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Holder {
     pub(super) name: String,
-    pub(super) since_unix_s: u64,
+    pub(super) held_seconds: Option<u64>,
     pub(super) fence: u64,
     pub(super) stuck: Option<String>,
 }

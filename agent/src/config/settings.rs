@@ -76,7 +76,9 @@ pub(crate) enum SettingsError {
     TwoPriorities(IpNet, u16, u16),
     #[error("--exclusive says how this node claims, and it claims nothing: give --claim PREFIX as well")]
     ExclusiveNothing,
-    #[error("--exclusive leaves one node to serve everybody, and --spread distributes clients: give one of them")]
+    #[error(
+        "--exclusive leaves one node to serve everybody, and --spread distributes clients: give one of them"
+    )]
     ExclusiveSpread,
     #[error("--claim none takes back all claims, and is given beside {0}")]
     NoneAndOthers(IpNet),

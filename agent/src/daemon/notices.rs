@@ -38,7 +38,9 @@ impl Driver<'_> {
                 tracing::info!(%prefix, users, "peers use what this node serves");
                 self.world.hooking.set_users(prefix, users);
             }
-            Notice::Held { prefix, fence: Some(fence) } => tracing::info!(%prefix, fence, "this node holds it exclusively"),
+            Notice::Held { prefix, fence: Some(fence) } => {
+                tracing::info!(%prefix, fence, "this node holds it exclusively")
+            }
             Notice::Held { prefix, fence: None } => {
                 tracing::info!(%prefix, "this node holds it no more: it does not serve it")
             }

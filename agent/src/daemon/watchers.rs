@@ -104,7 +104,7 @@ fn digest(status: &Status) -> u64 {
     }
     for claim in &status.claims {
         (claim.prefix, &claim.active, &claim.standby, &claim.candidates).hash(&mut hash);
-        (claim.switches, &claim.unused).hash(&mut hash);
+        (claim.switches, &claim.unused, claim.exclusive, &claim.holder).hash(&mut hash);
     }
     (&status.own.claims, status.own.users).hash(&mut hash);
     hash.finish()

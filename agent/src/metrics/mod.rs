@@ -154,8 +154,7 @@ fn tunnel(status: &Status) {
 
 fn claims(status: &Status) {
     use OwnClaimState::{Refused, Served, Standby, Withdrawn};
-    let states =
-        [(Served, "served"), (Standby, "standby"), (Refused, "refused"), (Withdrawn, "withdrawn")];
+    let states = [(Served, "served"), (Standby, "standby"), (Refused, "refused"), (Withdrawn, "withdrawn")];
     for (state, name) in states {
         let count = status.own.claims.iter().filter(|claim| claim.state == state).count();
         gauge!("holdfast_claims", "state" => name).set(count as f64);

@@ -42,6 +42,7 @@ mod rogue;
 mod root;
 mod settings;
 mod shared;
+mod shared_exclusive;
 mod starved;
 mod two_servers;
 mod wg;
@@ -158,6 +159,8 @@ const CASES: &[Case] = &[
         "settings_a_setup_key_of_another_network_changes_nothing",
         settings::a_setup_key_of_another_network_changes_nothing,
     ),
+    together("exclusive_address_has_one_holder", shared_exclusive::address_has_one_holder),
+    together("exclusive_stays_while_nobody_can_know", shared_exclusive::stays_while_nobody_can_know),
     together("shared_address_answers_and_goes_with_its_node", shared::address_answers_and_goes_with_its_node),
     together(
         "shared_subnet_is_routed_and_its_routers_leave_nothing_behind",

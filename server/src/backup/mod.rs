@@ -18,7 +18,8 @@ pub(crate) use read::read;
 pub(crate) use write::write;
 
 use crate::cluster::{
-    ChangeId, Founding, Head, Holdings, Recovery, Roots, Settings, Snapshot, StoredRoot, WrappedRoot, base64_text,
+    ChangeId, Founding, Head, Holdings, Recovery, Roots, Settings, Snapshot, StoredRoot, WrappedRoot,
+    base64_text,
 };
 use proto::{
     map::{MapVersion, Network},

@@ -2,6 +2,7 @@
 
 mod backup;
 mod cluster_key;
+mod holders;
 mod logging;
 mod migrate;
 mod network;

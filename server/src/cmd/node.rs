@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::{Actor, Node, NodeError, Op, State, allow_claim, disallow_claim, expire, remove, rename},
-    cmd::{CommonArgs, Failure, text},
+    cmd::{CommonArgs, Failure, holders, text},
     follow::Cluster,
 };
 use clap::Subcommand;
@@ -71,6 +71,8 @@ struct Shown<'a> {
     claims: &'a [IpNet],
     wanted_claims: Vec<IpNet>,
     refused_claims: Vec<IpNet>,
+    /// Of what it claims exclusively.
+    holds: Vec<IpNet>,
     hostname: &'a str,
     os: &'a str,
     os_version: &'a str,
@@ -187,6 +189,7 @@ async fn show(named: &str, common: CommonArgs) -> Result<(), Failure> {
         return Ok(text::print_json(&Shown::of(&state, node, is_online, now))?);
     }
     let facts = &node.facts;
+    let held = holders::held(&cluster, |id| id == node.id).await.map_err(Failure::failed)?;
     for (what, value) in [
         ("name", node.name.clone()),
         ("number", node.id.to_string()),
@@ -200,6 +203,7 @@ async fn show(named: &str, common: CommonArgs) -> Result<(), Failure> {
         ("may claim", text::list(&node.claims)),
         ("claims", text::list(&wanted(node))),
         ("refused claims", text::list(&node.refused_claims(&state).collect::<Vec<_>>())),
+        ("holds", text::list(&held)),
         ("host", facts.hostname.clone()),
         ("system", format!("{} {}", facts.os, facts.os_version)),
         ("agent", facts.agent_version.clone()),
@@ -236,6 +240,7 @@ impl<'a> Shown<'a> {
             claims: &node.claims,
             wanted_claims: wanted(node),
             refused_claims: node.refused_claims(state).collect(),
+            holds: state.held_by(node.id, now).map(|holding| holding.prefix).collect(),
             hostname: &node.facts.hostname,
             os: &node.facts.os,
             os_version: &node.facts.os_version,

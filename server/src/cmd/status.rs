@@ -1,7 +1,11 @@
 //! `server status`: the cluster as the database knows it.
 
 use crate::{
-    cmd::{CommonArgs, Failure, text},
+    cmd::{
+        CommonArgs, Failure,
+        holders::{self, Exclusive},
+        text,
+    },
     settings::{Shared, differences},
     store::{HealthReport, HostRole, HostState, Incarnation, JobRow, LiveServer, SeenSession, StoreStatus},
 };
@@ -26,6 +30,8 @@ struct Status {
     /// What servers were told differently and should be told alike.
     settings_differ: Vec<String>,
     jobs: Vec<Job>,
+    /// What is claimed exclusively.
+    exclusive: Vec<Exclusive>,
     nodes: usize,
     sessions_online: usize,
 }
@@ -92,6 +98,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         settings_differ: differences(&told(&servers)),
         servers: servers.into_iter().map(|live| Server::of(live, &online)).collect(),
         jobs: jobs.into_iter().map(Job::of).collect(),
+        exclusive: holders::all(&cluster).await.map_err(Failure::failed)?,
         database: Database::of(database, answer_ms, hosts),
         nodes: cluster.state().node_count(),
         sessions_online: online.len(),
@@ -104,8 +111,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn print(status: &Status, now: UnixTime) {
-    let Status { cluster, epoch, revision, database, servers, settings_differ, jobs, nodes, sessions_online } =
-        status;
+    let Status { cluster, epoch, revision, database, servers, settings_differ, jobs, exclusive, .. } = status;
+    let Status { nodes, sessions_online, .. } = status;
     text::print(&format!("cluster   {cluster}, revision {revision} of epoch {epoch}"));
     let Database { kind, version, location, schema, ok: _, answer_ms, hosts } = database;
     text::print(&format!(
@@ -135,6 +142,7 @@ fn print(status: &Status, now: UnixTime) {
         text::print("");
         text::print_table(["JOB", "SERVER", "STATE", "LAST RUN"], &rows);
     }
+    holders::print(exclusive, now);
 }
 
 fn told(servers: &[LiveServer]) -> Vec<(String, Shared)> {

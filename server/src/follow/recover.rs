@@ -6,8 +6,8 @@
 use super::{Cluster, Inner, WriteError};
 use crate::{
     cluster::{
-        Actor, Change, Head, Loss, Op, Recovery, State, holdings_back, next_version, put_back, settings_back, take_over,
-        unknown_removal,
+        Actor, Change, Head, Loss, Op, Recovery, State, holdings_back, next_version, put_back, settings_back,
+        take_over, unknown_removal,
     },
     store::{Lost, StoreError, Tail},
 };

@@ -75,7 +75,8 @@ impl Cluster {
         E: Send,
     {
         let with = With { work: Some(work), ..With::default() };
-        self.write_with(actor, with, |state, now, looked| decide(state, now, looked.attendance.as_ref())).await
+        self.write_with(actor, with, |state, now, looked| decide(state, now, looked.attendance.as_ref()))
+            .await
     }
 
     /// As [`Cluster::write`], for a take-over. `decide` is told whether it is free: that holds until the change is made.

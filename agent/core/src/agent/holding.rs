@@ -10,7 +10,9 @@ use crate::{
     time::BootTime,
 };
 use ipnet::IpNet;
-use proto::{claim::Claim, holding::Holding, key::PublicKey, peer_message::Body, session::Facts, statement::NodeId};
+use proto::{
+    claim::Claim, holding::Holding, key::PublicKey, peer_message::Body, session::Facts, statement::NodeId,
+};
 use std::{collections::BTreeMap, time::Duration};
 
 /// What the disk says may be old: a server has so long to tell. As long as a holder's lease.
@@ -71,7 +73,8 @@ impl Agent {
         let holders = self.netmap.holdings().iter().map(|holding| (holding.prefix, holding.node)).collect();
         self.claims.handle_holders(holders, self.now);
         self.drain_claims();
-        let own = self.config.facts.claims.iter().filter(|claim| claim.exclusive && self.refusal(claim).is_none());
+        let own =
+            self.config.facts.claims.iter().filter(|claim| claim.exclusive && self.refusal(claim).is_none());
         let held = own.filter_map(|claim| self.held_now(&claim.prefix));
         let fences: BTreeMap<IpNet, u64> = held.map(|holding| (holding.prefix, holding.fence)).collect();
         let before = std::mem::replace(&mut self.held.fences, fences.clone());
@@ -93,7 +96,8 @@ impl Agent {
     /// Those who claim what this node holds.
     fn rivals(&self) -> Vec<PublicKey> {
         let claims_it = |claim: &Claim| claim.exclusive && self.held.fences.contains_key(&claim.prefix);
-        let rivals = self.netmap.members().filter(|(_, member)| member.granted_claims().iter().any(claims_it));
+        let rivals =
+            self.netmap.members().filter(|(_, member)| member.granted_claims().iter().any(claims_it));
         rivals.map(|(key, _)| *key).collect()
     }
 
@@ -116,7 +120,8 @@ impl Agent {
             self.on_holdings_changed();
             return;
         }
-        let is_behind = |told: &Holding| self.held.fences.get(&told.prefix).is_some_and(|own| *own > told.fence);
+        let is_behind =
+            |told: &Holding| self.held.fences.get(&told.prefix).is_some_and(|own| *own > told.fence);
         if held.iter().any(is_behind) {
             self.tell_held(peer);
         }
@@ -156,7 +161,8 @@ impl Agent {
             (Some(_), true) => Some("the database is away: nobody can take over".to_owned()),
             (Some(_), false) => None,
         };
-        Some(Holder { name, since_unix_s: holding.since.0, fence: holding.fence, stuck })
+        let held_seconds = self.time.at(self.now).map(|time| time.since(holding.since).as_secs());
+        Some(Holder { name, since_unix_s: holding.since.0, held_seconds, fence: holding.fence, stuck })
     }
 
     /// Why what this node claims exclusively is not served now.

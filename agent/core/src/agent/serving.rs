@@ -82,7 +82,11 @@ impl Agent {
     pub(super) fn served(&self) -> Vec<IpNet> {
         let claims = self.config.facts.claims.iter();
         let is_its = |claim: &&Claim| !claim.exclusive || self.holds(&claim.prefix);
-        claims.filter(is_its).filter(|claim| self.refusal(claim).is_none()).map(|claim| claim.prefix).collect()
+        claims
+            .filter(is_its)
+            .filter(|claim| self.refusal(claim).is_none())
+            .map(|claim| claim.prefix)
+            .collect()
     }
 
     /// Why an own claim is not served, for people.
@@ -128,15 +132,17 @@ impl Agent {
         let name = |key: &PublicKey| self.name_of(key).map_or_else(|| key.short(), str::to_owned);
         let claims = self.claims.status().into_iter();
         claims
-            .map(|ClaimStatus { prefix, active, standby, candidates, switches, is_exclusive }| status::Claim {
-                prefix,
-                active: active.as_ref().map(name),
-                standby: standby.as_ref().map(name),
-                candidates: candidates.iter().map(name).collect(),
-                switches,
-                unused: self.obstacle(&prefix, &served).and_then(unused),
-                exclusive: is_exclusive,
-                holder: if is_exclusive { self.holder_status(&prefix) } else { None },
+            .map(|ClaimStatus { prefix, active, standby, candidates, switches, is_exclusive }| {
+                status::Claim {
+                    prefix,
+                    active: active.as_ref().map(name),
+                    standby: standby.as_ref().map(name),
+                    candidates: candidates.iter().map(name).collect(),
+                    switches,
+                    unused: self.obstacle(&prefix, &served).and_then(unused),
+                    exclusive: is_exclusive,
+                    holder: if is_exclusive { self.holder_status(&prefix) } else { None },
+                }
             })
             .collect()
     }

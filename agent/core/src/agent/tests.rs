@@ -1,6 +1,7 @@
 //! The agent as a whole against one hand that plays the server.
 
 mod broken_server;
+mod holding;
 mod removals;
 mod roots;
 mod rules;

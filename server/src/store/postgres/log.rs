@@ -2,8 +2,8 @@
 
 use crate::{
     cluster::{
-        Change, ChangeId, Entity, EntityId, Founding, Head, Holdings, Node, Op, Recovery, Removed, Roots, Settings,
-        SetupKey, SetupKeyId, Snapshot,
+        Change, ChangeId, Entity, EntityId, Founding, Head, Holdings, Node, Op, Recovery, Removed, Roots,
+        Settings, SetupKey, SetupKeyId, Snapshot,
     },
     store::{
         CALL_TIMEOUT, CHANGES_KEPT, Hint, Lost, Tail, column,
