@@ -21,13 +21,22 @@ const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(5);
 const TOLD_AT_ONCE: usize = 16;
 
 /// What this node holds, as it last acted on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Held {
+    /// When the disk is believed although no server told anything.
+    believed_at: BootTime,
     fences: BTreeMap<IpNet, u64>,
     /// A server told this start's agent its whole map.
     is_confirmed: bool,
     /// What the server that serves us says of its database.
     is_database_away: bool,
+}
+
+impl Held {
+    pub(super) fn new(now: BootTime) -> Self {
+        let believed_at = now + CONFIRMATION_TIMEOUT;
+        Self { believed_at, fences: BTreeMap::new(), is_confirmed: false, is_database_away: false }
+    }
 }
 
 impl Agent {
@@ -47,13 +56,13 @@ impl Agent {
 
     fn held_now(&self, prefix: &IpNet) -> Option<&Holding> {
         let holding = self.netmap.holdings().of(prefix)?;
-        let is_believed = self.held.is_confirmed || self.now >= self.started_at + CONFIRMATION_TIMEOUT;
+        let is_believed = self.held.is_confirmed || self.now >= self.held.believed_at;
         (is_believed && Some(holding.node) == self.own_id()).then_some(holding)
     }
 
     /// When the disk is believed although no server told anything.
     pub(super) fn confirmation_deadline(&self) -> Option<BootTime> {
-        let at = self.started_at + CONFIRMATION_TIMEOUT;
+        let at = self.held.believed_at;
         let is_of_use = self.netmap.holdings().iter().any(|holding| Some(holding.node) == self.own_id());
         (!self.held.is_confirmed && self.now < at && is_of_use).then_some(at)
     }

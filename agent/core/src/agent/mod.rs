@@ -194,7 +194,7 @@ impl Agent {
             standing: Standing::default(),
             confirmed: Confirmed::default(),
             rules: Told::default(),
-            held: Held::default(),
+            held: Held::new(now),
             outputs: VecDeque::new(),
         };
         if let Some((_, own)) = &agent.membership {
