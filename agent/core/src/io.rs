@@ -78,6 +78,8 @@ pub enum Notice {
     Users { prefix: IpNet, users: u64 },
     /// This node holds a prefix from now on, with this fence; `None`: no more.
     Held { prefix: IpNet, fence: Option<u64> },
+    /// So many connections to a shared prefix were broken off, since the node that they ran to does not serve it for us any more.
+    Reset { prefix: IpNet, from: PublicKey, to: Option<PublicKey>, connections: u64 },
     /// The answer to [`ping`](crate::Agent::ping).
     Pong { id: u64, rtt: Duration, endpoint: Option<SocketAddr> },
 }
@@ -161,6 +163,11 @@ pub enum TunnelCommand {
         peer: PublicKey,
         silence: Option<Duration>,
     },
+    /// The prefix has moved away from this peer: TCP connections to it that ran there cannot go on, and are broken off at both ends.
+    Reset {
+        prefix: IpNet,
+        from: PublicKey,
+    },
     /// New sockets: the network changed.
     Rebind,
 }
@@ -182,6 +189,8 @@ pub enum TunnelEvent {
     Silent { peer: PublicKey, elapsed: Duration },
     /// Something authentic came from one that was Silent.
     Heard { peer: PublicKey },
+    /// So many connections were broken off, as Reset asked.
+    Reset { prefix: IpNet, from: PublicKey, connections: u64 },
     /// The session expired.
     SessionLost { peer: PublicKey },
     /// Somebody uses a session that we do not have (any more).

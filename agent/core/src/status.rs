@@ -40,6 +40,8 @@ pub struct Traffic {
     pub workers: u64,
     /// Packets and datagrams that one of them had to give to another.
     pub handed_over: u64,
+    /// TCP connections that were broken off, since another node serves their prefix now.
+    pub reset_connections: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -241,6 +241,7 @@ impl World {
             | TunnelCommand::Message { .. }
             | TunnelCommand::SetRules(_)
             | TunnelCommand::Watch { .. }
+            | TunnelCommand::Reset { .. }
             | TunnelCommand::Rebind => return,
         };
         if let Some(flow) = self.busy_flow(at, peer) {

@@ -217,6 +217,7 @@ impl World {
             | Notice::MapChanged { .. }
             | Notice::Enrolled
             | Notice::Held { .. }
+            | Notice::Reset { .. }
             | Notice::Pong { .. }
             | Notice::Users { .. } => {}
         }

@@ -220,7 +220,8 @@ impl Tunnel {
                     self.watches.set(peer, silence);
                 }
             }
-            TunnelCommand::Rebind => {}
+            // There are no connections.
+            TunnelCommand::Reset { .. } | TunnelCommand::Rebind => {}
         }
     }
 

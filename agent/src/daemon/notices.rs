@@ -44,6 +44,10 @@ impl Driver<'_> {
             Notice::Held { prefix, fence: None } => {
                 tracing::info!(%prefix, "this node holds it no more: it does not serve it")
             }
+            Notice::Reset { prefix, from, to, connections } => {
+                let (from, to) = (self.name_of(&from), to.map(|key| self.name_of(&key)));
+                tracing::info!(%prefix, from, to, connections, "connections that cannot go on were reset");
+            }
             Notice::Pong { id, rtt, endpoint } => self.on_pong(id, rtt, endpoint),
         }
         Ok(())

@@ -303,6 +303,7 @@ impl EventSender {
             | Event::Unanswered { .. }
             | Event::Silent { .. }
             | Event::Heard { .. }
+            | Event::Reset { .. }
             | Event::SessionLost { .. }
             | Event::Gone { .. }
             | Event::Fault { .. } => false,
@@ -345,6 +346,7 @@ fn translate(command: TunnelCommand) -> Command {
         }
         TunnelCommand::SetRules(rules) => Command::SetRules(rules::translate(rules)),
         TunnelCommand::Watch { peer, silence } => Command::Watch { peer: key(peer), silence },
+        TunnelCommand::Reset { prefix, from } => Command::Reset { prefix, from: key(from) },
         TunnelCommand::Rebind => Command::Rebind,
     }
 }
@@ -364,6 +366,9 @@ pub(super) fn event(event: Event) -> Result<TunnelEvent, String> {
         Event::Unanswered { peer } => TunnelEvent::Unanswered { peer: key(peer) },
         Event::Silent { peer, elapsed } => TunnelEvent::Silent { peer: key(peer), elapsed },
         Event::Heard { peer } => TunnelEvent::Heard { peer: key(peer) },
+        Event::Reset { prefix, from, connections } => {
+            TunnelEvent::Reset { prefix, from: key(from), connections }
+        }
         Event::SessionLost { peer } => TunnelEvent::SessionLost { peer: key(peer) },
         Event::UnknownIndex { from } => TunnelEvent::UnknownIndex { from },
         Event::StaleInitiation { peer, from } => TunnelEvent::StaleInitiation { peer: key(peer), from },

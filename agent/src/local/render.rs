@@ -57,7 +57,7 @@ fn counted(snapshot: &Snapshot) -> Status {
 }
 
 fn fill_in(status: &mut Status, tunnel: &Tunnel) {
-    let Counters { traffic, drops, sessions, workers, handed_over } = tunnel.counters();
+    let Counters { traffic, drops, sessions, workers, handed_over, reset_connections } = tunnel.counters();
     status.drops = drops.named().collect();
     status.traffic = Some(Traffic {
         rx_bytes: traffic.rx_bytes,
@@ -68,6 +68,7 @@ fn fill_in(status: &mut Status, tunnel: &Tunnel) {
         sessions,
         workers,
         handed_over,
+        reset_connections,
     });
     let stats: HashMap<[u8; 32], PeerStats> =
         tunnel.stats().into_iter().map(|peer| (peer.key.0, peer)).collect();

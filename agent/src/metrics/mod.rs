@@ -10,6 +10,7 @@
 //! holdfast_peers{tunnel}, holdfast_peers_online        idle, connecting, connected
 //! holdfast_sessions_live, holdfast_tunnel_workers
 //! holdfast_bytes_total{direction}, holdfast_packets_total{direction}, holdfast_packets_handed_over_total, holdfast_handshakes_total
+//! holdfast_connections_reset_total
 //! holdfast_drops_total{reason}
 //! holdfast_claims{state}, holdfast_users                served, refused, withdrawn: what this node claims
 //! holdfast_claim_users{prefix}
@@ -74,6 +75,10 @@ fn describe() {
     describe_counter!("holdfast_packets_total", "Packets inside the tunnel");
     describe_counter!("holdfast_handshakes_total", "WireGuard handshakes completed");
     describe_counter!("holdfast_packets_handed_over_total", "Packets that one worker had to give to another");
+    describe_counter!(
+        "holdfast_connections_reset_total",
+        "TCP connections broken off, since another node serves their prefix now"
+    );
     describe_counter!("holdfast_drops_total", "Packets dropped, by reason");
     describe_gauge!("holdfast_claims", "Prefixes that this node claims, by state");
     describe_gauge!("holdfast_users", "Peers that use what this node serves");
@@ -143,6 +148,7 @@ fn tunnel(status: &Status) {
     gauge!("holdfast_sessions_live").set(traffic.sessions as f64);
     gauge!("holdfast_tunnel_workers").set(traffic.workers as f64);
     counter!("holdfast_packets_handed_over_total").absolute(traffic.handed_over);
+    counter!("holdfast_connections_reset_total").absolute(traffic.reset_connections);
     counter!("holdfast_handshakes_total").absolute(traffic.handshakes);
     for (direction, bytes, packets) in
         [("rx", traffic.rx_bytes, traffic.rx_packets), ("tx", traffic.tx_bytes, traffic.tx_packets)]

@@ -116,6 +116,7 @@ fn end(event: Event) -> Option<End> {
         | Event::Unanswered { .. }
         | Event::Silent { .. }
         | Event::Heard { .. }
+        | Event::Reset { .. }
         | Event::SessionLost { .. }
         | Event::UnknownIndex { .. }
         | Event::StaleInitiation { .. }

@@ -10,11 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_tunnel::{Filter, Protocol, Rule, Service};
+use agent_tunnel::{Filter, Protocol, Rule, Service, Via};
 
 const PACKETS: u32 = 2_000_000;
 const ROUNDS: usize = 7;
 const POLICIES: u8 = 200;
+const VIA: Via = Via(1);
 
 fn packet(protocol: u8, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -> Vec<u8> {
     let mut packet = vec![0; 1400];
@@ -39,15 +40,15 @@ fn main() {
     let now = Instant::now();
     let mut filter = Filter::new(rules.collect(), now);
     let streams: Vec<Vec<u8>> = (1..=1000).map(|port| packet(6, (there, 80), (here, port), 16)).collect();
-    (1..=1000).for_each(|port| filter.note_outbound(&packet(6, (here, port), (there, 80), 2), now));
+    (1..=1000).for_each(|port| filter.note_outbound(&packet(6, (here, port), (there, 80), 2), VIA, now));
     let datagram = packet(17, (there, 9), (here, 53), 0);
     let denied = packet(17, (there, 9), (here, 54), 0);
-    report("one TCP connection", |_| filter.judge_inbound(&streams[0], now).is_ok());
-    report("1000 TCP connections in turns", |i| filter.judge_inbound(&streams[i % 1000], now).is_ok());
-    report("UDP by one of 200 rules", |_| filter.judge_inbound(&datagram, now).is_ok());
+    report("one TCP connection", |_| filter.judge_inbound(&streams[0], VIA, now).is_ok());
+    report("1000 TCP connections in turns", |i| filter.judge_inbound(&streams[i % 1000], VIA, now).is_ok());
+    report("UDP by one of 200 rules", |_| filter.judge_inbound(&datagram, VIA, now).is_ok());
     let mut open = Filter::new(vec![Rule::all()], now);
-    report("UDP where all is allowed", |_| open.judge_inbound(&datagram, now).is_ok());
-    report("denied by 200 rules", |_| filter.judge_inbound(&denied, now).is_ok());
+    report("UDP where all is allowed", |_| open.judge_inbound(&datagram, VIA, now).is_ok());
+    report("denied by 200 rules", |_| filter.judge_inbound(&denied, VIA, now).is_ok());
 }
 
 fn report(what: &str, mut judge: impl FnMut(usize) -> bool) {

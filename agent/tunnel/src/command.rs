@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use ipnet::IpNet;
+
 use crate::{Peer, PublicKey, Rule};
 
 /// One order to the data plane. Orders about a key that is not configured are ignored.
@@ -50,6 +52,14 @@ pub enum Command {
         peer: PublicKey,
         silence: Option<Duration>,
     },
+    /// The prefix belongs to another peer by now, which cannot go on with its TCP connections: those that began by way of `from` are broken
+    /// off at this end, and at the other as far as `from` has a session. What is not routed away from `from` stays, and so does a SYN that
+    /// nobody answered yet. Needs a filter, which knows the connections. Takes as many turns as the table needs; told by
+    /// [`crate::Event::Reset`].
+    Reset {
+        prefix: IpNet,
+        from: PublicKey,
+    },
     /// The network changed: new sockets, on the same port where possible.
     Rebind,
     Shutdown,
@@ -64,7 +74,8 @@ impl Command {
             | Self::SetKeepalive { peer, .. }
             | Self::SetEndpoint { peer, .. }
             | Self::SendMessage { peer, .. }
-            | Self::Watch { peer, .. } => Some(peer),
+            | Self::Watch { peer, .. }
+            | Self::Reset { from: peer, .. } => Some(peer),
             Self::Upsert(_) | Self::Remove(_) | Self::SetRules(_) | Self::Rebind | Self::Shutdown => None,
         }
     }

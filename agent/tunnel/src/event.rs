@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use ipnet::IpNet;
+
 use crate::PublicKey;
 
 /// Something happened. Handlers run on the data plane's thread and must return at once.
@@ -24,8 +26,10 @@ pub enum Event {
     Unanswered { peer: PublicKey },
     /// A watched peer ([`crate::Command::Watch`]) has not answered data that was sent that long ago. Once until `Heard`.
     Silent { peer: PublicKey, elapsed: Duration },
-    /// Something authentic came from a watched peer that was silent.
+    /// Something authentic came from a watched peer that was silent. That its session ended is no such thing; that a new one is up, is.
     Heard { peer: PublicKey },
+    /// So many TCP connections to a prefix that ran by this peer were broken off ([`crate::Command::Reset`]): at least one.
+    Reset { prefix: IpNet, from: PublicKey, connections: u64 },
     /// The session expired, or a handshake was given up after 90 s. Waiting packets are gone.
     SessionLost { peer: PublicKey },
     /// Transport data for a session that is not here: its sender has not noticed a restart. Rate-limited.

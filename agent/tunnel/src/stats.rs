@@ -47,6 +47,8 @@ pub struct Counters {
     pub workers: u64,
     /// Packets (as the system gave them, before they are split) and datagrams that came to one worker and were another's.
     pub handed_over: u64,
+    /// TCP connections broken off, as another peer got their prefix ([`crate::Command::Reset`]).
+    pub reset_connections: u64,
 }
 
 impl AddAssign for Traffic {
@@ -66,6 +68,7 @@ impl AddAssign for Counters {
         self.sessions += other.sessions;
         self.workers += other.workers;
         self.handed_over += other.handed_over;
+        self.reset_connections += other.reset_connections;
     }
 }
 

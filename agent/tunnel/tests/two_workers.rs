@@ -17,6 +17,8 @@ mod hostile;
 mod lifecycle;
 #[path = "offloads.rs"]
 mod offloads;
+#[path = "resets.rs"]
+mod resets;
 #[path = "session.rs"]
 mod session;
 mod support;

@@ -14,7 +14,12 @@ impl Agent {
     pub(super) fn drain_claims(&mut self) {
         while let Some(output) = self.claims.poll_output() {
             match output {
-                Output::Route { prefix, peer, from } => self.move_prefix(prefix, peer, from),
+                Output::Route { prefix, peer, from, broken } => {
+                    self.move_prefix(prefix, peer, from);
+                    if let Some(from) = broken {
+                        self.tunnel(TunnelCommand::Reset { prefix, from });
+                    }
+                }
                 Output::Probe { peer, id } => {
                     let probe = self.probe(&peer, id);
                     self.send_to_peer(peer, probe, None);

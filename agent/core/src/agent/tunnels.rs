@@ -59,6 +59,10 @@ impl Agent {
                 self.claims.handle_silent(&peer, self.now - elapsed, self.now);
             }
             TunnelEvent::Heard { peer } => self.claims.handle_heard(&peer, self.now),
+            TunnelEvent::Reset { prefix, from, connections } => {
+                let to = self.claims.active(&prefix);
+                self.outputs.push_back(Output::Notice(Notice::Reset { prefix, from, to, connections }));
+            }
             TunnelEvent::SessionLost { peer } => self.with_peer(&peer, |peer, now| peer.on_session_lost(now)),
             TunnelEvent::UnknownIndex { from } => self.on_unknown_index(from),
             TunnelEvent::StaleInitiation { peer, from } => {

@@ -76,8 +76,9 @@ impl Default for ClaimsConfig {
 /// What the agent must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// Packets to the prefix go to this peer from now on; `None`: nobody claims it.
-    Route { prefix: IpNet, peer: Option<PublicKey>, from: Option<PublicKey> },
+    /// Packets to the prefix go to this peer from now on; `None`: nobody claims it. Connections by way of `broken`, who served last, cannot go
+    /// on.
+    Route { prefix: IpNet, peer: Option<PublicKey>, from: Option<PublicKey>, broken: Option<PublicKey> },
     /// Ask the peer's agent inside its tunnel, which is woken for it.
     Probe { peer: PublicKey, id: u64 },
     /// Keep its tunnel up, or no longer.
@@ -121,6 +122,8 @@ struct Choice {
     again_at: Option<BootTime>,
     needs: Vec<(PublicKey, Need)>,
     switches: u64,
+    /// Who serves, or did before nobody does, and whether connections through it end with it: when another does, it may claim nothing any more.
+    last: Option<(PublicKey, bool)>,
 }
 
 /// How a prefix stands, for `status`.
@@ -477,8 +480,15 @@ impl Claims {
         let key = |place: Option<usize>| place.and_then(|place| ordered.get(place)).map(|(peer, _)| *peer);
         let (active, standby) = (key(active), key(standby));
         let needs = ordered.iter().map(|(peer, _)| *peer).zip(needs).collect();
+        let serving = ordered.iter().find(|(peer, _)| Some(*peer) == active);
+        let serving = serving.map(|(peer, candidate)| (*peer, candidate.claim.holds_connections()));
+        let broken = match (choice.last, serving) {
+            (Some((last, held)), Some((now, holds))) => (last != now && (held || holds)).then_some(last),
+            (_, None) | (None, _) => None,
+        };
         let needed = match self.choices.get_mut(&prefix) {
             Some(choice) => {
+                choice.last = serving.or(choice.last);
                 (choice.active, choice.standby, choice.again_at) = (active, standby, again_at);
                 choice.switches += u64::from(from.is_some() && active.is_some() && from != active);
                 std::mem::replace(&mut choice.needs, needs)
@@ -489,7 +499,7 @@ impl Claims {
             if let Some(serving) = active.and_then(|peer| self.claimants.get_mut(&peer)) {
                 serving.has_failed = false;
             }
-            self.outputs.push_back(Output::Route { prefix, peer: active, from });
+            self.outputs.push_back(Output::Route { prefix, peer: active, from, broken });
         }
         if ordered.is_empty() {
             self.in_use.remove(&prefix);

@@ -3,9 +3,17 @@
 //! Kinds part what this system opened from what others did, and what was answered from what was not, so that no flood of one
 //! makes room for itself among the others. An entry is found by one hash, or none where packets of one flow follow each other.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
-use super::header::Ends;
+use super::{
+    broken::Via,
+    header::Ends,
+    progress::{Progress, Segment},
+    recent::Way,
+};
 
 /// A flow seen from this system: `local` is its end here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +38,19 @@ impl Flow {
 
     pub(super) fn inbound(ends: &Ends) -> Self {
         Self::outbound(&ends.reversed())
+    }
+
+    pub(super) fn is(&self, protocol: u8) -> bool {
+        self.protocol == protocol
+    }
+
+    pub(super) fn remote(&self) -> IpAddr {
+        self.remote
+    }
+
+    /// Here, and there.
+    pub(super) fn ends(&self) -> (SocketAddr, SocketAddr) {
+        ((self.local, self.local_port).into(), (self.remote, self.remote_port).into())
     }
 
     /// As the other side would open it.
@@ -92,20 +113,34 @@ pub(super) struct State {
     pub(super) ended_here: bool,
     pub(super) ended_there: bool,
     pub(super) is_reset: bool,
+    /// TCP's: what each side has sent, by its [`Way`].
+    pub(super) sides: [Progress; 2],
+    /// Whose tunnel it took when it began.
+    pub(super) via: Via,
 }
 
 impl State {
-    pub(super) fn new(kind: Kind) -> Self {
-        Self { kind, ended_here: false, ended_there: false, is_reset: false }
+    pub(super) fn new(kind: Kind, via: Via) -> Self {
+        let sides = [Progress::default(); 2];
+        Self { kind, ended_here: false, ended_there: false, is_reset: false, sides, via }
     }
+}
+
+/// Where a flow is, as long as it is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Handle {
+    place: u32,
+    number: u32,
 }
 
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
-struct Entry {
-    flow: Flow,
-    state: State,
+pub(super) struct Entry {
+    pub(super) flow: Flow,
+    pub(super) state: State,
+    /// Of all that were ever there.
+    number: u32,
     /// Seconds of the filter's clock.
     used_s: u32,
     newer: u32,
@@ -135,6 +170,7 @@ pub(super) struct Flows {
     orders: [Order; KINDS],
     /// Where the last packet's flow is.
     last: u32,
+    inserted: u32,
 }
 
 impl Default for Flows {
@@ -145,6 +181,7 @@ impl Default for Flows {
             free: Vec::new(),
             orders: [Order { newest: NONE, oldest: NONE, len: 0 }; KINDS],
             last: NONE,
+            inserted: 0,
         }
     }
 }
@@ -181,7 +218,9 @@ impl Flows {
     /// Adds a flow that is not there; the longest unused of its kind goes where there are too many.
     pub(super) fn insert(&mut self, flow: Flow, state: State, now_s: u32) {
         self.make_room(state.kind);
-        let entry = Entry { flow, state, used_s: now_s, newer: NONE, older: NONE };
+        self.inserted = self.inserted.wrapping_add(1);
+        let number = self.inserted;
+        let entry = Entry { flow, state, number, used_s: now_s, newer: NONE, older: NONE };
         let place = match self.free.pop() {
             Some(place) => {
                 self.entries[place as usize] = entry;
@@ -197,6 +236,39 @@ impl Flows {
         self.last = place;
     }
 
+    /// Where the flow is that was found or inserted last.
+    pub(super) fn last(&self) -> Handle {
+        let number = self.entries.get(self.last as usize).map_or(0, |entry| entry.number);
+        Handle { place: self.last, number }
+    }
+
+    /// Another segment of a flow that was found within this second.
+    pub(super) fn advance(&mut self, handle: Handle, way: Way, segment: &Segment) {
+        if let Some(entry) = self.entries.get_mut(handle.place as usize)
+            && entry.number == handle.number
+        {
+            entry.state.sides[way as usize].advance(segment);
+        }
+    }
+
+    /// The places of the table, also those that are not in use.
+    pub(super) fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// What is at a place, or was last.
+    pub(super) fn entry(&self, place: usize) -> Option<&Entry> {
+        self.entries.get(place)
+    }
+
+    /// Breaks off the connection at a place.
+    pub(super) fn reset(&mut self, place: usize) {
+        let Some(entry) = self.entries.get_mut(place) else { return };
+        entry.state.is_reset = true;
+        let over = entry.state.kind.over();
+        self.turn(place as u32, over);
+    }
+
     /// The flow that was found or inserted last becomes another kind.
     pub(super) fn become_kind(&mut self, kind: Kind) {
         if self.last != NONE {
@@ -210,7 +282,8 @@ impl Flows {
         let gone: Vec<u32> = self.places.values().filter(over).copied().collect();
         gone.into_iter().for_each(|place| self.remove(place));
         if self.places.is_empty() {
-            *self = Self::default();
+            // Numbers are never used twice.
+            *self = Self { inserted: self.inserted, ..Self::default() };
         }
     }
 
@@ -249,7 +322,10 @@ impl Flows {
 
     fn remove(&mut self, place: u32) {
         self.unlink(place);
-        self.places.remove(&self.entries[place as usize].flow);
+        let entry = &mut self.entries[place as usize];
+        // Nothing to be broken off.
+        entry.state.is_reset = true;
+        self.places.remove(&entry.flow);
         self.free.push(place);
         if self.last == place {
             self.last = NONE;

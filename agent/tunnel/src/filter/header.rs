@@ -4,7 +4,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::fragments::{Fragment, Whole};
+use super::{
+    fragments::{Fragment, Whole},
+    progress::Segment,
+};
 
 pub(super) const ICMP_V4: u8 = 1;
 pub(super) const TCP: u8 = 6;
@@ -21,8 +24,6 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// More extension headers than this are nobody's.
 const MAX_EXTENSIONS: usize = 8;
 
-/// Without options.
-const TCP_HEADER: usize = 20;
 const PORTS: usize = 4;
 const ICMP_HEADER: usize = 8;
 /// The fragment's offset, in units of 8 bytes, and whether more follow.
@@ -47,8 +48,7 @@ pub(super) struct Ends {
 /// A packet as the filter sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum View {
-    /// With its flags.
-    Tcp(Ends, u8),
+    Tcp(Ends, Segment),
     EchoRequest(Ends),
     /// Its identifier is the destination's port.
     EchoReply(Ends),
@@ -94,10 +94,7 @@ pub(super) fn read(packet: &[u8]) -> Option<Packet> {
 
 fn view(payload: &Payload<'_>) -> Option<View> {
     match payload.protocol {
-        TCP => {
-            let header: &[u8; TCP_HEADER] = payload.bytes.first_chunk()?;
-            Some(View::Tcp(with_ports(payload)?, header[13]))
-        }
+        TCP => Some(View::Tcp(with_ports(payload)?, Segment::read(payload.bytes)?)),
         ICMP_V4 | ICMP_V6 => icmp(payload),
         UDP | UDP_LITE | SCTP => Some(View::Other(with_ports(payload)?)),
         _ => Some(View::Other(ends(payload, 0, 0))),

@@ -10,10 +10,14 @@
 //! - `rules`: who may open what
 //! - `flows`: the connections under way
 //! - `recent`: what passed a moment ago
+//! - `progress`: how far a TCP connection has come
+//! - `broken`: those that cannot go on
 
+mod broken;
 mod flows;
 mod fragments;
 mod header;
+mod progress;
 mod recent;
 mod rules;
 
@@ -22,9 +26,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use broken::Via;
+pub(crate) use broken::{Broken, Looked};
 use flows::{Flow, Flows, Kind, State};
 use fragments::Fragments;
 use header::{ACK, Ends, FIN, RST, SYN, View};
+use progress::Segment;
 use recent::{Recent, Sight, Way};
 use rules::Rules;
 pub use rules::{Protocol, Rule, Service};
@@ -79,30 +86,44 @@ impl Filter {
         });
     }
 
-    /// A packet of this system's is on its way out.
-    pub fn note_outbound(&mut self, packet: &[u8], now: Instant) {
+    /// A packet of this system's is on its way out, by this peer's tunnel.
+    pub fn note_outbound(&mut self, packet: &[u8], via: Via, now: Instant) {
         let now_s = self.tick(now);
-        if let Some(sight) = Sight::of(packet, Way::Out) {
-            if self.recent.holds(&sight, now_s) {
-                return;
-            }
-            self.recent.note(&sight, now_s);
+        let sight = Sight::of(packet, Way::Out);
+        if self.passed_lately(sight.as_ref(), now_s) {
+            return;
         }
         match header::read(packet).map(|packet| packet.view) {
-            Some(View::Tcp(ends, flags)) => self.note_tcp(&ends, flags, now_s),
+            Some(View::Tcp(ends, segment)) => self.note_tcp(&ends, &segment, via, now_s),
             Some(View::EchoRequest(ends) | View::Other(ends)) => {
                 let flow = Flow::outbound(&ends);
                 // What may come anyway needs no entry.
                 if self.flows.find(&flow, now_s).is_none() && !self.rules.permit(&flow.opened_by_remote()) {
-                    self.flows.insert(flow, State::new(Kind::Opening), now_s);
+                    self.flows.insert(flow, State::new(Kind::Opening, via), now_s);
                 }
             }
             Some(View::EchoReply(_) | View::OtherIcmp(_) | View::IcmpError { .. } | View::LaterFragment)
             | None => {}
         }
+        if let Some(sight) = sight {
+            self.recent.note(&sight, self.flows.last(), now_s);
+        }
     }
 
-    fn note_tcp(&mut self, ends: &Ends, flags: u8, now_s: u32) {
+    /// Whether the short way does: a plain packet of what passed within this second.
+    fn passed_lately(&mut self, sight: Option<&Sight>, now_s: u32) -> bool {
+        let Some((sight, handle)) = sight.and_then(|sight| Some((sight, self.recent.holds(sight, now_s)?)))
+        else {
+            return false;
+        };
+        if let Some(segment) = &sight.segment {
+            self.flows.advance(handle, sight.way, segment);
+        }
+        true
+    }
+
+    fn note_tcp(&mut self, ends: &Ends, segment: &Segment, via: Via, now_s: u32) {
+        let flags = segment.flags;
         let flow = Flow::outbound(ends);
         let known = self.flows.find(&flow, now_s).map(|state| state.kind);
         let opens = flags & (SYN | ACK) == SYN;
@@ -115,22 +136,25 @@ impl Filter {
                     // There before the filter was.
                     (false, false) => Kind::Stream,
                 };
-                self.flows.insert(flow, State::new(kind), now_s);
+                self.flows.insert(flow, State::new(kind, via), now_s);
             }
             // The same ports again.
             Some(_) if opens => {
                 self.flows.become_kind(Kind::Opening);
-                self.begin_anew(&flow, now_s);
+                self.begin_anew(&flow, via, now_s);
             }
-            Some(Kind::Picked) if flags & RST == 0 => self.flows.become_kind(Kind::Stream),
+            Some(Kind::Picked) if flags & RST == 0 => {
+                self.flows.become_kind(Kind::Stream);
+                self.flows.find(&flow, now_s).into_iter().for_each(|state| state.via = via);
+            }
             Some(_) => {}
         }
-        self.advance_tcp(&flow, flags, now_s, true);
+        self.advance_tcp(&flow, segment, now_s, Way::Out);
     }
 
-    fn begin_anew(&mut self, flow: &Flow, now_s: u32) {
+    fn begin_anew(&mut self, flow: &Flow, via: Via, now_s: u32) {
         if let Some(state) = self.flows.find(flow, now_s) {
-            *state = State::new(state.kind);
+            *state = State::new(state.kind, via);
         }
     }
 
@@ -138,15 +162,15 @@ impl Filter {
     ///
     /// # Errors
     /// It may not.
-    pub fn judge_inbound(&mut self, packet: &[u8], now: Instant) -> Result<(), Refusal> {
+    pub fn judge_inbound(&mut self, packet: &[u8], via: Via, now: Instant) -> Result<(), Refusal> {
         let now_s = self.tick(now);
         let sight = Sight::of(packet, Way::In);
-        if sight.is_some_and(|sight| self.recent.holds(&sight, now_s)) {
+        if self.passed_lately(sight.as_ref(), now_s) {
             return Ok(());
         }
         let header::Packet { view, fragment } = header::read(packet).ok_or(Refusal::Malformed)?;
         let passes = match view {
-            View::Tcp(ends, flags) => self.judge_tcp(&ends, flags, now_s),
+            View::Tcp(ends, segment) => self.judge_tcp(&ends, &segment, via, now_s),
             View::EchoRequest(ends) | View::OtherIcmp(ends) => self.rules.permit(&ends),
             View::EchoReply(ends) => {
                 self.flows.find(&Flow::inbound(&ends), now_s).is_some() || self.rules.permit(&ends)
@@ -163,7 +187,7 @@ impl Filter {
             (true, _) => {}
         }
         if let Some(sight) = sight {
-            self.recent.note(&sight, now_s);
+            self.recent.note(&sight, self.flows.last(), now_s);
         }
         Ok(())
     }
@@ -179,7 +203,8 @@ impl Filter {
         }
     }
 
-    fn judge_tcp(&mut self, ends: &Ends, flags: u8, now_s: u32) -> bool {
+    fn judge_tcp(&mut self, ends: &Ends, segment: &Segment, via: Via, now_s: u32) -> bool {
+        let flags = segment.flags;
         let flow = Flow::inbound(ends);
         let (opens, goes_on) = (flags & (SYN | ACK) == SYN, flags & (SYN | RST | ACK) == ACK);
         let known = self.flows.find(&flow, now_s).map(|state| state.kind);
@@ -189,30 +214,31 @@ impl Filter {
             Some(Kind::Opening | Kind::Datagrams | Kind::Stream | Kind::Picked) if opens => {
                 return self.rules.permit(ends);
             }
-            Some(Kind::TheirOpening | Kind::TheirStream) if opens => self.begin_anew(&flow, now_s),
+            Some(Kind::TheirOpening | Kind::TheirStream) if opens => self.begin_anew(&flow, via, now_s),
             Some(_) => {}
             None if self.rules.permit(ends) => {
-                self.flows.insert(flow, State::new(Kind::TheirOpening), now_s);
+                self.flows.insert(flow, State::new(Kind::TheirOpening, via), now_s);
             }
             None if goes_on && now_s < PICKUP.as_secs() as u32 => {
-                self.flows.insert(flow, State::new(Kind::Picked), now_s);
+                self.flows.insert(flow, State::new(Kind::Picked, via), now_s);
             }
             None => return false,
         }
-        self.advance_tcp(&flow, flags, now_s, false);
+        self.advance_tcp(&flow, segment, now_s, Way::In);
         true
     }
 
     /// A connection is one when the side that was called has been heard; it is none any more after a reset or both ends.
-    fn advance_tcp(&mut self, flow: &Flow, flags: u8, now_s: u32, is_ours: bool) {
+    fn advance_tcp(&mut self, flow: &Flow, segment: &Segment, now_s: u32, way: Way) {
+        let (flags, is_ours) = (segment.flags, way == Way::Out);
         let Some(state) = self.flows.find(flow, now_s) else { return };
+        state.sides[way as usize].advance(segment);
         let ended = if is_ours { &mut state.ended_here } else { &mut state.ended_there };
         *ended |= flags & FIN != 0;
         state.is_reset |= flags & RST != 0;
         let is_over = state.is_reset || (state.ended_here && state.ended_there);
         let kind = match (state.kind, is_over) {
-            (Kind::Stream | Kind::Opening, true) => Kind::Opening,
-            (Kind::TheirStream | Kind::TheirOpening, true) => Kind::TheirOpening,
+            (kind, true) => kind.over(),
             (Kind::Opening, false) if !is_ours && flags & ACK != 0 => Kind::Stream,
             (Kind::TheirOpening, false) if is_ours && flags & ACK != 0 => Kind::TheirStream,
             (kind, _) => kind,

@@ -1,12 +1,14 @@
 //! Packets like those that passed within this second: the short way for what is sent most. Plain ones only, of TCP or UDP right behind the IP header: within a second
 //! another of the same ends changes nothing that is known of its flow, unless one that is not plain came in between.
 
-use super::header::{ACK, FIN, RST, SYN, TCP, UDP};
+use super::{
+    flows::Handle,
+    header::{ACK, FIN, RST, SYN, TCP, UDP},
+    progress::Segment,
+};
 
 const V4_HEADER: usize = 20;
 const V6_HEADER: usize = 40;
-const TCP_HEADER: usize = 20;
-const TCP_FLAGS: usize = 13;
 const UDP_HEADER: usize = 8;
 /// A power of two.
 const PLACES: usize = 64;
@@ -26,34 +28,45 @@ struct Key([u64; 5]);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sight {
     key: Key,
-    way: Way,
+    pub(super) way: Way,
     is_plain: bool,
+    /// TCP's.
+    pub(super) segment: Option<Segment>,
 }
 
-/// Each flow has one place, which it may lose to another: with the seconds in which it was let in and out.
+/// What passed: with the seconds in which it was let in and out, and where TCP's is in the table.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    key: Key,
+    passed_s: [u32; 2],
+    handle: Handle,
+}
+
+/// Each flow has one place, which it may lose to another.
 #[derive(Debug)]
-pub(super) struct Recent([(Key, [u32; 2]); PLACES]);
+pub(super) struct Recent([Place; PLACES]);
 
 impl Default for Recent {
     fn default() -> Self {
-        Self([(Key::default(), [NEVER; 2]); PLACES])
+        Self([Place { key: Key::default(), passed_s: [NEVER; 2], handle: Handle::default() }; PLACES])
     }
 }
 
 impl Recent {
-    pub(super) fn holds(&self, sight: &Sight, now_s: u32) -> bool {
-        let (key, passed_s) = &self.0[sight.key.place()];
-        sight.is_plain && *key == sight.key && passed_s[sight.way as usize] == now_s
+    pub(super) fn holds(&self, sight: &Sight, now_s: u32) -> Option<Handle> {
+        let Place { key, passed_s, handle } = &self.0[sight.key.place()];
+        let holds = sight.is_plain && *key == sight.key && passed_s[sight.way as usize] == now_s;
+        holds.then_some(*handle)
     }
 
-    /// A packet has taken the long way and passed.
-    pub(super) fn note(&mut self, sight: &Sight, now_s: u32) {
-        let (key, passed_s) = &mut self.0[sight.key.place()];
-        if *key != sight.key || !sight.is_plain {
-            (*key, *passed_s) = (sight.key, [NEVER; 2]);
+    /// A packet has taken the long way and passed. The handle is of its flow, if it is TCP's.
+    pub(super) fn note(&mut self, sight: &Sight, handle: Handle, now_s: u32) {
+        let place = &mut self.0[sight.key.place()];
+        if place.key != sight.key || !sight.is_plain {
+            (place.key, place.passed_s) = (sight.key, [NEVER; 2]);
         }
         if sight.is_plain {
-            passed_s[sight.way as usize] = now_s;
+            (place.passed_s[sight.way as usize], place.handle) = (now_s, handle);
         }
     }
 }
@@ -79,20 +92,20 @@ impl Sight {
             Way::In => addresses.rotate_left(32),
             Way::Out => addresses,
         };
-        let (ends, is_plain) = ends(header[9], payload, way)?;
-        Some(Self { key: Key([addresses, ends, 4, 0, 0]), way, is_plain })
+        let (ends, is_plain, segment) = ends(header[9], payload, way)?;
+        Some(Self { key: Key([addresses, ends, 4, 0, 0]), way, is_plain, segment })
     }
 
     fn of_v6(packet: &[u8], way: Way) -> Option<Self> {
         let (header, rest) = packet.split_first_chunk::<V6_HEADER>()?;
         let payload = rest.get(..usize::from(u16::from_be_bytes([header[4], header[5]])))?;
         let [a, b, c, d] = [8, 16, 24, 32].map(|at| word(&header[at..at + 8]));
-        let (ends, is_plain) = ends(header[6], payload, way)?;
+        let (ends, is_plain, segment) = ends(header[6], payload, way)?;
         let key = match way {
             Way::In => Key([c, ends, d, a, b]),
             Way::Out => Key([a, ends, b, c, d]),
         };
-        Some(Self { key, way, is_plain })
+        Some(Self { key, way, is_plain, segment })
     }
 }
 
@@ -104,10 +117,13 @@ impl Key {
 }
 
 /// Protocol and ports, and whether the packet is plain.
-fn ends(protocol: u8, payload: &[u8], way: Way) -> Option<(u64, bool)> {
-    let is_plain = match protocol {
-        TCP => payload.get(..TCP_HEADER)?[TCP_FLAGS] & (SYN | FIN | RST | ACK) == ACK,
-        UDP => payload.len() >= UDP_HEADER,
+fn ends(protocol: u8, payload: &[u8], way: Way) -> Option<(u64, bool, Option<Segment>)> {
+    let (is_plain, segment) = match protocol {
+        TCP => {
+            let segment = Segment::read(payload)?;
+            (segment.flags & (SYN | FIN | RST | ACK) == ACK, Some(segment))
+        }
+        UDP => (payload.len() >= UDP_HEADER, None),
         _ => return None,
     };
     let ports = u32::from_be_bytes(*payload.first_chunk()?);
@@ -115,7 +131,7 @@ fn ends(protocol: u8, payload: &[u8], way: Way) -> Option<(u64, bool)> {
         Way::In => ports.rotate_left(16),
         Way::Out => ports,
     };
-    Some((u64::from(protocol) << 32 | u64::from(ports), is_plain))
+    Some((u64::from(protocol) << 32 | u64::from(ports), is_plain, segment))
 }
 
 /// Of 8 bytes.

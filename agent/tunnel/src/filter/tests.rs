@@ -9,6 +9,7 @@ use crate::packet;
 
 const HERE: &str = "100.64.0.1";
 const THERE: &str = "100.64.0.2";
+const VIA: Via = Via(7);
 
 fn ip(protocol: u8, from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
     let mut packet = match (from.parse::<IpAddr>().unwrap(), to.parse::<IpAddr>().unwrap()) {
@@ -93,11 +94,11 @@ impl Lab {
     }
 
     fn send(&mut self, packet: &[u8]) {
-        self.filter.note_outbound(packet, self.now);
+        self.filter.note_outbound(packet, VIA, self.now);
     }
 
     fn passes(&mut self, packet: &[u8]) -> bool {
-        self.filter.judge_inbound(packet, self.now).is_ok()
+        self.filter.judge_inbound(packet, VIA, self.now).is_ok()
     }
 }
 
@@ -113,7 +114,7 @@ fn without_rules_nothing_comes_in_but_answers() {
         echo(THERE, HERE, 0, 1),
         ip(47, THERE, HERE, &[0; 8]),
     ] {
-        assert_eq!(lab.filter.judge_inbound(&packet, lab.now), Err(Refusal::Denied), "{packet:x?}");
+        assert_eq!(lab.filter.judge_inbound(&packet, VIA, lab.now), Err(Refusal::Denied), "{packet:x?}");
     }
     lab.send(&udp((HERE, 4000), (THERE, 53)));
     lab.send(&tcp((HERE, 4000), (THERE, 80), SYN));
@@ -325,7 +326,7 @@ fn fragments_follow_their_first_and_none_rewrites_it() {
     let mut tiny = tcp((THERE, 1), (HERE, 2), SYN);
     tiny.truncate(28);
     tiny[3] = 28;
-    assert_eq!(lab.filter.judge_inbound(&tiny, lab.now), Err(Refusal::Malformed));
+    assert_eq!(lab.filter.judge_inbound(&tiny, VIA, lab.now), Err(Refusal::Malformed));
 }
 
 #[test]
@@ -367,6 +368,143 @@ fn what_wireguard_padded_is_read_and_what_is_cut_short_is_not() {
     for len in 0..datagram.len() {
         assert!(!lab.passes(&datagram[..len]), "{len} bytes");
     }
+}
+
+/// With numbers, and a payload of so many bytes.
+fn numbered(from: (&str, u16), to: (&str, u16), flags: u8, numbers: [u32; 2], payload: usize) -> Vec<u8> {
+    let mut segment = [ports(from.1, to.1), vec![0; 16 + payload]].concat();
+    segment[4..8].copy_from_slice(&numbers[0].to_be_bytes());
+    segment[8..12].copy_from_slice(&numbers[1].to_be_bytes());
+    (segment[12], segment[13]) = (5 << 4, flags);
+    ip(header::TCP, from.0, to.0, &segment)
+}
+
+impl Lab {
+    /// What breaks where everything by that peer moves.
+    fn break_all(&mut self, via: Via) -> Vec<Broken> {
+        let mut broken = Vec::new();
+        let looked = self.filter.break_connections(
+            0..usize::MAX,
+            usize::MAX,
+            via,
+            |_| true,
+            |found| broken.push(found),
+        );
+        assert!(looked.is_all);
+        self.filter.assert_sound();
+        broken
+    }
+
+    /// A connection of ours, after the handshake.
+    fn connect(&mut self, here: (&str, u16), there: (&str, u16), begin: [u32; 2]) {
+        let [ours, theirs] = begin;
+        self.send(&numbered(here, there, SYN, [ours, 0], 0));
+        assert!(self.passes(&numbered(there, here, SYN | ACK, [theirs, ours.wrapping_add(1)], 0)));
+        self.send(&numbered(here, there, ACK, begin.map(|number| number.wrapping_add(1)), 0));
+    }
+}
+
+fn expected(lab: &mut Lab) -> [[Option<u32>; 2]; 2] {
+    let broken = lab.break_all(VIA);
+    assert_eq!(broken.len(), 1);
+    [broken[0].expected_here, broken[0].expected_there]
+}
+
+const IDLE: ((&str, u16), (&str, u16)) = ((HERE, 4000), (THERE, 80));
+
+#[test]
+fn a_connection_that_breaks_says_what_each_end_expects_and_is_over() {
+    for (here, there) in [IDLE, (("fd00::1", 4000), ("fd00::2", 80))] {
+        let mut lab = Lab::settled(vec![]);
+        lab.connect(here, there, [u32::MAX, 77]);
+        lab.send(&numbered(here, there, ACK, [0, 78], 1000));
+        lab.send(&numbered(here, there, ACK, [1000, 78], 200));
+        assert!(lab.passes(&numbered(there, here, ACK, [78, 1200], 50)));
+        let broken = lab.break_all(VIA);
+        let ends = |(ip, port): (&str, u16)| (ip.parse::<IpAddr>().unwrap(), port).into();
+        assert_eq!(
+            broken,
+            [Broken {
+                local: ends(here),
+                remote: ends(there),
+                expected_here: [Some(78), Some(128)],
+                expected_there: [Some(1200), None],
+            }]
+        );
+        assert_eq!(lab.break_all(VIA), [], "once");
+        lab.connect(here, there, [5, 6]);
+        assert_eq!(lab.break_all(VIA).len(), 1, "the same ports again are another connection");
+    }
+}
+
+#[test]
+fn one_that_was_called_from_outside_breaks_as_well() {
+    let mut lab = Lab::settled(vec![Rule::all()]);
+    assert!(lab.passes(&numbered((THERE, 9), (HERE, 22), SYN, [10, 0], 0)));
+    assert_eq!(lab.break_all(VIA), [], "nobody has answered");
+    lab.send(&numbered((HERE, 22), (THERE, 9), SYN | ACK, [20, 11], 0));
+    assert!(lab.passes(&numbered((THERE, 9), (HERE, 22), ACK, [11, 21], 0)));
+    assert_eq!(expected(&mut lab), [[Some(11), None], [Some(21), None]]);
+}
+
+#[test]
+fn what_nobody_answered_is_left_to_its_retry() {
+    let mut lab = Lab::settled(vec![]);
+    let (here, there) = IDLE;
+    lab.send(&numbered(here, there, SYN, [10, 0], 0));
+    assert_eq!(lab.break_all(VIA), []);
+    lab.send(&numbered(here, there, SYN, [10, 0], 0));
+    assert!(lab.passes(&numbered(there, here, SYN | ACK, [90, 11], 0)), "whoever answers now");
+}
+
+#[test]
+fn half_closed_ones_break_and_ended_ones_are_left() {
+    let (here, there) = IDLE;
+    for is_ours in [true, false] {
+        let mut lab = Lab::settled(vec![]);
+        lab.connect(here, there, [10, 20]);
+        if is_ours {
+            lab.send(&numbered(here, there, FIN | ACK, [11, 21], 4));
+            assert!(lab.passes(&numbered(there, here, ACK, [21, 16], 0)));
+        } else {
+            assert!(lab.passes(&numbered(there, here, FIN | ACK, [21, 11], 4)));
+            lab.send(&numbered(here, there, ACK, [11, 26], 0));
+        }
+        let numbers = if is_ours { [21, 16] } else { [26, 11] };
+        assert_eq!(expected(&mut lab), numbers.map(|number| [Some(number), None]));
+    }
+    let mut lab = Lab::settled(vec![]);
+    lab.connect(here, there, [10, 20]);
+    lab.send(&numbered(here, there, FIN | ACK, [11, 21], 0));
+    assert!(lab.passes(&numbered(there, here, FIN | ACK, [21, 12], 0)));
+    lab.connect((HERE, 4001), there, [10, 20]);
+    lab.send(&numbered((HERE, 4001), there, RST, [11, 0], 0));
+    lab.send(&udp(here, there));
+    assert_eq!(lab.break_all(VIA), []);
+}
+
+#[test]
+fn only_what_runs_by_that_peer_and_has_moved_breaks_and_a_few_at_a_time() {
+    let mut lab = Lab::settled(vec![]);
+    for port in 1..=100 {
+        lab.connect((HERE, port), (THERE, 80), [1, 1]);
+        lab.connect((HERE, port), ("100.64.0.3", 80), [1, 1]);
+    }
+    assert_eq!(lab.break_all(Via(8)), []);
+    let (mut place, mut found) = (0, Vec::new());
+    loop {
+        let has_moved = |remote: IpAddr| remote.to_string() == THERE;
+        let before = found.len();
+        let looked =
+            lab.filter.break_connections(place..place + 64, 10, VIA, has_moved, |one| found.push(one));
+        assert!(looked.until - place <= 64 && found.len() - before <= 10 && looked.until > place);
+        place = looked.until;
+        if looked.is_all {
+            break;
+        }
+    }
+    assert_eq!(found.len(), 100);
+    assert_eq!(lab.break_all(VIA).len(), 100, "the others");
 }
 
 proptest! {

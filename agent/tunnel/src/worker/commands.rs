@@ -94,6 +94,7 @@ impl Worker {
                     worker.watches.set(id, silence);
                 }
             }),
+            Command::Reset { prefix, from } => self.with(&from, |worker, id| worker.reset(prefix, id)),
             Command::SetEndpoint { peer, endpoint } => self.with(&peer, |worker, id| {
                 if worker.is_endpoint(endpoint) {
                     worker.set_endpoint(id, canonical(endpoint));
@@ -175,6 +176,7 @@ impl Worker {
             drops,
             sessions: 0,
             workers: 1,
+            reset_connections: self.reset_connections,
             handed_over: self.team.as_deref().map_or(0, Team::handed_over),
         };
         for state in self.peers.iter() {

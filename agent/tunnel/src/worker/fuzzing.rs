@@ -22,6 +22,7 @@ use socket2::{Domain, Socket, Type};
 use super::{Local, Worker};
 use crate::{
     Command, Config, DEFAULT_MTU, Device, Drops, Filter, Peer, Policy, PrivateKey, PublicKey, Rule, Service,
+    Via,
     answers::Answers,
     device::Reader,
     limit::{Activity, Strangers},
@@ -100,10 +101,14 @@ pub fn filter(bytes: &[u8]) {
     let mut filter = Filter::new(vec![rule()], now);
     for (kind, packet) in steps(bytes) {
         now += Duration::from_secs(u64::from(kind >> 3));
+        let via = Via(u32::from(kind & 1));
         match kind % 8 {
-            0..=2 => filter.note_outbound(packet, now),
-            3..=5 => drop(filter.judge_inbound(packet, now)),
-            6 => filter.replace_rules(Vec::new()),
+            0..=2 => filter.note_outbound(packet, via, now),
+            3..=5 => drop(filter.judge_inbound(packet, via, now)),
+            6 => {
+                filter.replace_rules(Vec::new());
+                filter.break_connections(0..usize::MAX, 3, via, |_| true, |_| {});
+            }
             _ => filter.replace_rules(vec![Rule::all()]),
         }
         filter.assert_sound();

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Worker, handshakes::MAX_READ};
 use crate::{
-    Drops, Event, PeerDrops, Policy, Refusal,
+    Drops, Event, PeerDrops, Policy, Refusal, Via,
     capture::{Direction, Fate},
     initiation::{self, Sender},
     noise::{Admission, Kind, Opened},
@@ -228,7 +228,8 @@ impl Worker {
             return Verdict::BadSource;
         }
         let packet = &self.writer.room()[..len];
-        let judged = self.filter.as_mut().map_or(Ok(()), |filter| filter.judge_inbound(packet, self.now));
+        let judged =
+            self.filter.as_mut().map_or(Ok(()), |filter| filter.judge_inbound(packet, Via(id.0), self.now));
         judged.map_or_else(Verdict::Refused, |()| Verdict::Deliver)
     }
 

@@ -10,6 +10,7 @@
 //! - `handshakes`: their share of a turn
 //! - `inbound`: network to interface, and handshakes
 //! - `outbound`: interface to network, and packets that wait
+//! - `resets`: connections that another peer cannot go on with
 //! - `timers`: sessions' time, keepalives, reports
 //! - `unled`: what WireGuard's rules ask for where no owner decides
 
@@ -21,6 +22,7 @@ mod handover;
 mod handshakes;
 mod inbound;
 mod outbound;
+mod resets;
 mod timers;
 mod unled;
 
@@ -54,6 +56,7 @@ use crate::{
 };
 
 use handshakes::Handshakes;
+use resets::Resets;
 
 pub(crate) type Events = Box<dyn FnMut(Event) + Send>;
 
@@ -112,6 +115,9 @@ pub(crate) struct Worker {
     activity: Activity,
     strangers: Strangers,
     watches: Watches,
+    resets: Resets,
+    /// Connections, since the start.
+    reset_connections: u64,
     now: Instant,
     next_tick_at: Instant,
     /// Live peers that this tick has still to come to.
@@ -154,6 +160,8 @@ impl Worker {
             activity: Activity::new(now),
             strangers: Strangers::new(now),
             watches: Watches::default(),
+            resets: Resets::default(),
+            reset_connections: 0,
             now,
             next_tick_at: now,
             to_tick: Vec::new(),
@@ -218,7 +226,11 @@ impl Worker {
     ) -> Result<(), Stop> {
         self.now = Instant::now();
         self.handshakes.begin_turn();
+        self.resets.begin_turn();
         let ordered = self.handle_requests(inbox, reader)?;
+        if self.resets.is_waiting() {
+            self.break_off();
+        }
         let handed = self.take_handed();
         self.receive(arena);
         reader.fit(self.device.mtu());
@@ -229,7 +241,7 @@ impl Worker {
         self.blame();
         self.taps.flush();
         self.wake_team();
-        self.wait(wakeups, ordered || handed)
+        self.wait(wakeups, ordered || handed || self.resets.is_waiting())
             .map_err(|error| Stop::Fault(format!("waiting for packets: {error}")))
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Stop, Worker};
 use crate::{
-    Event, Policy,
+    Event, Policy, Via,
     capture::{Direction, Fate},
     device::{Read, Reader},
     packet,
@@ -91,7 +91,7 @@ impl Worker {
         }
         if let Some(filter) = &mut self.filter {
             // They are of one flow, and only the last may say that it ends.
-            filter.note_outbound(reader.segment(count.saturating_sub(1)), self.now);
+            filter.note_outbound(reader.segment(count.saturating_sub(1)), Via(id.0), self.now);
         }
         let noise = live.sealer();
         let record = state.record.get_or_insert_default();
@@ -184,7 +184,7 @@ impl Worker {
                 self.taps.note(peer, Direction::Outbound, Fate::Passed, &packet);
             }
             if let Some(filter) = &mut self.filter {
-                filter.note_outbound(&packet, self.now);
+                filter.note_outbound(&packet, Via(id.0), self.now);
             }
             self.seal_copy(id, packet.into(), path);
         }

@@ -274,8 +274,17 @@ impl Pair {
 
     /// What the left may open on the right.
     pub fn guarded(right: Option<Vec<Rule>>) -> Self {
+        Self::filtered(None, right)
+    }
+
+    /// What the right may open on the left.
+    pub fn guarded_left(left: Vec<Rule>) -> Self {
+        Self::filtered(Some(left), None)
+    }
+
+    fn filtered(left: Option<Vec<Rule>>, right: Option<Vec<Rule>>) -> Self {
         let wire = Wire::new();
-        let left = Node::start(&wire.left, 1, 1001);
+        let left = Node::start_filtered(&wire.left, 1, 1001, left);
         let right = Node::start_filtered(&wire.right, 2, 1002, right);
         left.tunnel.command(agent_tunnel::Command::Upsert(peer(2)));
         right.tunnel.command(agent_tunnel::Command::Upsert(peer(1)));

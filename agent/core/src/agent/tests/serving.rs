@@ -297,3 +297,21 @@ fn a_client_that_has_moved_from_one_that_withdrew_says_so_whenever_it_is_told() 
         assert!(matches!(last, Some(Body::Probe(Probe { uses: Uses::None, .. }))), "{last:?}");
     }
 }
+
+#[test]
+fn what_ran_to_the_former_node_is_reset_after_the_prefix_moved_and_told() {
+    let mut bench = Bench::served();
+    let address = "10.9.0.1/32";
+    bench.tell(2, vec![claimer(2, &[address]), claimer(3, &[address])], Vec::new());
+    let from = bench.agent.claims.active(&net(address)).unwrap();
+    let (from, to) = if from == key(2) { (2, 3) } else { (3, 2) };
+    let outputs = bench.tell(3, vec![claimer(from, &[])], Vec::new());
+    let is_moved = |output: &Output| matches!(output, Output::Tunnel(TunnelCommand::Upsert { peer, allowed_ips, .. }) if *peer == key(to) && allowed_ips.contains(&net(address)));
+    let reset = Output::Tunnel(TunnelCommand::Reset { prefix: net(address), from: key(from) });
+    let moved = outputs.iter().position(is_moved).unwrap();
+    assert!(outputs.iter().position(|output| *output == reset).unwrap() > moved, "{outputs:?}");
+    let event = TunnelEvent::Reset { prefix: net(address), from: key(from), connections: 3 };
+    bench.agent.handle_tunnel(event, bench.now);
+    let notice = Notice::Reset { prefix: net(address), from: key(from), to: Some(key(to)), connections: 3 };
+    assert!(bench.outputs().contains(&Output::Notice(notice)));
+}

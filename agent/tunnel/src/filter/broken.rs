@@ -1,0 +1,87 @@
+//! TCP connections that cannot go on, since their other end is another node now: found in the table, piece by piece, and over.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
+
+use super::{
+    Filter,
+    flows::{Entry, Kind},
+    header::TCP,
+    recent::Way,
+};
+
+/// Whose tunnel packets take, as the caller numbers its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Via(pub u32);
+
+/// A connection that is over, and what its ends may expect next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Broken {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) expected_here: [Option<u32>; 2],
+    pub(crate) expected_there: [Option<u32>; 2],
+}
+
+/// Places of the table that were looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Looked {
+    pub(crate) until: usize,
+    pub(crate) is_all: bool,
+}
+
+impl Filter {
+    /// Ends connections that run by a peer to what `has_moved` from it, among the given places of the table; stops after `most`.
+    pub(crate) fn break_connections(
+        &mut self,
+        places: Range<usize>,
+        most: usize,
+        via: Via,
+        has_moved: impl Fn(IpAddr) -> bool,
+        mut end: impl FnMut(Broken),
+    ) -> Looked {
+        let last = places.end.min(self.flows.places());
+        let mut broken = 0;
+        for place in places.start..last {
+            if broken == most {
+                return Looked { until: place, is_all: false };
+            }
+            let entry = self.flows.entry(place);
+            let found = entry.filter(|entry| entry.state.via == via && entry.is_connection());
+            if let Some(found) = found.filter(|entry| has_moved(entry.flow.remote())).map(Entry::broken) {
+                broken += 1;
+                self.flows.reset(place);
+                end(found);
+            }
+        }
+        Looked { until: last, is_all: last >= self.flows.places() }
+    }
+}
+
+impl Entry {
+    /// Of TCP, answered by either side, and not over. A SYN that nobody answered is repeated, and may find the one who serves now.
+    fn is_connection(&self) -> bool {
+        let state = &self.state;
+        let is_over = state.is_reset || (state.ended_here && state.ended_there);
+        self.flow.is(TCP) && !is_over && state.sides.iter().any(|side| side.has_answered())
+    }
+
+    fn broken(&self) -> Broken {
+        let (local, remote) = self.flow.ends();
+        let (here, there) = (&self.state.sides[Way::Out as usize], &self.state.sides[Way::In as usize]);
+        Broken { local, remote, expected_here: here.expected(there), expected_there: there.expected(here) }
+    }
+}
+
+impl Kind {
+    /// Of a connection that was broken off.
+    pub(super) fn over(self) -> Self {
+        match self {
+            Self::Stream | Self::Opening => Self::Opening,
+            Self::TheirStream | Self::TheirOpening => Self::TheirOpening,
+            Self::Datagrams | Self::Picked | Self::Revoked => self,
+        }
+    }
+}
