@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are this program's output")]
 
+mod check;
 mod cost;
 mod holdfast;
 mod idle;

@@ -12,7 +12,7 @@ use crate::several;
 use crate::steady::{self, Noise};
 use crate::table::{Row, Target};
 use crate::vpncloud::{PAGE, Timing, VpnCloud};
-use crate::{cost, idle, tcp};
+use crate::{check, cost, idle, tcp};
 
 const OURS: &str = "ours";
 type Work = fn(&Bench, &str) -> Result<Vec<Row>>;
@@ -57,7 +57,8 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
     jobs.extend(NOISES.map(|noise| {
         Job::new(&noise.name(), OURS, Lane::Long, move |bench, name| steady::watch(bench, name, noise))
     }));
-    let special: [(&str, Work); 7] = [
+    let special: [(&str, Work); 8] = [
+        ("check fails", check::rows),
         ("TCP", tcp::rows),
         ("clients agree", steady::agreement),
         ("the killed one returns", steady::no_return),

@@ -171,13 +171,13 @@ fn is_time_out(error: &std::io::Error) -> bool {
 }
 
 /// A server of echoes on a machine that claims, which outlives the machine's agent.
-struct Echoes {
+pub(crate) struct Echoes {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Echoes {
-    fn start(namespace: &Namespace) -> Result<Self> {
+    pub(crate) fn start(namespace: &Namespace) -> Result<Self> {
         let listener = namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))??;
         listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
