@@ -41,6 +41,8 @@ pub struct OwnClaim {
     pub state: String,
     pub reason: Option<String>,
     #[serde(default)]
+    pub users: u64,
+    #[serde(default)]
     pub holder: Option<Holder>,
 }
 

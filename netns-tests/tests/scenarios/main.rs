@@ -42,6 +42,7 @@ mod rogue;
 mod root;
 mod settings;
 mod shared;
+mod shared_checks;
 mod shared_exclusive;
 mod starved;
 mod two_servers;
@@ -166,6 +167,12 @@ const CASES: &[Case] = &[
         "shared_subnet_is_routed_and_its_routers_leave_nothing_behind",
         shared::subnet_is_routed_and_its_routers_leave_nothing_behind,
     ),
+    together(
+        "shared_checks_move_clients_from_what_is_broken",
+        shared_checks::move_clients_from_what_is_broken,
+    ),
+    together("shared_checks_by_commands_that_misbehave", shared_checks::by_commands_that_misbehave),
+    together("shared_hooks_are_told_of_the_first_and_the_last_user", shared_checks::hooks_are_told_of_users),
     alone("life_logout_ends_the_membership", life::logout_ends_the_membership),
     alone("bad_input_server_lists", bad_agent_input::server_lists),
     alone(

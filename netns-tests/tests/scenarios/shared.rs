@@ -118,7 +118,7 @@ pub(crate) fn subnet_is_routed_and_its_routers_leave_nothing_behind(s: &mut Scen
 }
 
 /// One server, two who claim and a client.
-fn claimers(s: &Scenario, options: &[&str], of_client: &[&str]) -> Result<Mesh> {
+pub(crate) fn claimers(s: &Scenario, options: &[&str], of_client: &[&str]) -> Result<Mesh> {
     let mut mesh = Mesh::plan(1, 3).servers_only(s)?;
     for (number, options) in [options, options, of_client].into_iter().enumerate() {
         let agent = mesh.add_agent(u8::try_from(number)?)?;
@@ -128,7 +128,7 @@ fn claimers(s: &Scenario, options: &[&str], of_client: &[&str]) -> Result<Mesh> 
     Ok(mesh)
 }
 
-fn grant(mesh: &Mesh, prefix: &str) -> Result<()> {
+pub(crate) fn grant(mesh: &Mesh, prefix: &str) -> Result<()> {
     for claimer in ["a1", "a2"] {
         let output = mesh.servers[0].command(&["node", "allow-claim", claimer, prefix])?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -127,6 +127,8 @@ impl Agent {
     /// A peer goes: who else serves what it served is found, and it is told that it need not wait for us.
     pub(super) fn on_leaving_told(&mut self, peer: PublicKey) {
         self.claims.handle_leaving(&peer, self.now);
+        self.forget_user(&peer);
+        self.on_users_counted();
         self.drain_claims();
         self.tell_use(peer);
     }

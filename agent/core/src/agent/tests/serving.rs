@@ -181,10 +181,14 @@ fn one_that_serves_nothing_goes_at_once() {
 }
 
 #[test]
-fn a_user_that_says_no_more_is_forgotten() {
+fn a_user_that_says_no_more_or_goes_is_forgotten() {
     let mut bench = serving();
     bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
     bench.at(Duration::from_secs(8));
+    assert_eq!(bench.agent.status(bench.now).own.users, 0);
+    bench.hear(2, Body::Probe(Probe { id: 2, uses: Uses::Some }));
+    assert_eq!(bench.agent.status(bench.now).own.users, 1);
+    bench.hear(2, Body::Leaving);
     assert_eq!(bench.agent.status(bench.now).own.users, 0);
 }
 
