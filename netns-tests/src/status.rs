@@ -113,6 +113,7 @@ pub struct Path {
 pub struct Claim {
     pub prefix: String,
     pub active: Option<String>,
+    pub standby: Option<String>,
     pub candidates: Vec<String>,
     pub switches: u64,
     #[serde(default)]

@@ -44,6 +44,7 @@ mod settings;
 mod shared;
 mod shared_checks;
 mod shared_exclusive;
+mod shared_tcp;
 mod starved;
 mod two_servers;
 mod wg;
@@ -173,6 +174,12 @@ const CASES: &[Case] = &[
     ),
     together("shared_checks_by_commands_that_misbehave", shared_checks::by_commands_that_misbehave),
     together("shared_hooks_are_told_of_the_first_and_the_last_user", shared_checks::hooks_are_told_of_users),
+    together("shared_tcp_idle_connection_is_reset", shared_tcp::idle_connection_is_reset_and_made_again),
+    together(
+        "shared_tcp_masqueraded_connection_is_reset",
+        shared_tcp::connection_through_masquerading_routers_is_reset,
+    ),
+    together("shared_tcp_routed_connection_goes_on", shared_tcp::connection_through_plain_routers_goes_on),
     alone("life_logout_ends_the_membership", life::logout_ends_the_membership),
     alone("bad_input_server_lists", bad_agent_input::server_lists),
     alone(

@@ -17,13 +17,13 @@ use netns_tests::scenario::Scenario;
 use netns_tests::topology::{Host, Switch};
 use netns_tests::wait::wait_until;
 
-const SHARED: [u8; 4] = [10, 99, 0, 1];
-const CLAIM: &str = "10.99.0.1/32";
-const SUBNET: &str = "10.1.0.0/24";
+pub(crate) const SHARED: [u8; 4] = [10, 99, 0, 1];
+pub(crate) const CLAIM: &str = "10.99.0.1/32";
+pub(crate) const SUBNET: &str = "10.1.0.0/24";
 const TABLE: &str = "holdfast-hf0";
-const TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 /// Beside others on a busy machine; how quick it is, is measured elsewhere.
-const MOVED: Duration = Duration::from_secs(5);
+pub(crate) const MOVED: Duration = Duration::from_secs(5);
 
 /// Refused with what to do until it is granted; then the claimers have the address, and a client reaches it. One that is told to go loses nothing; one that is killed is replaced.
 pub(crate) fn address_answers_and_goes_with_its_node(s: &mut Scenario) -> Result<()> {
@@ -142,7 +142,7 @@ pub(crate) fn grant(mesh: &Mesh, prefix: &str) -> Result<()> {
 }
 
 /// Which agent serves the client, once it knows of both.
-fn served(mesh: &Mesh, prefix: &str) -> Result<usize> {
+pub(crate) fn served(mesh: &Mesh, prefix: &str) -> Result<usize> {
     let status = mesh.agents[2].wait_now(TIMEOUT, "knows who claims", |status| {
         status.claims.iter().any(|claim| claim.prefix == prefix && claim.candidates.len() == 2)
     })?;
@@ -169,7 +169,7 @@ fn forwards(agent: &Agent) -> Result<bool> {
     Ok(read.trim() == "1")
 }
 
-fn masquerades(agent: &Agent) -> Result<bool> {
+pub(crate) fn masquerades(agent: &Agent) -> Result<bool> {
     Ok(agent.host.namespace.output("nft", &["list", "tables"])?.contains(TABLE))
 }
 
