@@ -1,6 +1,7 @@
 //! One client and a few claimants on a simulated network, in virtual time.
 
 use super::*;
+use proto::claim::Claim;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
@@ -315,6 +316,29 @@ fn one_that_restarted_ranks_last_and_is_not_returned_to() {
     world.restart(1);
     world.use_for_s(600);
     assert_eq!((world.serving(), world.moves.len()), (2, 2));
+}
+
+#[test]
+fn one_whose_machine_stood_still_is_up_for_less_and_not_returned_to() {
+    let mut world = pair();
+    let stood_still = Duration::from_secs(200);
+    world.kill(1);
+    world.run(stood_still, Some(prefix(ADDRESS)));
+    let node = world.node(1);
+    (node.hears, node.is_heard, node.started_at) = (true, true, node.started_at + stood_still);
+    world.use_for_s(100);
+    assert_eq!((world.serving(), world.moves.len()), (2, 2));
+}
+
+#[test]
+fn of_more_than_are_considered_the_preferred_are() {
+    let mut claims = [claim(ADDRESS); MAX_CANDIDATES + 2];
+    claims[MAX_CANDIDATES + 1].priority = 1;
+    let mut world = World::new(&claims);
+    world.use_for_s(2);
+    assert_eq!(usize::from(world.serving()), claims.len());
+    let status = world.claims.status();
+    assert_eq!((status.len(), status[0].candidates.len()), (1, MAX_CANDIDATES));
 }
 
 #[test]

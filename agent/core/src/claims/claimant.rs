@@ -1,0 +1,113 @@
+//! One that claims prefixes, as this client knows it: what it claims, what it tells of itself, and whether it failed.
+
+use super::{ClaimsConfig, choice::Standing, pulse::Pulse, rank::Candidate};
+use crate::time::BootTime;
+use ipnet::IpNet;
+use proto::{claim::Claim, statement::NodeId};
+use std::time::Duration;
+
+/// An uptime that is shorter by so much than what was told before is another one, and no answer that took long.
+const RESTORED: Duration = Duration::from_secs(10);
+
+/// What a claimant says of itself in its answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// Its start number: another one means that it restarted.
+    pub boot: u64,
+    pub uptime: Duration,
+    /// It is about to go.
+    pub is_leaving: bool,
+    /// It does not serve what it claims now; its uptime begins anew when it does again.
+    pub is_withdrawn: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Claimant {
+    pub(super) node: NodeId,
+    pub(super) claims: Vec<Claim>,
+    pub(super) boot: Option<u64>,
+    pub(super) up_since: Option<BootTime>,
+    pub(super) is_leaving: bool,
+    pub(super) is_withdrawn: bool,
+    pub(super) has_failed: bool,
+    pub(super) pulse: Pulse,
+    /// As last asked of the data plane.
+    pub(super) watched: Option<Duration>,
+}
+
+impl Claimant {
+    pub(super) fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            claims: Vec::new(),
+            boot: None,
+            up_since: None,
+            is_leaving: false,
+            is_withdrawn: false,
+            has_failed: false,
+            pulse: Pulse::default(),
+            watched: None,
+        }
+    }
+
+    pub(super) fn on_told(&mut self, told: Told, now: BootTime) {
+        if self.boot.is_some_and(|boot| boot != told.boot) {
+            self.has_failed = true;
+            self.up_since = None;
+        }
+        self.boot = Some(told.boot);
+        // The first word counts: the delay of later ones differs. But one that was withdrawn and restored is up since then, also for those who missed it.
+        let up_since = now - told.uptime;
+        let is_restored = self.is_withdrawn && !told.is_withdrawn;
+        if is_restored || self.up_since.is_some_and(|known| up_since > known + RESTORED) {
+            (self.up_since, self.has_failed) = (None, true);
+        }
+        self.up_since.get_or_insert(up_since);
+        self.is_withdrawn = told.is_withdrawn;
+        self.has_failed |= told.is_withdrawn;
+        match told.is_leaving {
+            true => self.leave(),
+            false => self.is_leaving = false,
+        }
+    }
+
+    /// It serves, or would.
+    pub(super) fn stays(&self) -> bool {
+        !self.is_leaving && !self.is_withdrawn
+    }
+
+    pub(super) fn leave(&mut self) {
+        (self.is_leaving, self.has_failed) = (true, true);
+    }
+
+    pub(super) fn on_time(&mut self, config: &ClaimsConfig, now: BootTime) {
+        self.has_failed |= self.pulse.is_dead();
+        let healthy_since = self.pulse.healthy_since();
+        let there_since = healthy_since.map(|since| since.max(self.up_since.unwrap_or(since)));
+        if self.stays() && there_since.is_some_and(|since| now >= since + config.return_hold) {
+            self.has_failed = false;
+        }
+    }
+
+    /// All that a decision depends on.
+    pub(super) fn standing(&self) -> impl PartialEq + use<> {
+        let pulse = &self.pulse;
+        let health = (pulse.is_dead(), pulse.doubted_since(), pulse.healthy_since(), pulse.proven_at());
+        (health, self.up_since, self.is_leaving, self.is_withdrawn, self.has_failed)
+    }
+
+    pub(super) fn standing_as(&self, candidate: Candidate) -> Standing<'_> {
+        Standing {
+            candidate,
+            pulse: &self.pulse,
+            is_leaving: self.is_leaving,
+            is_withdrawn: self.is_withdrawn,
+            has_failed: self.has_failed,
+        }
+    }
+
+    pub(super) fn candidate(&self, prefix: &IpNet) -> Option<Candidate> {
+        let claim = *self.claims.iter().find(|claim| claim.prefix == *prefix)?;
+        Some(Candidate { node: self.node, claim, up_since: self.up_since })
+    }
+}
