@@ -50,6 +50,7 @@ impl Agent {
         let routed: Vec<IpNet> =
             self.claims.routed().filter(|prefix| self.obstacle(prefix, &served).is_none()).collect();
         overlay.extend(routed);
+        let served = served.iter().copied().chain(self.stood_in_for(&served)).collect();
         self.put_configure(Output::Configure { addresses, overlay, served });
         self.confine_rules();
     }
@@ -87,6 +88,27 @@ impl Agent {
             .filter(|claim| self.refusal(claim).is_none())
             .map(|claim| claim.prefix)
             .collect()
+    }
+
+    /// Addresses that others claim, within what this node serves of the overlay: they are its own if those others are gone. Outside of the overlay a subnet is a network behind this
+    /// node, where somebody else has them; and nobody stands in for a node's own address.
+    fn stood_in_for(&self, served: &[IpNet]) -> Vec<IpNet> {
+        let overlay = self.overlay();
+        let is_shared = |prefix: &IpNet| overlay.iter().any(|overlay| overlay.contains(prefix));
+        let around: Vec<&IpNet> =
+            served.iter().filter(|prefix| !is_host(prefix) && is_shared(prefix)).collect();
+        if around.is_empty() {
+            return Vec::new();
+        }
+        let claimed = self.claims.routed().filter(|host| is_host(host) && !self.claims.is_exclusive(host));
+        let within = claimed.filter(|host| around.iter().any(|around| around.contains(host)));
+        within.filter(|host| !served.contains(host) && !self.is_own_of_a_node(host)).collect()
+    }
+
+    fn is_own_of_a_node(&self, host: &IpNet) -> bool {
+        let has = |membership: &Membership| membership.addresses.contains(&host.addr());
+        self.membership.as_ref().is_some_and(|(_, own)| has(own))
+            || self.netmap.members().any(|(_, member)| has(&member.membership))
     }
 
     /// Why an own claim is not served, for people.

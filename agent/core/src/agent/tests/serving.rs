@@ -43,6 +43,12 @@ fn claimer(node: u8, claims: &[&str]) -> Object {
     Object::new(&Content::Peer(peer), key(node).0.to_vec()).unwrap()
 }
 
+fn network() -> Object {
+    let (overlay_v4, overlay_v6) = (net("100.64.0.0/10"), net("fd00:1::/48"));
+    let network = proto::map::Network { name: "test".into(), overlay_v4, overlay_v6 };
+    Object::new(&Content::Network(network), Vec::new()).unwrap()
+}
+
 /// The last one counts: what is routed beside the overlay, and what is served.
 fn configured(outputs: &[Output]) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
     outputs.iter().rev().find_map(|output| {
@@ -100,6 +106,21 @@ fn the_own_address_is_not_claimed_on_top() {
     bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["100.64.0.1/32"])));
     assert_eq!(configured(&bench.outputs()).unwrap().1, []);
     assert!(bench.agent.status(bench.now).own.claims[0].reason.as_ref().unwrap().contains("own address"));
+}
+
+#[test]
+fn an_address_that_another_claims_within_a_served_part_of_the_overlay_is_stood_in_for_and_nothing_else_is() {
+    let mut bench = Bench::connected_to(&[2]);
+    bench.agent.set_claims(vec![claim("100.64.0.2/31"), claim("10.9.0.0/24")], bench.now);
+    bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["100.64.0.2/31", "10.9.0.0/24"])));
+    let mine = [net("100.64.0.2/31"), net("10.9.0.0/24")];
+    assert_eq!(configured(&bench.outputs()).unwrap().1, mine);
+    // 100.64.0.2 is node 2's own, and 10.9.0.0/24 is a network behind us.
+    let claims = ["100.64.0.3/32", "100.64.0.2/32", "100.64.0.4/32", "10.9.0.7/32"];
+    let outputs = bench.tell(3, vec![network(), claimer(9, &claims)], Vec::new());
+    assert_eq!(configured(&outputs).unwrap().1[2..], [net("100.64.0.3/32")]);
+    let outputs = bench.tell(4, vec![claimer(9, &[])], Vec::new());
+    assert_eq!(configured(&outputs).unwrap().1, mine);
 }
 
 #[test]
