@@ -3,7 +3,8 @@
 //! 1. Nobody has packets for a prefix go to a node that was not granted it, or that it knows to be removed.
 //! 2. A client whose link works reaches the address while one that claims it is there for [`REACH_BOUND`], through nothing but its own view: see [`World::check_caller`].
 //! 3. After everything is healed, all clients that use a prefix have the same active node within [`AGREEMENT_BOUND`], whatever each of them saw fail before. Not among those who started
-//!    within about the tolerance of each other's starts: there delays decide what each client takes for the longer uptime.
+//!    within about the tolerance of each other's starts: there delays decide what each client takes for the longer uptime. Nor where they spread.
+//! 4. Then nobody serves while one is preferred to it by configuration: a longer prefix, a higher priority, preempting.
 
 use crate::{callers::Caller, members, network::Host, world::World};
 use agent_core::{BootTime, io::TunnelCommand};
@@ -180,6 +181,7 @@ impl World {
         }
         self.run_for(AGREEMENT_BOUND);
         for at in 0..self.callers.len() {
+            self.check_preference(at);
             for other in 0..at {
                 let (one, other) = (&self.callers[at], &self.callers[other]);
                 if one.to == other.to && self.is_order_certain(&self.claimers(one)) {
@@ -200,7 +202,34 @@ impl World {
         }
     }
 
+    /// Everybody who claims it is there for long (4).
+    fn check_preference(&self, at: usize) {
+        let Caller { from, to, .. } = self.callers[at];
+        let is_removed = |at: &usize| self.database.head.removal(&members::of(*at).key).is_some();
+        let claimers: Vec<usize> =
+            self.claimers(&self.callers[at]).into_iter().filter(|at| !is_removed(at)).collect();
+        let best = claimers.iter().map(|claimer| self.class(*claimer, to)).max();
+        let owner = self.nodes[from].tunnel.owner(to).map(|key| members::agent_of(&key));
+        if !is_removed(&from) && owner.map(|owner| self.class(owner, to)) != best {
+            self.fail(&format!(
+                "agent {from} uses {owner:?} for {to}, though another of {claimers:?} is preferred"
+            ));
+        }
+    }
+
+    /// What somebody configured of a node's rank for an address.
+    fn class(&self, agent: usize, address: IpAddr) -> Option<(u8, u16, bool)> {
+        let of = self.claims.iter().filter(|claimed| claimed.agent == agent && claimed.is_granted);
+        let claims = of.map(|claimed| claimed.claim).filter(|claim| claim.prefix.contains(&address));
+        claims.map(|claim| (claim.prefix.prefix_len(), claim.priority, claim.preempt)).max()
+    }
+
     fn is_order_certain(&self, claimers: &[usize]) -> bool {
+        let spreads =
+            |at: &usize| self.claims.iter().any(|claimed| claimed.agent == *at && claimed.claim.spread);
+        if claimers.iter().any(spreads) {
+            return false;
+        }
         let started_at = |at: &usize| self.nodes[*at].watch.launched_at;
         let apart = |one: &usize, other: &usize| {
             let (one, other) = (started_at(one), started_at(other));

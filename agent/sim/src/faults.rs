@@ -174,7 +174,7 @@ impl World {
     }
 
     fn leave(&mut self, agent: usize) {
-        self.nodes[agent].is_leaving = true;
+        self.nodes[agent].is_leaving = self.nodes[agent].is_awake();
         self.input(agent, Agent::drain);
     }
 

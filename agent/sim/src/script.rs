@@ -220,7 +220,8 @@ impl Writer {
         for _ in 0..self.rng.random_range(1..=3) {
             let (client, claimer) = (self.rng.random_range(0..2), self.rng.random_range(2..self.agents));
             let (one, other) = (Host::Agent(client), Host::Agent(claimer));
-            match self.rng.random_range(0..5) {
+            match self.rng.random_range(0..7) {
+                5..=6 => self.leave(claimer),
                 0 => self.between(Fault::Block(one, other), Fault::Unblock(one, other)),
                 1 => self.between(Fault::Block(other, one), Fault::Unblock(other, one)),
                 2 => self.between(Fault::Stop(claimer), Fault::Launch(claimer)),
@@ -228,6 +229,15 @@ impl Writer {
                 _ => self.between(Fault::Withdraw(claimer), Fault::Claim(claimer)),
             }
         }
+    }
+
+    /// It goes as it is told to, which takes 3 s at most, and comes back.
+    fn leave(&mut self, claimer: usize) {
+        let (start, end) = self.times();
+        let gone_at = start + Duration::from_millis(self.rng.random_range(3100..4000));
+        self.script.faults.push((start, Fault::Leave(claimer)));
+        self.script.faults.push((gone_at, Fault::Stop(claimer)));
+        self.script.faults.push((end.max(gone_at), Fault::Launch(claimer)));
     }
 
     /// Two whose clocks were both set back begin no handshake that the other believes, so no invariant could bear more than one.

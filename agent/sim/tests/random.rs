@@ -27,12 +27,25 @@ fn setup(seed: u64, traced: bool) -> Setup {
         lifetime: (seed % 9 == 4 && seed % 4 != 1)
             .then(|| Duration::from_secs([90, 120, 300][(seed / 9 % 3) as usize])),
         claims,
-        choosing: ClaimsConfig::default(),
+        choosing: choosing(seed),
         traced,
     }
 }
 
-/// Two clients, three who claim an address, one of them by a shorter prefix now and then; a client that wants it, too, and has no leave.
+/// The defaults, or the tightest that is promised.
+fn choosing(seed: u64) -> ClaimsConfig {
+    let defaults = ClaimsConfig::default();
+    match seed / 5 % 3 {
+        0 => ClaimsConfig {
+            probe_interval: Duration::from_millis(20),
+            dead_after: Duration::from_millis(150),
+            ..defaults
+        },
+        _ => defaults,
+    }
+}
+
+/// Two clients, three who claim an address, one of them by a shorter prefix now and then, or above others, or spread; a client that wants it, too, and has no leave.
 fn claims(seed: u64) -> Vec<Claimed> {
     if seed % 5 != 2 {
         return Vec::new();
@@ -40,6 +53,13 @@ fn claims(seed: u64) -> Vec<Claimed> {
     let of_last = if seed.is_multiple_of(2) { "10.9.0.1/32" } else { "10.9.0.0/24" };
     let mut claims: Vec<Claimed> = (2..4).map(|agent| Claimed::new(agent, "10.9.0.1/32")).collect();
     claims.push(Claimed::new(4, of_last));
+    match seed / 15 % 6 {
+        0 => claims[1].claim.priority = 7,
+        1 => claims[1].claim.preempt = true,
+        2 => claims.iter_mut().for_each(|claimed| claimed.claim.spread = true),
+        3 => (claims[0].claim.priority, claims[2].claim.preempt) = (1, true),
+        _ => {}
+    }
     claims.push(Claimed { is_granted: false, ..Claimed::new(1, "10.9.0.1/32") });
     claims
 }
