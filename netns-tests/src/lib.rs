@@ -13,6 +13,7 @@ pub mod client;
 pub mod clock;
 pub mod crowd;
 pub mod delay;
+pub mod exchange;
 pub mod figures;
 pub mod many;
 pub mod mesh;

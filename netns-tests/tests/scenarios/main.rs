@@ -7,6 +7,7 @@
 
 mod admission;
 mod bad_agent_input;
+mod bad_claims;
 mod bad_server_input;
 mod changes;
 mod clocks;
@@ -42,8 +43,10 @@ mod rogue;
 mod root;
 mod settings;
 mod shared;
+mod shared_behind;
 mod shared_checks;
 mod shared_exclusive;
+mod shared_order;
 mod shared_tcp;
 mod starved;
 mod two_servers;
@@ -180,6 +183,12 @@ const CASES: &[Case] = &[
         shared_tcp::connection_through_masquerading_routers_is_reset,
     ),
     together("shared_tcp_routed_connection_goes_on", shared_tcp::connection_through_plain_routers_goes_on),
+    together("shared_address_has_a_secondary_by_prefix", shared_order::primary_and_secondary_by_prefix),
+    together("shared_address_is_served_by_the_next_of_four", shared_order::four_serve_one_after_another),
+    together("shared_ipv6_address_and_subnet", shared_behind::ipv6_address_and_subnet),
+    together("shared_subnet_keeps_streams_when_a_router_dies", shared_behind::streams_outlive_a_router),
+    alone("bad_input_claims", bad_claims::are_refused),
+    together("bad_input_claims_of_a_hostile_member", bad_claims::of_a_hostile_member),
     alone("life_logout_ends_the_membership", life::logout_ends_the_membership),
     alone("bad_input_server_lists", bad_agent_input::server_lists),
     alone(

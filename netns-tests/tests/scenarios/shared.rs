@@ -146,7 +146,8 @@ pub(crate) fn served(mesh: &Mesh, prefix: &str) -> Result<usize> {
     let status = mesh.agents[2].wait_now(TIMEOUT, "knows who claims", |status| {
         status.claims.iter().any(|claim| claim.prefix == prefix && claim.candidates.len() == 2)
     })?;
-    let active = status.claims.iter().find_map(|claim| claim.active.clone()).context("nobody serves")?;
+    let of_prefix = status.claims.iter().find(|claim| claim.prefix == prefix);
+    let active = of_prefix.and_then(|claim| claim.active.clone()).context("nobody serves")?;
     mesh.agents.iter().position(|agent| agent.name == active).context("an agent of ours serves")
 }
 
