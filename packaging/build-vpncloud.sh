@@ -7,7 +7,7 @@ directory=$(realpath -m "${1:-target/vpncloud}")
 mkdir -p "$directory"
 cd "$directory"
 if ! [ -x vpncloud ]; then
-    # Of an optimised build its sums may overflow, as its timeouts below two minutes do.
+    # With a peer timeout below two minutes a difference of its goes below zero: a build that checks would end there.
     CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=false \
         cargo install --quiet --locked --root "$directory" --target-dir "$directory/build" vpncloud
     rm -rf build
