@@ -58,6 +58,8 @@ pub(super) struct Pulse {
     state: State,
     need: Need,
     rtt: Rtt,
+    /// When an answer that came too late was last taken for a measure of the path.
+    sampled_late_at: Option<BootTime>,
     sent: VecDeque<Sent>,
     /// One after the other, without an answer.
     missed: u32,
@@ -82,6 +84,7 @@ impl Default for Pulse {
             state: State::Calm,
             need: Need::None,
             rtt: Rtt::default(),
+            sampled_late_at: None,
             sent: VecDeque::new(),
             missed: 0,
             silent_since: None,
@@ -145,7 +148,10 @@ impl Pulse {
     pub(super) fn on_reply(&mut self, id: u64, now: BootTime) -> bool {
         let Some(place) = self.sent.iter().position(|sent| sent.id == id) else { return false };
         let Some(answered) = self.sent.remove(place) else { return false };
-        self.rtt.sample(now.since(answered.at));
+        match answered.is_missed {
+            false => self.rtt.sample(now.since(answered.at)),
+            true => self.sample_late(now.since(answered.at), now),
+        }
         self.proven_at = self.proven_at.max(Some(answered.at));
         self.answers_from.get_or_insert(answered.at);
         self.healthy_since.get_or_insert(now);
@@ -154,6 +160,16 @@ impl Pulse {
         self.sent.retain(|sent| sent.at > answered.at);
         self.state = State::Calm;
         true
+    }
+
+    /// A path that became longer is followed step by step. Who stood still answers much at once, which says nothing of its path: believed, its next silence would be waited
+    /// out for seconds.
+    fn sample_late(&mut self, took: Duration, now: BootTime) {
+        let patience = self.rtt.patience().unwrap_or(took);
+        if self.sampled_late_at.is_none_or(|at| now >= at + patience) {
+            self.sampled_late_at = Some(now);
+            self.rtt.sample(took.min(patience * 2));
+        }
     }
 
     /// Whether it is a probe's time; the caller sends it under this id.
@@ -293,3 +309,46 @@ impl Pulse {
 const MISSES: u32 = 5;
 /// So many while it is heard: what we send does not arrive.
 const DEAF_MISSES: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// One that is asked every 50 ms, with each answer `delay(sent)` after its probe.
+    fn asked(pulse: &mut Pulse, from: u64, to: u64, delay: impl Fn(u64) -> u64) {
+        let (config, start) = (ClaimsConfig::default(), BootTime::from_duration(Duration::from_secs(100)));
+        let mut waiting: Vec<(u64, u64)> = Vec::new();
+        for at in from..to {
+            let now = start + MS * u32::try_from(at).unwrap();
+            pulse.set_need(Need::Proof, &config, now);
+            pulse.handle_timeout(&config, now);
+            if pulse.poll_probe(at, &config, now) {
+                waiting.push((at + delay(at), at));
+            }
+            for (_, id) in waiting.extract_if(.., |(due, _)| *due <= at) {
+                pulse.on_reply(id, now);
+            }
+        }
+    }
+
+    #[test]
+    fn who_stood_still_is_waited_for_no_longer_than_before_or_nearly_so() {
+        let (mut pulse, config) = (Pulse::default(), ClaimsConfig::default());
+        asked(&mut pulse, 0, 1000, |_| 2);
+        // All that was asked in a second of standstill is answered at its end.
+        asked(&mut pulse, 1000, 2100, |at| if at < 2000 { 2000 - at } else { 2 });
+        let patience = pulse.patience(&config);
+        assert!(patience < MS * 100, "{patience:?}");
+    }
+
+    #[test]
+    fn a_path_that_became_longer_is_followed() {
+        let (mut pulse, config) = (Pulse::default(), ClaimsConfig::default());
+        asked(&mut pulse, 0, 1000, |_| 20);
+        asked(&mut pulse, 1000, 6000, |_| 400);
+        let patience = pulse.patience(&config);
+        assert!(patience > MS * 400 && !pulse.is_dead(), "{patience:?}");
+    }
+}
