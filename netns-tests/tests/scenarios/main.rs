@@ -175,6 +175,7 @@ const CASES: &[Case] = &[
         "shared_checks_move_clients_from_what_is_broken",
         shared_checks::move_clients_from_what_is_broken,
     ),
+    together("shared_checks_hand_an_exclusive_claim_over", shared_checks::hand_an_exclusive_claim_over),
     together("shared_checks_by_commands_that_misbehave", shared_checks::by_commands_that_misbehave),
     together("shared_hooks_are_told_of_the_first_and_the_last_user", shared_checks::hooks_are_told_of_users),
     together("shared_tcp_idle_connection_is_reset", shared_tcp::idle_connection_is_reset_and_made_again),

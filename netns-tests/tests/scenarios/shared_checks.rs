@@ -94,6 +94,31 @@ pub(crate) fn move_clients_from_what_is_broken(s: &mut Scenario) -> Result<()> {
     Ok(())
 }
 
+/// What one node holds for all clients is another's, once its check fails; restored, it stands by.
+pub(crate) fn hand_an_exclusive_claim_over(s: &mut Scenario) -> Result<()> {
+    s.expect_warning("claims are withdrawn");
+    let mesh = claimers(s, &[CHECKED, &["--exclusive"]].concat(), &[])?;
+    allow(&mesh, &["a1", "a2"])?;
+    let mut services =
+        [Some(Service::start(&mesh.agents[0].host)?), Some(Service::start(&mesh.agents[1].host)?)];
+    for claimer in &mesh.agents[..2] {
+        claimer.wait_now(TIMEOUT, "is well", |status| {
+            ["served", "standby"].contains(&&*status.own.claims[0].state)
+        })?;
+    }
+    let holder = answering(&mesh, TIMEOUT)?.0;
+    let stopped = Instant::now();
+    services[holder] = None;
+    let (other, at) = wait_until("the other one answers", TIMEOUT, || {
+        let (found, at) = answering(&mesh, TIMEOUT)?;
+        Ok((found != holder).then_some((found, at)))
+    })?;
+    s.note(format!("service of the holder stopped: the other one answers after {}", ms(at - stopped)));
+    services[holder] = Some(Service::start(&mesh.agents[holder].host)?);
+    mesh.agents[holder].wait_now(TIMEOUT, "stands by", |status| status.own.claims[0].state == "standby")?;
+    restored(&mesh.agents[other])
+}
+
 /// A command that hangs, floods, forks or is missing is a check that fails, with the reason; nothing of it is left. What is set holds after a restart.
 pub(crate) fn by_commands_that_misbehave(s: &mut Scenario) -> Result<()> {
     s.expect_warning("claims are withdrawn");

@@ -136,9 +136,10 @@ impl Agent {
         }
     }
 
-    /// Others see a holder that goes: one that is to be succeeded before.
+    /// Servers see who is to be succeeded, and is not to succeed: a node that goes, or has withdrawn its claims.
     pub(super) fn told_facts(&self) -> Facts {
-        let yields = |claim: &Claim| Claim { yields: claim.exclusive && self.draining, ..*claim };
+        let is_out = self.draining || self.is_withdrawn();
+        let yields = |claim: &Claim| Claim { yields: claim.exclusive && is_out, ..*claim };
         Facts { claims: self.config.facts.claims.iter().map(yields).collect(), ..self.config.facts.clone() }
     }
 

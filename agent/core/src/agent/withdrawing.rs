@@ -1,7 +1,7 @@
 //! Own claims while their checks fail: the node stays, keeps its addresses and answers who still comes, but says that it does not serve.
 //!
 //! It is told inside the tunnels, with no server: to everybody at once, to those who use us until they have moved, and with each answer to a probe. So who missed a word hears the next. Once it is
-//! restored, the node counts as one that just started: nobody comes back for that alone.
+//! restored, the node counts as one that just started: nobody comes back for that alone. Servers are told where claims are exclusive, as only they can let another hold them.
 
 use super::Agent;
 use crate::time::BootTime;
@@ -39,6 +39,10 @@ impl Agent {
         }
         if was_withdrawn {
             self.serving_since = self.now;
+        }
+        if self.config.facts.claims.iter().any(|claim| claim.exclusive) {
+            self.endpoints_changes += 1;
+            self.tell_endpoints();
         }
         let connected: Vec<PublicKey> =
             self.peers.iter().filter(|(_, peer)| peer.is_connected()).map(|(key, _)| *key).collect();

@@ -196,3 +196,21 @@ fn one_that_drains_asks_servers_for_a_successor() {
     assert!(bench.outputs().iter().any(yields));
     assert!(serves(&bench), "until there is one");
 }
+
+#[test]
+fn one_that_withdraws_asks_servers_for_a_successor_and_restored_it_may_hold_again() {
+    let mut bench = rival();
+    bench.tell(3, vec![holdings(1, 5)], Vec::new());
+    let yields = |outputs: &[Output]| {
+        outputs.iter().find_map(|output| {
+            let Output::Send { message: AgentMessage::Update { facts, .. }, .. } = output else {
+                return None;
+            };
+            Some(facts.claims[0].yields)
+        })
+    };
+    bench.agent.set_withdrawn(Some("why".into()), bench.now);
+    assert_eq!(yields(&bench.outputs()), Some(true));
+    bench.agent.set_withdrawn(None, bench.now);
+    assert_eq!(yields(&bench.outputs()), Some(false));
+}
