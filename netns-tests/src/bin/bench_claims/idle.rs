@@ -1,6 +1,6 @@
 //! The first packet after a long silence, to one that died meanwhile.
 //!
-//! An hour is not waited for: once the idle timeout is over and the tunnel's session has ended, an hour changes nothing more. So the idle timeout is the shortest there is, and several clients share
+//! An hour is not waited for: once the idle timeout is over and the session with who serves has ended, an hour changes nothing more. So the idle timeout is the shortest there is, and several clients share
 //! the wait.
 
 use std::time::{Duration, Instant};
@@ -35,8 +35,9 @@ pub(crate) fn rows(bench: &Bench, name: &str) -> Result<Vec<Row>> {
     }
     let active = serving(lab.client_agent(), SHARED_PREFIX)?;
     for client in clients.clone() {
-        wait_state(lab.agent(client), IDLE_TIMEOUT, "has no tunnel", |status| {
-            status.peers.iter().all(|peer| peer.tunnel == "idle")
+        wait_state(lab.agent(client), IDLE_TIMEOUT, "has no tunnel with who serves", |status| {
+            let serving = active.as_ref().and_then(|name| status.peer(name));
+            serving.is_some_and(|peer| peer.tunnel == "idle")
         })?;
     }
     let victim = usize::from(active.as_ref() != Some(&lab.agent(0).name));
