@@ -1,9 +1,11 @@
-//! Programs that are to know whether somebody uses a claim of this node: which command is run next, and which word is skipped.
+//! Programs that are to know whether somebody uses a claim of this node, or whether the node holds one that is exclusive: which command is run next, and which word is skipped.
 //!
 //! ```text
 //!            the first user                         the last user goes
 //!   Idle ----------------------> Serving, a run  ------------------------> Idle, a run
 //! ```
+//!
+//! What is claimed exclusively is served from when it is held until it is lost, whoever uses it; another fence is another serving.
 //!
 //! For one claim never two run at once, and they run in order. What changed while one ran is told by the next: states that came and went meanwhile are skipped. A command that fails is not run again
 //! until the next change. So nothing grows: there is at most one state per claim, and as many runs at once as [`AT_ONCE`].
@@ -27,13 +29,27 @@ pub struct Run {
     pub prefix: IpNet,
     pub turn: Turn,
     pub users: u64,
+    /// Of what is held exclusively.
+    pub fence: Option<u64>,
+}
+
+/// What a command is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Idle,
+    Used,
+    Held {
+        fence: u64,
+    },
 }
 
 #[derive(Debug, Clone, Default)]
 struct Hook {
     users: u64,
+    fence: Option<u64>,
     /// As was told last: by a run that began, if it is over or not.
-    was_serving: bool,
+    told: State,
     is_running: bool,
     trouble: Option<String>,
 }
@@ -51,6 +67,12 @@ impl Hooks {
         self.forget_quiet();
     }
 
+    /// This claim is held exclusively, with this fence; `None`: no more.
+    pub fn set_held(&mut self, prefix: IpNet, fence: Option<u64>) {
+        self.hooks.entry(prefix).or_default().fence = fence;
+        self.forget_quiet();
+    }
+
     /// Only these are claimed from now on: what went wrong with others is of no interest any more.
     pub fn set_claims(&mut self, claimed: &[IpNet]) {
         let gone = self.hooks.iter_mut().filter(|(prefix, _)| !claimed.contains(prefix));
@@ -60,7 +82,7 @@ impl Hooks {
 
     /// Nobody uses anything any more.
     pub fn end(&mut self) {
-        self.hooks.values_mut().for_each(|hook| hook.users = 0);
+        self.hooks.values_mut().for_each(|hook| (hook.users, hook.fence) = (0, None));
         self.forget_quiet();
     }
 
@@ -70,9 +92,12 @@ impl Hooks {
             return None;
         }
         let (prefix, hook) = self.hooks.iter_mut().find(|(_, hook)| hook.is_due())?;
-        (hook.was_serving, hook.is_running) = (hook.users > 0, true);
-        let turn = if hook.was_serving { Turn::Serving } else { Turn::Idle };
-        Some(Run { prefix: *prefix, turn, users: hook.users })
+        (hook.told, hook.is_running) = (hook.state(), true);
+        let turn = match hook.told {
+            State::Idle => Turn::Idle,
+            State::Used | State::Held { .. } => Turn::Serving,
+        };
+        Some(Run { prefix: *prefix, turn, users: hook.users, fence: hook.fence })
     }
 
     /// How a run ended.
@@ -100,14 +125,25 @@ impl Hooks {
 
     fn forget_quiet(&mut self) {
         self.hooks.retain(|_, hook| {
-            hook.users > 0 || hook.was_serving || hook.is_running || hook.trouble.is_some()
+            hook.state() != State::Idle
+                || hook.told != State::Idle
+                || hook.is_running
+                || hook.trouble.is_some()
         });
     }
 }
 
 impl Hook {
+    fn state(&self) -> State {
+        match (self.fence, self.users) {
+            (Some(fence), _) => State::Held { fence },
+            (None, 0) => State::Idle,
+            (None, 1..) => State::Used,
+        }
+    }
+
     fn is_due(&self) -> bool {
-        !self.is_running && self.was_serving != (self.users > 0)
+        !self.is_running && self.told != self.state()
     }
 }
 
@@ -121,7 +157,7 @@ mod tests {
     }
 
     fn run(turn: Turn, users: u64) -> Option<Run> {
-        Some(Run { prefix: prefix(1), turn, users })
+        Some(Run { prefix: prefix(1), turn, users, fence: None })
     }
 
     #[test]
@@ -154,6 +190,22 @@ mod tests {
         }
         hooks.handle_done(&prefix(1), Ok(()));
         assert_eq!((hooks.poll_run(), hooks.is_quiet()), (None, true));
+    }
+
+    #[test]
+    fn a_holder_serves_without_users_and_each_fence_is_told() {
+        let mut hooks = Hooks::default();
+        let held = |fence| Some(Run { prefix: prefix(1), turn: Serving, users: 0, fence: Some(fence) });
+        hooks.set_held(prefix(1), Some(7));
+        assert_eq!(hooks.poll_run(), held(7));
+        for fence in [None, Some(8), None, Some(9)] {
+            hooks.set_held(prefix(1), fence);
+        }
+        hooks.handle_done(&prefix(1), Ok(()));
+        assert_eq!(hooks.poll_run(), held(9));
+        hooks.handle_done(&prefix(1), Ok(()));
+        hooks.end();
+        assert_eq!(hooks.poll_run(), run(Idle, 0));
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl Hooking {
         self.start_due();
     }
 
+    pub(super) fn set_held(&mut self, prefix: IpNet, fence: Option<u64>) {
+        self.machine.set_held(prefix, fence);
+        self.start_due();
+    }
+
     /// The core starts anew, and knows of nobody.
     pub(super) fn forget_users(&mut self) {
         self.machine.end();
@@ -107,7 +112,7 @@ impl Hooking {
 }
 
 async fn execute(run: Run, line: CommandLine, interface: String) -> Hooked {
-    let Run { prefix, turn, users } = run;
+    let Run { prefix, turn, users, fence } = run;
     let option = match turn {
         Turn::Serving => "--on-serving",
         Turn::Idle => "--on-idle",
@@ -116,6 +121,7 @@ async fn execute(run: Run, line: CommandLine, interface: String) -> Hooked {
     let environment = [
         ("HOLDFAST_CLAIM", prefix.to_string()),
         ("HOLDFAST_USERS", users.to_string()),
+        ("HOLDFAST_FENCE", fence.map_or_else(String::new, |fence| fence.to_string())),
         ("HOLDFAST_INTERFACE", interface),
     ];
     let result = run_shell(&line.0, &environment, TIMEOUT, Leftovers::Keep).await;

@@ -7,7 +7,7 @@ use crate::{
 };
 use agent_core::{Notice, control::Served};
 use ipnet::IpNet;
-use proto::key::PublicKey;
+use proto::{claim::Claim, key::PublicKey};
 use std::{net::SocketAddr, time::Duration};
 
 impl Driver<'_> {
@@ -36,13 +36,18 @@ impl Driver<'_> {
             Notice::Claim { prefix, active, before } => self.on_claim(prefix, active, before),
             Notice::Users { prefix, users } => {
                 tracing::info!(%prefix, users, "peers use what this node serves");
-                self.world.hooking.set_users(prefix, users);
+                let is_it = |claim: &Claim| claim.exclusive && claim.prefix == prefix;
+                // Who holds it serves it, whoever uses it.
+                if !self.settings.claims.iter().any(is_it) {
+                    self.world.hooking.set_users(prefix, users);
+                }
             }
-            Notice::Held { prefix, fence: Some(fence) } => {
-                tracing::info!(%prefix, fence, "this node holds it exclusively")
-            }
-            Notice::Held { prefix, fence: None } => {
-                tracing::info!(%prefix, "this node holds it no more: it does not serve it")
+            Notice::Held { prefix, fence } => {
+                match fence {
+                    Some(fence) => tracing::info!(%prefix, fence, "this node holds it exclusively"),
+                    None => tracing::info!(%prefix, "this node holds it no more: it does not serve it"),
+                }
+                self.world.hooking.set_held(prefix, fence);
             }
             Notice::Reset { prefix, from, to, connections } => {
                 let (from, to) = (self.name_of(&from), to.map(|key| self.name_of(&key)));

@@ -40,8 +40,7 @@ impl Agent {
             return self.go();
         }
         if !self.held().is_empty() {
-            self.endpoints_changes += 1;
-            self.tell_endpoints();
+            self.tell_facts();
         }
         self.leaving = Some(Leaving {
             give_up_at: self.now + PATIENCE,

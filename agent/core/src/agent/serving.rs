@@ -19,8 +19,7 @@ impl Agent {
         self.config.facts.claims = claims;
         self.configure_interface();
         self.on_holdings_changed();
-        self.endpoints_changes += 1;
-        self.tell_endpoints();
+        self.tell_facts();
     }
 
     /// How claims of others are used.

@@ -123,6 +123,12 @@ impl Agent {
         }
     }
 
+    /// What this node says of itself changed.
+    pub(super) fn tell_facts(&mut self) {
+        self.endpoints_changes += 1;
+        self.tell_endpoints();
+    }
+
     /// Every session hears it, since a standby's word counts once it serves; one that was still greeting hears it when it is welcomed.
     pub(super) fn tell_endpoints(&mut self) {
         let behind = |conn: &ConnId| self.endpoints_told.get(conn) != Some(&self.endpoints_changes);

@@ -41,8 +41,7 @@ impl Agent {
             self.serving_since = self.now;
         }
         if self.config.facts.claims.iter().any(|claim| claim.exclusive) {
-            self.endpoints_changes += 1;
-            self.tell_endpoints();
+            self.tell_facts();
         }
         let connected: Vec<PublicKey> =
             self.peers.iter().filter(|(_, peer)| peer.is_connected()).map(|(key, _)| *key).collect();
