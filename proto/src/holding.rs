@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// A cluster has at most this many prefixes that are held.
 pub const MAX_HOLDINGS: usize = 1024;
+/// One node holds at most this many, so that nobody's wide grant takes them all.
+pub const MAX_HELD_BY_NODE: usize = 64;
 
 /// That a node holds a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use crate::{
     holdings::Holdings,
     removals::Removals,
     rules::is_about_rules,
+    time::BootTime,
     trust::{Learned, Trust},
 };
 use proto::{
@@ -42,6 +43,11 @@ impl Member {
         let is_granted =
             |claim: &&Claim| self.membership.claims.iter().any(|grant| grant.contains(&claim.prefix));
         self.peer.claims.iter().filter(is_granted).copied().collect()
+    }
+
+    fn may_hold(&self, told: &Holding) -> bool {
+        let claims_it = |claim: &Claim| claim.exclusive && claim.prefix == told.prefix;
+        self.membership.node_id == told.node && self.granted_claims().iter().any(claims_it)
     }
 
     fn shares_address(&self, other: &Self) -> bool {
@@ -281,11 +287,30 @@ impl NetMap {
     }
 
     /// What a peer tells of itself inside its tunnel: a holder that servers cannot tell hears so that it is none any more. Only who may claim the prefix is believed. Whether it is news.
-    pub fn on_holding(&mut self, key: &PublicKey, told: Holding) -> bool {
-        let Some(member) = self.members.get(key) else { return false };
-        let may_hold =
-            member.granted_claims().iter().any(|claim| claim.exclusive && claim.prefix == told.prefix);
-        may_hold && member.membership.node_id == told.node && self.holdings.learn(told)
+    pub fn on_holding(&mut self, key: &PublicKey, told: Holding, now: BootTime) -> bool {
+        let may_hold = self.members.get(key).is_some_and(|member| member.may_hold(&told));
+        may_hold && self.holdings.hear(told, now)
+    }
+
+    /// What was heard before this start.
+    pub fn restore_heard(&mut self, heard: &[Holding], now: BootTime) {
+        for holding in heard {
+            self.holdings.hear(*holding, now);
+        }
+        self.forget_former_holders();
+    }
+
+    /// What peers told of themselves goes with their leave to hold it.
+    pub fn forget_former_holders(&mut self) {
+        if self.holdings.heard().next().is_some() {
+            let members = &self.members;
+            self.holdings.retain_heard(|heard| members.values().any(|member| member.may_hold(heard)));
+        }
+    }
+
+    /// See [`Holdings::judge`].
+    pub fn judge_holders(&mut self, trusted_since: Option<BootTime>, now: BootTime) -> bool {
+        self.holdings.judge(trusted_since, now)
     }
 
     pub fn member(&self, key: &PublicKey) -> Option<&Member> {

@@ -33,7 +33,10 @@ pub(crate) fn address_answers_and_goes_with_its_node(s: &mut Scenario) -> Result
             status.own.claims.iter().any(|claim| claim.state == "refused")
         })?;
         let reason = status.own.claims[0].reason.clone().context("a refused claim has a reason")?;
-        ensure!(reason.contains(&format!("allow-claim {} {CLAIM}", claimer.name)), "it says: {reason}");
+        ensure!(
+            reason.contains(&format!("allow-claim {} {CLAIM}", status.own.addresses[0])),
+            "it says: {reason}"
+        );
         ensure!(!has_address(claimer)?, "{} has an address that it was not granted", claimer.name);
     }
     grant(&mesh, CLAIM)?;

@@ -11,7 +11,13 @@ use crate::{
 };
 use ipnet::IpNet;
 use proto::{
-    claim::Claim, holding::Holding, key::PublicKey, peer_message::Body, session::Facts, statement::NodeId,
+    claim::Claim,
+    holding::Holding,
+    key::PublicKey,
+    map::{Content, ObjectId},
+    peer_message::Body,
+    session::Facts,
+    statement::NodeId,
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -26,16 +32,19 @@ pub(super) struct Held {
     /// When the disk is believed although no server told anything.
     believed_at: BootTime,
     fences: BTreeMap<IpNet, u64>,
-    /// A server told this start's agent its whole map.
-    is_confirmed: bool,
+    /// What is known counts: a server with its database told this start's agent its whole map, or had the time to.
+    is_believed: bool,
     /// What the server that serves us says of its database.
     is_database_away: bool,
+    /// Since when we know the map of a server with its database.
+    trusted_since: Option<BootTime>,
 }
 
 impl Held {
     pub(super) fn new(now: BootTime) -> Self {
         let believed_at = now + CONFIRMATION_TIMEOUT;
-        Self { believed_at, fences: BTreeMap::new(), is_confirmed: false, is_database_away: false }
+        let fences = BTreeMap::new();
+        Self { believed_at, fences, is_believed: false, is_database_away: false, trusted_since: None }
     }
 }
 
@@ -56,29 +65,58 @@ impl Agent {
 
     fn held_now(&self, prefix: &IpNet) -> Option<&Holding> {
         let holding = self.netmap.holdings().of(prefix)?;
-        let is_believed = self.held.is_confirmed || self.now >= self.held.believed_at;
-        (is_believed && Some(holding.node) == self.own_id()).then_some(holding)
+        (self.held.is_believed && Some(holding.node) == self.own_id()).then_some(holding)
     }
 
-    /// When the disk is believed although no server told anything.
-    pub(super) fn confirmation_deadline(&self) -> Option<BootTime> {
-        let at = self.held.believed_at;
-        let is_of_use = self.netmap.holdings().iter().any(|holding| Some(holding.node) == self.own_id());
-        (!self.held.is_confirmed && self.now < at && is_of_use).then_some(at)
+    /// When the disk is believed although no server told anything, and what peers told no more although servers did not.
+    pub(super) fn holding_deadline(&self) -> Option<BootTime> {
+        let is_own = |holding: &Holding| Some(holding.node) == self.own_id();
+        let is_awaited = !self.held.is_believed && self.netmap.holdings().iter().any(is_own);
+        let believed_at = is_awaited.then_some(self.held.believed_at);
+        let judged_at = self.netmap.holdings().deadline(self.held.trusted_since);
+        believed_at.into_iter().chain(judged_at).min()
     }
 
+    pub(super) fn look_at_holdings(&mut self) {
+        if !self.held.is_believed && self.now >= self.held.believed_at {
+            self.held.is_believed = true;
+            self.on_holdings_changed();
+        }
+        if self.netmap.judge_holders(self.held.trusted_since, self.now) {
+            self.on_holdings_changed();
+        }
+    }
+
+    /// The map of the server that serves us is known in full.
     pub(super) fn on_confirmed(&mut self) {
-        if !std::mem::replace(&mut self.held.is_confirmed, true) {
+        if self.held.is_database_away {
+            return;
+        }
+        if self.control.serving().is_some() {
+            self.held.trusted_since.get_or_insert(self.now);
+        }
+        if !std::mem::replace(&mut self.held.is_believed, true) {
             self.on_holdings_changed();
         }
     }
 
     pub(super) fn on_database_told(&mut self, is_ok: bool) {
         self.held.is_database_away = !is_ok;
+        if !is_ok {
+            self.on_unconfirmed();
+        }
+    }
+
+    /// Nobody could say any more that a peer is wrong about what it holds.
+    pub(super) fn on_unconfirmed(&mut self) {
+        if self.held.trusted_since.take().is_some() {
+            self.look_at_holdings();
+        }
     }
 
     /// Somebody holds something else, or we claim something else: routes, and what this node serves, follow.
     pub(super) fn on_holdings_changed(&mut self) {
+        self.netmap.forget_former_holders();
         let holders = self.netmap.holdings().iter().map(|holding| (holding.prefix, holding.node)).collect();
         self.claims.handle_holders(holders, self.now);
         self.drain_claims();
@@ -123,9 +161,10 @@ impl Agent {
     pub(super) fn on_held_told(&mut self, peer: PublicKey, held: &[Holding]) {
         let mut is_news = false;
         for holding in held {
-            is_news |= self.netmap.on_holding(&peer, *holding);
+            is_news |= self.netmap.on_holding(&peer, *holding, self.now);
         }
         if is_news {
+            self.save_state_soon();
             self.on_holdings_changed();
             return;
         }
@@ -155,12 +194,28 @@ impl Agent {
         Some(format!("{name} claims it exclusively: give --exclusive here as well, or another prefix there"))
     }
 
+    /// As servers name it, where the map tells: another node may have this machine's name.
+    fn own_name(&self) -> String {
+        let content = self.netmap.objects().content(&ObjectId::peer(self.identity.key));
+        let peer = content.map(|content| Content::decode(&ObjectId::peer(self.identity.key), content));
+        match peer {
+            Some(Ok(Content::Peer(peer))) => peer.name,
+            Some(_) | None => self.config.facts.hostname.clone(),
+        }
+    }
+
+    /// The holder by what is known, believed or not.
+    fn is_known_holder(&self, prefix: &IpNet) -> bool {
+        let holder = self.netmap.holdings().of(prefix).map(|holding| holding.node);
+        holder.is_some() && holder == self.own_id()
+    }
+
     /// Who holds a prefix, for people.
     pub(super) fn holder_status(&self, prefix: &IpNet) -> Option<Holder> {
         let holding = self.netmap.holdings().of(prefix)?;
         let is_it = |member: &crate::netmap::Member| member.membership.node_id == holding.node;
         let name = match Some(holding.node) == self.own_id() {
-            true => self.config.facts.hostname.clone(),
+            true => self.own_name(),
             false => {
                 let named = self.netmap.members().find(|(_, member)| is_it(member));
                 named.map_or_else(|| format!("node {}", holding.node), |(_, member)| member.peer.name.clone())
@@ -181,7 +236,7 @@ impl Agent {
             return None;
         }
         Some(match self.holder_status(&claim.prefix) {
-            Some(holder) if Some(&holder.name) == Some(&self.config.facts.hostname) => {
+            Some(_) if self.is_known_holder(&claim.prefix) => {
                 "it held it before it started; servers are asked whether it still does".to_owned()
             }
             Some(holder) => format!("{} holds it, fence {}", holder.name, holder.fence),

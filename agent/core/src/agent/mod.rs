@@ -221,6 +221,7 @@ impl Agent {
             self.tell_rules();
             self.on_map_changes(changes);
         }
+        self.netmap.restore_heard(saved.heard(), self.now);
         self.peers.retain(|key, _| self.netmap.member(key).is_some());
         for peer in saved.peers().filter(|peer| peer.live) {
             self.with_peer(&peer.key, |peer, now| peer.greet(now));
@@ -248,17 +249,14 @@ impl Agent {
             at(self.leaving_deadline(), Cause::Leaving),
             at(self.withdrawing_deadline(), Cause::Withdrawing),
             at(self.users.deadline(), Cause::Users),
-            at(self.confirmation_deadline(), Cause::Claim),
+            at(self.holding_deadline(), Cause::Claim),
             self.claims.poll_timeout(),
         ])
     }
 
     pub fn handle_timeout(&mut self, now: BootTime) {
-        let awaits_confirmation = self.confirmation_deadline().is_some();
         self.advance(now);
-        if awaits_confirmation && self.confirmation_deadline().is_none() {
-            self.on_holdings_changed();
-        }
+        self.look_at_holdings();
         self.control.handle_timeout(self.now);
         self.drain_control();
         self.expire_fetch();
@@ -355,7 +353,10 @@ impl Agent {
                 self.save_state_soon();
                 Output::Notice(Notice::Served(served))
             }
-            control::Output::Unserved => Output::Notice(Notice::Unserved),
+            control::Output::Unserved => {
+                self.on_unconfirmed();
+                Output::Notice(Notice::Unserved)
+            }
             control::Output::Refused(refused) => {
                 self.on_refused(&refused);
                 Output::Notice(Notice::Refused(refused))

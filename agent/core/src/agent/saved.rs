@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::trust::{Pins, Retiring, Trust};
 use proto::{
+    holding::Holding,
     key::PublicKey,
     map::MapVersion,
     root::{Fingerprint, RootKey},
@@ -22,6 +23,8 @@ pub struct Saved {
     peers: Vec<SavedPeer>,
     /// When a server last confirmed the map.
     level_at: Option<UnixTime>,
+    /// Who holds what, as holders told inside tunnels and the map does not know.
+    heard: Vec<Holding>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -119,6 +122,10 @@ impl Saved {
         self.peers.iter()
     }
 
+    pub(super) fn heard(&self) -> &[Holding] {
+        &self.heard
+    }
+
     pub(super) fn level_at(&self) -> Option<UnixTime> {
         self.level_at
     }
@@ -149,6 +156,7 @@ impl Agent {
             servers: servers.map(|(url, addresses)| Server { url, addresses }).collect(),
             peers: peers.filter(|peer| peer.live || !peer.endpoints.is_empty()).collect(),
             level_at: self.level_unix().or(self.restored_level),
+            heard: self.netmap.holdings().heard().copied().collect(),
         }
     }
 

@@ -126,8 +126,9 @@ impl Agent {
             return Some(reason);
         }
         (!claims.iter().any(|grant| grant.contains(&prefix))).then(|| {
-            let name = &self.config.facts.hostname;
-            format!("not granted: run `server node allow-claim {name} {prefix}` on a server")
+            // Its address names the node; the machine's name may be another node's.
+            let node = addresses.first().map_or_else(String::new, ToString::to_string);
+            format!("not granted: run `server node allow-claim {node} {prefix}` on a server")
         })
     }
 

@@ -144,6 +144,93 @@ fn after_a_start_the_disk_is_believed_once_servers_had_the_time_to_say_otherwise
 }
 
 #[test]
+fn what_the_disk_says_is_acted_on_although_something_else_happens_just_before_the_timeout() {
+    let mut before = rival();
+    before.tell(3, vec![holdings(1, 5)], Vec::new());
+    let cache = cache::decode(&before.agent.map_cache()).unwrap();
+    let mut alone = Bench::started(before.agent.saved(), Some(cache));
+    alone.agent.set_claims(vec![exclusive()], alone.now);
+    alone.now = START + Duration::from_millis(5_001);
+    alone.agent.handle_networks(Vec::new(), alone.now);
+    assert!(alone.agent.poll_timeout().is_some_and(|deadline| deadline.at <= alone.now));
+    alone.outputs();
+    let outputs = alone.at(Duration::from_millis(5_002));
+    assert!(outputs.contains(&Output::Notice(Notice::Held { prefix: vip(), fence: Some(5) })));
+}
+
+#[test]
+fn a_successor_that_was_heard_of_in_a_tunnel_is_known_after_a_start() {
+    let mut before = rival();
+    before.tell(3, vec![holdings(1, 5)], Vec::new());
+    before.hear(2, Body::Holdings(vec![held(2, 6)]));
+    let saved = before.agent.saved();
+    let cache = cache::decode(&before.agent.map_cache()).unwrap();
+    let mut again = Bench::started(saved, Some(cache));
+    again.agent.set_claims(vec![exclusive()], again.now);
+    again.at(Duration::from_secs(6));
+    assert!(!serves(&again));
+    assert_eq!(again.agent.status(again.now).own.claims[0].holder.clone().unwrap().fence, 6);
+}
+
+#[test]
+fn a_fence_that_no_server_confirms_is_believed_no_longer_than_it_takes_to_know() {
+    let mut bench = rival();
+    bench.tell(3, vec![holdings(1, 5)], Vec::new());
+    bench.heartbeat(version(3), NOW_S);
+    bench.hear(2, Body::Holdings(vec![held(2, u64::MAX)]));
+    assert!(!serves(&bench));
+    let judged_at = bench.agent.holding_deadline();
+    assert_eq!(judged_at, Some(bench.now + Duration::from_secs(5)));
+    bench.now = judged_at.unwrap();
+    bench.heartbeat(version(3), NOW_S + 5);
+    bench.agent.look_at_holdings();
+    assert!(serves(&bench), "servers know better");
+    bench.hear(2, Body::Holdings(vec![held(2, u64::MAX)]));
+    assert!(serves(&bench), "once is enough");
+    bench.agent.handle_closed(ConnId(0), &Closed::Ended("gone".to_owned()), bench.now);
+    bench.outputs();
+    bench.at(Duration::from_secs(20));
+    assert!(!serves(&bench), "nobody is there who knows better");
+}
+
+#[test]
+fn what_a_peer_told_of_itself_goes_with_its_claim() {
+    let shared = Claim { exclusive: false, ..exclusive() };
+    for (put, drop) in [(Vec::new(), vec![ObjectId::peer(key(2))]), (vec![claimer(2, shared)], Vec::new())] {
+        let mut bench = rival();
+        bench.tell(3, vec![holdings(1, 5)], Vec::new());
+        bench.hear(2, Body::Holdings(vec![held(2, 9)]));
+        assert!(!serves(&bench));
+        bench.tell(4, put, drop);
+        assert!(serves(&bench));
+    }
+}
+
+#[test]
+fn a_server_without_its_database_confirms_nothing() {
+    let mut before = rival();
+    before.tell(3, vec![holdings(1, 5)], Vec::new());
+    let cache = cache::decode(&before.agent.map_cache()).unwrap();
+    let mut again = Bench::started(before.agent.saved(), Some(cache));
+    again.agent.set_claims(vec![exclusive()], again.now);
+    again.agent.on_database_told(false);
+    again.agent.on_confirmed();
+    assert!(!serves(&again));
+    again.agent.on_database_told(true);
+    again.agent.on_confirmed();
+    assert!(serves(&again));
+}
+
+#[test]
+fn a_node_of_the_same_name_is_not_taken_for_this_one() {
+    let mut bench = rival();
+    bench.agent.config.facts.hostname = "p2".to_owned();
+    bench.tell(3, vec![holdings(2, 5)], Vec::new());
+    let reason = bench.agent.status(bench.now).own.claims[0].reason.clone().unwrap();
+    assert!(reason.contains("p2 holds it, fence 5"), "{reason}");
+}
+
+#[test]
 fn clients_send_to_the_holder_alone_and_follow_it() {
     let mut bench = Bench::served();
     bench.tell(2, vec![claimer(2, exclusive()), claimer(3, exclusive())], Vec::new());

@@ -89,7 +89,7 @@ fn a_claim_is_served_once_it_is_granted_and_says_before_what_to_do() {
     let told = |output: &Output| matches!(output, Output::Send { message: AgentMessage::Update { facts, .. }, .. } if facts.claims.len() == 2);
     assert!(outputs.iter().any(told), "servers hear what it claims");
     let status = bench.agent.status(bench.now);
-    assert!(status.own.claims[0].reason.as_ref().unwrap().contains("allow-claim"));
+    assert!(status.own.claims[0].reason.as_ref().unwrap().contains("allow-claim 100.64.0.1 "));
     bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["10.9.0.0/16"])));
     assert_eq!(configured(&bench.outputs()).unwrap().1, [net("10.9.0.1/32")]);
     let states: Vec<status::OwnClaimState> =
