@@ -39,8 +39,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const TURN_DELAY: Duration = Duration::from_secs(1);
 /// Who is to take over from a living holder must have been there for so long.
 const PREEMPT_HOLD: Duration = Duration::from_secs(5);
-/// Rounds that are further apart: this process stood still, and others may not have been heard.
+/// What takes longer, or a clock that went ahead by more: this process or the database stood still, and others may not have been heard. With the time between renewals less than a lease.
 const LARGEST_GAP: Duration = Duration::from_secs(2);
+/// Each waits for the log's lock: the next ones wait for the next round, which looks anew.
+const MOST_IN_A_ROUND: usize = 32;
+/// What was refused for good is not asked for again at once.
+const REFUSED_DELAY: Duration = Duration::from_secs(10);
 
 /// What one round looks at.
 struct View<'a> {
@@ -51,6 +55,8 @@ struct View<'a> {
     online: &'a OrdSet<NodeId>,
     /// Those elsewhere whose leases run.
     leased: BTreeSet<NodeId>,
+    /// Those that may be given nothing more.
+    full: BTreeSet<NodeId>,
 }
 
 /// That a node is to have a prefix.
@@ -66,22 +72,26 @@ struct Wish {
 /// What is known from round to round.
 #[derive(Debug, Default)]
 struct Rounds {
-    last_at: Option<Instant>,
+    last: Option<(Instant, UnixTime)>,
     /// Since when the database answers without a gap.
     steady_since: Option<Instant>,
     vacant_since: BTreeMap<IpNet, Instant>,
     /// Since when claimers are served here.
     served_since: BTreeMap<NodeId, Instant>,
-    renewed_at: Option<Instant>,
+    refused_until: BTreeMap<IpNet, Instant>,
     told: Option<GrantError>,
 }
 
 impl Rounds {
-    fn begin(&mut self, now: Instant) {
-        if self.last_at.is_some_and(|last| now.duration_since(last) > LARGEST_GAP) {
+    /// Also after each wait. The database's clock is looked at as well: leases end by it.
+    fn begin(&mut self, now: Instant, clock: UnixTime) {
+        let is_gap = |(at, then): (Instant, UnixTime)| {
+            now.duration_since(at) > LARGEST_GAP || is_ahead(clock, (then, now.duration_since(at)))
+        };
+        if self.last.is_some_and(is_gap) {
             self.steady_since = None;
         }
-        self.last_at = Some(now);
+        self.last = Some((now, clock));
     }
 
     fn on_database(&mut self, is_ok: bool, now: Instant) {
@@ -100,16 +110,26 @@ impl Rounds {
         self.served_since.retain(|node, _| view.served.contains(node));
         view.served.iter().for_each(|node| _ = self.served_since.entry(*node).or_insert(now));
         let prefixes: Vec<IpNet> = view.state.exclusive_prefixes().collect();
-        self.vacant_since.retain(|prefix, _| prefixes.contains(prefix));
-        prefixes.into_iter().filter_map(|prefix| self.decide_on(prefix, view, now)).collect()
+        self.vacant_since.retain(|prefix, _| view.state.is_exclusive(prefix));
+        self.refused_until.retain(|_, until| now < *until);
+        let wishes = prefixes.into_iter().filter_map(|prefix| self.decide_on(prefix, view, now));
+        let wishes: Vec<Wish> = wishes.collect();
+        let may_ask = |wish: &Wish| !self.refused_until.contains_key(&wish.prefix);
+        wishes.into_iter().filter(may_ask).take(MOST_IN_A_ROUND).collect()
     }
 
     fn decide_on(&mut self, prefix: IpNet, view: &View<'_>, now: Instant) -> Option<Wish> {
         let claimers = view.state.exclusive_claimers(&prefix, view.clock);
-        let is_connected = |node: &NodeId| view.served.contains(node) || view.online.contains(node);
+        let from = view.state.holder(&prefix, view.clock).copied();
+        // Online for a while yet, although it died: nobody waits for its turn.
+        let is_over =
+            |node: &NodeId| from.is_some_and(|holding| holding.node == *node) && !view.leased.contains(node);
+        let is_connected = |node: &NodeId| {
+            let is_there = view.served.contains(node) || view.online.contains(node) && !is_over(node);
+            is_there && !view.full.contains(node)
+        };
         let mut connected = claimers.iter().filter(|(node, _)| is_connected(node)).enumerate();
         let mine = connected.find(|(_, (node, _))| view.served.contains(node));
-        let from = view.state.holder(&prefix, view.clock).copied();
         if let Some(holding) = from
             && (view.served.contains(&holding.node) || view.leased.contains(&holding.node))
         {
@@ -131,7 +151,12 @@ impl Rounds {
             return takes_over.then_some(Wish { prefix, from, to: *to, is_forced: true });
         }
         let vacant_since = *self.vacant_since.entry(prefix).or_insert(now);
-        let (place, (to, _)) = mine?;
+        let (place, (to, claim)) = mine?;
+        // Who yields comes last, so who does not would be the first.
+        let first = claimers.iter().find(|(node, _)| is_connected(node));
+        if claim.yields && first.is_some_and(|(_, first)| !first.yields) {
+            return None;
+        }
         let delay = TURN_DELAY * u32::try_from(place).unwrap_or(u32::MAX);
         let may_take = from.is_none() || self.is_steady(now);
         (may_take && now.duration_since(vacant_since) >= delay).then_some(Wish {
@@ -143,14 +168,45 @@ impl Rounds {
     }
 }
 
-/// Keeps leases and grants what is free, for ever.
+/// Whether the clock is further than the time that went by since it was `then`. It has whole seconds.
+fn is_ahead(clock: UnixTime, (then, passed): (UnixTime, Duration)) -> bool {
+    Duration::from_secs(clock.0.saturating_sub(then.0)) > passed + LARGEST_GAP + Duration::from_secs(1)
+}
+
+/// Keeps the leases of holders that are heard here, for ever. Nothing that waits for the log's lock holds it up.
+pub(crate) async fn keep(server: Arc<Server>) {
+    let mut renewals = interval(RENEW_INTERVAL);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        renewals.tick().await;
+        let here: Vec<NodeId> =
+            holders(&server).into_iter().filter(|node| is_served(&server, *node)).collect();
+        if !here.is_empty()
+            && let Err(error) = server.cluster.store().renew_holders(&here, LEASE).await
+        {
+            database_error("exclusive");
+            tracing::debug!(%error, "the leases of exclusive claims are not renewed");
+        }
+    }
+}
+
+fn holders(server: &Server) -> BTreeSet<NodeId> {
+    let (state, clock) = (server.cluster.state(), server.cluster.now());
+    state.exclusive_prefixes().filter_map(|prefix| Some(state.holder(&prefix, clock)?.node)).collect()
+}
+
+fn is_served(server: &Server, node: NodeId) -> bool {
+    server.hub.serving(node).is_some_and(|slot| slot.is_heard())
+}
+
+/// Grants what is free, for ever.
 pub(crate) async fn run(server: Arc<Server>) {
     let mut rounds = Rounds::default();
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
-        rounds.begin(Instant::now());
+        rounds.begin(Instant::now(), server.cluster.now());
         let result = round(&server, &mut rounds).await;
         rounds.on_database(result.is_ok() && server.cluster.health().database_ok, Instant::now());
         if let Err(error) = result {
@@ -162,34 +218,24 @@ pub(crate) async fn run(server: Arc<Server>) {
 
 /// Nothing is asked of the database where nobody claims exclusively.
 async fn round(server: &Server, rounds: &mut Rounds) -> Result<(), StoreError> {
-    let (state, clock, now) = (server.cluster.state(), server.cluster.now(), Instant::now());
-    let mut claimers = BTreeMap::new();
-    for prefix in state.exclusive_prefixes() {
-        claimers.insert(prefix, state.exclusive_claimers(&prefix, clock));
-    }
-    let is_served = |node: &NodeId| server.hub.serving(*node).is_some_and(|slot| slot.is_heard());
-    let all = claimers.values().flatten().map(|(node, _)| *node);
-    let served: BTreeSet<NodeId> = all.filter(is_served).collect();
-    if served.is_empty() {
-        return Ok(());
-    }
-    let holders: BTreeSet<NodeId> =
-        claimers.keys().filter_map(|prefix| Some(state.holder(prefix, clock)?.node)).collect();
-    let (here, elsewhere): (Vec<NodeId>, Vec<NodeId>) =
-        holders.into_iter().partition(|node| served.contains(node));
-    let store = server.cluster.store();
-    if !here.is_empty() && rounds.renewed_at.is_none_or(|at| now.duration_since(at) >= RENEW_INTERVAL) {
-        store.renew_holders(&here, LEASE).await?;
-        rounds.renewed_at = Some(now);
-    }
-    let leased = match elsewhere.is_empty() {
+    let (state, clock) = (server.cluster.state(), server.cluster.now());
+    let claimers = state.exclusive_prefixes().flat_map(|prefix| state.exclusive_claimers(&prefix, clock));
+    let served: BTreeSet<NodeId> =
+        claimers.map(|(node, _)| node).filter(|node| is_served(server, *node)).collect();
+    let elsewhere: Vec<NodeId> = holders(server).into_iter().filter(|node| !served.contains(node)).collect();
+    // With no claimer here there is nothing to grant, but what is known of them has to go.
+    let leased = match elsewhere.is_empty() || served.is_empty() {
         true => BTreeSet::new(),
-        false => store.holder_leases(&elsewhere).await?.into_keys().collect(),
+        false => server.cluster.store().holder_leases(&elsewhere).await?.into_keys().collect(),
     };
     let online = server.presence.online();
-    let view = View { state: &state, clock, served, online: &online, leased };
-    for wish in rounds.decide(&view, Instant::now()) {
-        match take(server, wish).await {
+    let full = state.full_holders(clock);
+    let view = View { state: &state, clock, served, online: &online, leased, full };
+    let now = Instant::now();
+    rounds.begin(now, server.cluster.now());
+    let decided = (now, server.cluster.now());
+    for wish in rounds.decide(&view, now) {
+        match take(server, wish, decided).await {
             Ok(holding) => {
                 let Holding { prefix, node, fence, since: _ } = holding;
                 metrics::counter!("holdfast_exclusive_grants_total").increment(1);
@@ -197,12 +243,13 @@ async fn round(server: &Server, rounds: &mut Rounds) -> Result<(), StoreError> {
                 rounds.vacant_since.remove(&prefix);
                 rounds.told = None;
             }
-            Err(WriteError::Refused(GrantError::Overtaken)) => {}
+            Err(WriteError::Refused(GrantError::Overtaken | GrantError::NodeFull)) => {}
             Err(WriteError::Refused(error @ (GrantError::Full | GrantError::Exhausted))) => {
                 if rounds.told.as_ref() != Some(&error) {
                     tracing::warn!(prefix = %wish.prefix, %error, "nobody holds the prefix");
                 }
                 rounds.told = Some(error);
+                rounds.refused_until.insert(wish.prefix, Instant::now() + REFUSED_DELAY);
             }
             Err(WriteError::Database(error) | WriteError::Unknown(error)) => return Err(error),
         }
@@ -210,15 +257,25 @@ async fn round(server: &Server, rounds: &mut Rounds) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn take(server: &Server, wish: Wish) -> Result<Holding, WriteError<GrantError>> {
+async fn take(
+    server: &Server,
+    wish: Wish,
+    (decided_at, clock): (Instant, UnixTime),
+) -> Result<Holding, WriteError<GrantError>> {
     let Wish { prefix, from, to, is_forced } = wish;
+    // What can be seen without the log's lock is.
+    grant(&server.cluster.state(), prefix, (from, to), clock).map_err(WriteError::Refused)?;
     let must_be_over = from.filter(|_| !is_forced).map(|holding| holding.node);
     let take = TakeOver { from: must_be_over, to, ttl: LEASE };
-    let written =
-        server.cluster.write_take_over(Actor::Server(server.id), take, |state, now, is_free| match is_free {
+    let written = server.cluster.write_take_over(Actor::Server(server.id), take, |state, now, is_free| {
+        let waited = decided_at.elapsed();
+        // The lease may be over only because nobody could renew it meanwhile.
+        let is_late = waited > LARGEST_GAP || is_ahead(now, (clock, waited));
+        match is_free && !(is_late && must_be_over.is_some()) {
             true => grant(state, prefix, (from, to), now),
             false => Err(GrantError::Overtaken),
-        });
+        }
+    });
     written.await
 }
 

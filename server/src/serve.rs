@@ -208,6 +208,7 @@ pub(crate) async fn start(
     tasks.spawn(named("follow presence", presence::follow(server.clone(), seats)));
     tasks.spawn(named("write reports", write_reports(server.clone())));
     tasks.spawn(named("do periodic jobs", jobs::run(server.clone())));
+    tasks.spawn(named("keep leases of exclusive claims", exclusive::keep(server.clone())));
     tasks.spawn(named("grant exclusive claims", exclusive::run(server.clone())));
     tasks.spawn(named("sign under a new root", reissue::run(server.clone())));
     tasks.spawn(named("send signals", send_signals(server.clone())));

@@ -11,13 +11,17 @@ use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 use proto::{
     claim::Claim,
-    holding::{Holding, MAX_HOLDINGS},
+    holding::{Holding, MAX_HELD_BY_NODE, MAX_HOLDINGS},
     map::MapVersion,
     statement::NodeId,
     time::UnixTime,
 };
 use serde::{Deserialize, Serialize};
-use std::{cmp::Reverse, collections::HashSet, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
 
 /// Fences that an epoch has, as bits. Epochs after the first are times in seconds, so fences stay below 2^53, which every program can read.
 const FENCE_BITS: u32 = 20;
@@ -40,6 +44,8 @@ pub enum GrantError {
         "{MAX_HOLDINGS} prefixes are held exclusively, and a cluster has no more: let some be claimed without --exclusive"
     )]
     Full,
+    #[error("the node holds {MAX_HELD_BY_NODE} prefixes exclusively, and may hold no more")]
+    NodeFull,
     #[error("the fences are used up")]
     Exhausted,
 }
@@ -110,6 +116,10 @@ impl State {
         self.claimers.0.keys().copied()
     }
 
+    pub fn is_exclusive(&self, prefix: &IpNet) -> bool {
+        self.claimers.0.contains_key(prefix)
+    }
+
     /// Who may have it, the best first: who does not yield, then the higher priority, then the lower number.
     pub fn exclusive_claimers(&self, prefix: &IpNet, now: UnixTime) -> Vec<(NodeId, Claim)> {
         let nodes = self.claimers.0.get(prefix).into_iter().flatten();
@@ -136,6 +146,20 @@ impl State {
         held.filter(move |holding| self.exclusive_claim(node, &holding.prefix, now).is_some())
     }
 
+    /// Who may be given nothing more.
+    pub(crate) fn full_holders(&self, now: UnixTime) -> BTreeSet<NodeId> {
+        let mut counts = BTreeMap::new();
+        for holding in &self.holdings.held {
+            *counts.entry(holding.node).or_insert(0) += 1;
+        }
+        let full = counts.into_iter().filter(|(_, count)| *count >= MAX_HELD_BY_NODE);
+        full.map(|(node, _)| node).filter(|node| self.holds_enough(*node, now)).collect()
+    }
+
+    fn holds_enough(&self, node: NodeId, now: UnixTime) -> bool {
+        self.held_by(node, now).count() >= MAX_HELD_BY_NODE
+    }
+
     /// Whether it was granted by an epoch whose end may be forgotten.
     pub(crate) fn is_of_former_epoch(&self, holding: &Holding) -> bool {
         holding.fence <= first_fence(self.version())
@@ -158,10 +182,14 @@ pub(crate) fn grant(
     let last = state.holdings.last_fence.max(first_fence(state.version()));
     let fence = last.checked_add(1).filter(|fence| *fence < i64::MAX as u64).ok_or(GrantError::Exhausted)?;
     let holding = Holding { prefix, node: to, fence, since: now };
-    let stays = |held: &&Holding| held.prefix != prefix && state.claimers.0.contains_key(&held.prefix);
+    let stays = |held: &&Holding| held.prefix != prefix && state.is_exclusive(&held.prefix);
     let mut held: Vec<Holding> = state.holdings.held.iter().filter(stays).copied().collect();
     if held.len() >= MAX_HOLDINGS {
         return Err(GrantError::Full);
+    }
+    let holds_it = from.is_some_and(|holding| holding.node == to);
+    if !holds_it && state.holds_enough(to, now) {
+        return Err(GrantError::NodeFull);
     }
     held.push(holding);
     held.sort_unstable();
@@ -209,6 +237,33 @@ mod tests {
         assert_eq!(overtaken(&state, None), Err(GrantError::Overtaken));
         granted(&mut state, nodes[0]);
         assert_eq!(overtaken(&state, Some(first)), Err(GrantError::Overtaken));
+    }
+
+    #[test]
+    fn a_node_holds_so_many_and_leaves_the_rest_to_others() {
+        let (mut state, nodes) = cluster(&[0, 0]);
+        let all: IpNet = "10.50.0.0/16".parse().unwrap();
+        let prefixes: Vec<IpNet> = (0..=MAX_HELD_BY_NODE as u8)
+            .map(|last| IpNet::from(std::net::IpAddr::from([10, 50, 0, last])))
+            .collect();
+        for node in &nodes {
+            let ops = crate::cluster::allow_claim(&state, state.node(*node).unwrap(), all, NOW).unwrap();
+            testing::apply(&mut state, ops);
+            let node = state.node(*node).unwrap();
+            let claims = prefixes.iter().map(|prefix| Claim { prefix: *prefix, ..exclusive(0) }).collect();
+            let facts = proto::session::Facts { claims, ..node.facts.clone() };
+            let ops = crate::cluster::observe(node, NOW, Some(&facts), None).into_iter().collect();
+            testing::apply(&mut state, ops);
+        }
+        let (last, others) = prefixes.split_last().unwrap();
+        for prefix in others {
+            let (ops, _) = grant(&state, *prefix, (None, nodes[0]), NOW).unwrap();
+            testing::apply(&mut state, ops);
+        }
+        assert_eq!(grant(&state, *last, (None, nodes[0]), NOW), Err(GrantError::NodeFull));
+        assert!(grant(&state, *last, (None, nodes[1]), NOW).is_ok());
+        let held = *state.holder(&others[0], NOW).unwrap();
+        assert!(grant(&state, others[0], (Some(held), nodes[0]), NOW).is_ok(), "anew");
     }
 
     #[test]

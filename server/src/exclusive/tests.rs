@@ -8,6 +8,7 @@ struct World {
     nodes: Vec<NodeId>,
     rounds: Rounds,
     now: Instant,
+    clock: UnixTime,
     served: BTreeSet<NodeId>,
     online: OrdSet<NodeId>,
     leased: BTreeSet<NodeId>,
@@ -19,7 +20,18 @@ impl World {
         let (state, nodes) = claimers(priorities);
         let (served, online) = (nodes.iter().copied().collect(), nodes.iter().copied().collect());
         let (rounds, now) = (Rounds::default(), Instant::now());
-        Self { state, nodes, rounds, now, served, online, leased: BTreeSet::new(), granted: Vec::new() }
+        let clock = UnixTime(1_000_000);
+        Self {
+            state,
+            nodes,
+            rounds,
+            now,
+            clock,
+            served,
+            online,
+            leased: BTreeSet::new(),
+            granted: Vec::new(),
+        }
     }
 
     fn leaves(&mut self, node: usize) {
@@ -28,7 +40,7 @@ impl World {
     }
 
     fn round(&mut self, is_database_ok: bool) {
-        self.rounds.begin(self.now);
+        self.rounds.begin(self.now, self.clock);
         self.rounds.on_database(is_database_ok, self.now);
         let view = View {
             state: &self.state,
@@ -36,6 +48,7 @@ impl World {
             served: self.served.clone(),
             online: &self.online,
             leased: self.leased.clone(),
+            full: self.state.full_holders(NOW),
         };
         for wish in self.rounds.decide(&view, self.now) {
             let (ops, holding) = grant(&self.state, wish.prefix, (wish.from, wish.to), NOW).unwrap();
@@ -46,10 +59,13 @@ impl World {
     }
 
     fn run(&mut self, span: Duration) {
-        let end = self.now + span;
+        let (start, began) = (self.now, self.clock);
+        let end = start + span;
         while self.now < end {
             self.round(true);
             self.now += LOOK_INTERVAL;
+            let passed = self.now.duration_since(start);
+            self.clock = UnixTime(began.0 + passed.as_secs());
         }
     }
 
@@ -105,6 +121,60 @@ fn who_stood_still_hears_first_what_it_missed() {
     assert_eq!(world.holder(), Some(0));
     world.run(LEASE + LOOK_INTERVAL);
     assert_eq!(world.holder(), Some(1));
+}
+
+#[test]
+fn leases_that_end_by_a_clock_that_jumped_are_not_believed() {
+    let mut world = World::new(&[0, 0]);
+    world.run(SECOND * 10);
+    world.leaves(0);
+    world.clock = UnixTime(world.clock.0 + 60);
+    world.run(LEASE);
+    assert_eq!(world.holder(), Some(0), "it may live");
+    world.run(LOOK_INTERVAL);
+    assert_eq!(world.holder(), Some(1));
+}
+
+#[test]
+fn a_wait_within_a_round_is_a_gap() {
+    let mut world = World::new(&[0, 0]);
+    world.run(SECOND * 10);
+    world.leaves(0);
+    world.rounds.begin(world.now, world.clock);
+    world.now += LARGEST_GAP + LOOK_INTERVAL;
+    world.round(true);
+    assert_eq!(world.holder(), Some(0));
+}
+
+#[test]
+fn nobody_waits_for_one_that_died_and_counts_as_online_for_a_while() {
+    let mut world = World::new(&[9, 0]);
+    world.run(SECOND * 10);
+    world.served.remove(&world.nodes[0]);
+    world.run(LOOK_INTERVAL);
+    assert_eq!(world.holder(), Some(1), "its lease is over");
+}
+
+#[test]
+fn one_that_yields_gets_nothing_while_another_is_there_that_does_not() {
+    let mut world = World::new(&[9, 0]);
+    testing::claims(&mut world.state, world.nodes[0], Some(Claim { yields: true, ..exclusive(9) }));
+    world.served.remove(&world.nodes[1]);
+    world.run(SECOND * 60);
+    assert_eq!(world.holder(), None, "the other one's server is to act");
+    world.leaves(1);
+    world.run(LOOK_INTERVAL);
+    assert_eq!(world.holder(), Some(0), "better than nobody");
+}
+
+#[test]
+fn what_was_refused_waits_and_holds_up_nothing_else() {
+    let mut world = World::new(&[0]);
+    world.rounds.refused_until.insert(vip(), world.now + REFUSED_DELAY);
+    world.run(REFUSED_DELAY);
+    assert_eq!(world.holder(), None);
+    world.run(LOOK_INTERVAL);
+    assert_eq!(world.holder(), Some(0));
 }
 
 #[test]
