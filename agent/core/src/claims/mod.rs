@@ -169,9 +169,9 @@ impl Claims {
     /// An answer inside the tunnel, whoever asked.
     pub fn handle_reply(&mut self, peer: &PublicKey, id: u64, told: Told, now: BootTime) {
         let was_withdrawn = self.claimants.get(peer).map(|claimant| claimant.is_withdrawn);
-        self.with_claimant(peer, now, |claimant, _| {
+        self.with_claimant(peer, now, |claimant, config| {
             claimant.on_told(told, now);
-            claimant.pulse.on_reply(id, now);
+            claimant.pulse.on_reply(id, config, now);
         });
         // Also where nobody sends anything now.
         if was_withdrawn.is_some_and(|was_withdrawn| was_withdrawn != told.is_withdrawn) {

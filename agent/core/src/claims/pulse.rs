@@ -18,6 +18,8 @@ use crate::{
 };
 use std::{collections::VecDeque, time::Duration};
 
+/// So many answers in a row came late, each another patience after the one before: the path is longer now.
+const LATE_ANSWERS: u32 = 3;
 /// Answers that come later than this are no news.
 const REMEMBERED: Duration = Duration::from_secs(5);
 const MAX_OUTSTANDING: usize = 128;
@@ -58,8 +60,9 @@ pub(super) struct Pulse {
     state: State,
     need: Need,
     rtt: Rtt,
-    /// When an answer that came too late was last taken for a measure of the path.
-    sampled_late_at: Option<BootTime>,
+    /// Answers in a row that came too late, as far as they did not come at once, and when the last of them did.
+    late: u32,
+    late_at: Option<BootTime>,
     sent: VecDeque<Sent>,
     /// One after the other, without an answer.
     missed: u32,
@@ -84,7 +87,8 @@ impl Default for Pulse {
             state: State::Calm,
             need: Need::None,
             rtt: Rtt::default(),
-            sampled_late_at: None,
+            late: 0,
+            late_at: None,
             sent: VecDeque::new(),
             missed: 0,
             silent_since: None,
@@ -145,13 +149,10 @@ impl Pulse {
     }
 
     /// Takes the answer to one of our probes, if it is one.
-    pub(super) fn on_reply(&mut self, id: u64, now: BootTime) -> bool {
+    pub(super) fn on_reply(&mut self, id: u64, config: &ClaimsConfig, now: BootTime) -> bool {
         let Some(place) = self.sent.iter().position(|sent| sent.id == id) else { return false };
         let Some(answered) = self.sent.remove(place) else { return false };
-        match answered.is_missed {
-            false => self.rtt.sample(now.since(answered.at)),
-            true => self.sample_late(now.since(answered.at), now),
-        }
+        self.measure(answered, config, now);
         self.proven_at = self.proven_at.max(Some(answered.at));
         self.answers_from.get_or_insert(answered.at);
         self.healthy_since.get_or_insert(now);
@@ -162,13 +163,21 @@ impl Pulse {
         true
     }
 
-    /// A path that became longer is followed step by step. Who stood still answers much at once, which says nothing of its path: believed, its next silence would be waited
-    /// out for seconds.
-    fn sample_late(&mut self, took: Duration, now: BootTime) {
-        let patience = self.rtt.patience().unwrap_or(took);
-        if self.sampled_late_at.is_none_or(|at| now >= at + patience) {
-            self.sampled_late_at = Some(now);
-            self.rtt.sample(took.min(patience * 2));
+    /// A path that became longer is followed step by step. Who stood still answers all at once, which says nothing of its path: believed, its next silence would be waited out
+    /// for as long.
+    fn measure(&mut self, answered: Sent, config: &ClaimsConfig, now: BootTime) {
+        let (took, patience) = (now.since(answered.at), self.patience(config));
+        if !answered.is_missed {
+            self.late = 0;
+            // It waited with those that were late.
+            if self.late_at.is_none_or(|late_at| answered.at >= late_at) {
+                self.rtt.sample(took);
+            }
+        } else if self.late_at.is_none_or(|late_at| now >= late_at + patience) {
+            (self.late, self.late_at) = (self.late.saturating_add(1), Some(now));
+            if self.late >= LATE_ANSWERS {
+                self.rtt.sample(took.min(patience * 2));
+            }
         }
     }
 
@@ -328,27 +337,43 @@ mod tests {
                 waiting.push((at + delay(at), at));
             }
             for (_, id) in waiting.extract_if(.., |(due, _)| *due <= at) {
-                pulse.on_reply(id, now);
+                pulse.on_reply(id, &config, now);
             }
         }
     }
 
     #[test]
-    fn who_stood_still_is_waited_for_no_longer_than_before_or_nearly_so() {
-        let (mut pulse, config) = (Pulse::default(), ClaimsConfig::default());
-        asked(&mut pulse, 0, 1000, |_| 2);
-        // All that was asked in a second of standstill is answered at its end.
-        asked(&mut pulse, 1000, 2100, |at| if at < 2000 { 2000 - at } else { 2 });
-        let patience = pulse.patience(&config);
-        assert!(patience < MS * 100, "{patience:?}");
+    fn however_often_somebody_stands_still_it_is_waited_for_no_longer_than_before() {
+        for way in [1, 40, 200] {
+            let (mut pulse, config) = (Pulse::default(), ClaimsConfig::default());
+            asked(&mut pulse, 0, 2000, |at| way + at / 50 % 2);
+            let before = pulse.patience(&config);
+            for round in 0..20 {
+                // All that was asked in a second of standstill is answered at its end.
+                let (from, thawed) = (2000 + round * 1500, 3000 + round * 1500);
+                asked(&mut pulse, from, from + 1500, |at| way + thawed.saturating_sub(at));
+                let patience = pulse.patience(&config);
+                assert!(patience <= before + MS * 5, "round {round}, way {way}: {patience:?}, {before:?}");
+            }
+        }
     }
 
     #[test]
-    fn a_path_that_became_longer_is_followed() {
+    fn a_path_that_became_longer_is_followed_within_some_answers() {
+        for (before, after) in [(1, 60), (20, 400), (40, 200), (200, 1000)] {
+            let (mut pulse, config) = (Pulse::default(), ClaimsConfig::default());
+            asked(&mut pulse, 0, 2000, |_| before);
+            asked(&mut pulse, 2000, 2000 + after * 12, |_| after);
+            let patience = pulse.patience(&config);
+            let after = MS * u32::try_from(after).unwrap();
+            assert!(patience > after && !pulse.is_dead(), "{patience:?}, {after:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_whose_first_answers_are_late_is_known_after_some() {
         let (mut pulse, config) = (Pulse::default(), ClaimsConfig::default());
-        asked(&mut pulse, 0, 1000, |_| 20);
-        asked(&mut pulse, 1000, 6000, |_| 400);
-        let patience = pulse.patience(&config);
-        assert!(patience > MS * 400 && !pulse.is_dead(), "{patience:?}");
+        asked(&mut pulse, 0, 3000, |_| 700);
+        assert!(pulse.patience(&config) > MS * 700 && !pulse.is_dead());
     }
 }
