@@ -57,6 +57,11 @@ impl World {
         self.nodes[agent].told.messages
     }
 
+    /// Packets on the network between an agent and others, both ways, keepalives and handshakes among them, since it started.
+    pub fn datagrams(&self, agent: usize) -> u64 {
+        self.nodes[agent].told.datagrams
+    }
+
     pub(crate) fn on_claim(
         &mut self,
         at: usize,

@@ -17,6 +17,8 @@ use std::{net::SocketAddr, time::Duration};
 const NAME_DELAY: Duration = Duration::from_millis(8);
 /// A state is on disk, and the agent hears of it, by then.
 const DISK_DELAY: Duration = Duration::from_millis(300);
+/// Datagrams that wait in a socket.
+const BACKLOG: usize = 256;
 /// Indices of one start of a data plane.
 const INDICES: u32 = 1 << 16;
 
@@ -39,7 +41,7 @@ impl World {
         let agent = Agent::new(node.config.clone(), identity, node.saved.clone(), cached, seed, now);
         node.agent = Some(agent);
         node.told.active.clear();
-        (node.told.switches, node.told.messages) = (0, 0);
+        (node.told.switches, node.told.messages, node.told.datagrams) = (0, 0, 0);
         node.watch.steady_since = now;
         node.watch.launched_at = now;
         // What was not written before the kill is seen anew.
@@ -291,6 +293,7 @@ impl World {
     fn send_datagram(&mut self, at: usize, to: SocketAddr, body: Body) {
         use crate::network::Host;
         let from = self.nodes[at].endpoint();
+        self.nodes[at].told.datagrams += 1;
         let Some(receiver) = self.nodes.iter().position(|node| node.endpoint() == to) else { return };
         if let Some(delay) = self.network.datagram(Host::Agent(at), Host::Agent(receiver)) {
             self.queue.push(self.now + delay, Event::Datagram { from, to, body });
@@ -299,9 +302,15 @@ impl World {
 
     pub(crate) fn on_datagram(&mut self, from: SocketAddr, to: SocketAddr, body: Body) {
         let now = self.now;
-        let Some(at) = self.nodes.iter().position(|node| node.endpoint() == to && node.is_awake()) else {
+        let Some(at) = self.nodes.iter().position(|node| node.endpoint() == to) else { return };
+        let node = &mut self.nodes[at];
+        if let Some(backlog) = node.backlog.as_mut().filter(|backlog| backlog.len() < BACKLOG) {
+            return backlog.push_back((from, to, body));
+        }
+        if !node.is_awake() {
             return;
-        };
+        }
+        self.nodes[at].told.datagrams += 1;
         self.nodes[at].tunnel.receive(from, body, now);
         self.effects(at);
     }

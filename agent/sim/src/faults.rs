@@ -3,7 +3,7 @@
 use crate::{atlas::Change, members, network::Host, rules::Policy, world::World};
 use agent_core::{Agent, BootTime};
 use proto::time::UnixTime;
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 /// One change of the world.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +44,9 @@ pub enum Fault {
     Launch(usize),
     Sleep(usize),
     WakeUp(usize),
+    /// The agent's process stands still; what comes meanwhile waits in its socket, up to a bound.
+    Pause(usize),
+    Resume(usize),
     /// The agent tells its peers that it goes, and goes on until it is stopped.
     Leave(usize),
     /// A node claims nothing any more, or again what it may.
@@ -103,6 +106,8 @@ impl World {
             Fault::Launch(agent) => self.launch_agent(agent),
             Fault::Sleep(agent) => self.sleep(agent),
             Fault::WakeUp(agent) => self.wake_up(agent),
+            Fault::Pause(agent) => self.pause(agent),
+            Fault::Resume(agent) => self.resume(agent),
             Fault::Leave(agent) => self.leave(agent),
             Fault::Withdraw(agent) => self.write_if_possible(&Change::Withdraw(agent, true)),
             Fault::Claim(agent) if self.database.head.is_withdrawn(agent) => {
@@ -173,6 +178,21 @@ impl World {
         self.input(agent, |a, now| a.handle_network_changed(now));
     }
 
+    fn pause(&mut self, agent: usize) {
+        self.nodes[agent].backlog = Some(VecDeque::new());
+        self.sleep(agent);
+    }
+
+    fn resume(&mut self, agent: usize) {
+        self.nodes[agent].asleep = false;
+        self.disturb(agent, false);
+        for (from, to, body) in self.nodes[agent].backlog.take().into_iter().flatten() {
+            self.on_datagram(from, to, body);
+        }
+        // Its timers are late.
+        self.input(agent, |_, _| {});
+    }
+
     fn leave(&mut self, agent: usize) {
         self.nodes[agent].is_leaving = self.nodes[agent].is_awake();
         self.input(agent, Agent::drain);
@@ -221,6 +241,9 @@ impl World {
         }
         for agent in 0..self.nodes.len() {
             self.apply(&Fault::Claim(agent));
+            if self.nodes[agent].backlog.is_some() {
+                self.apply(&Fault::Resume(agent));
+            }
             if self.nodes[agent].asleep {
                 self.apply(&Fault::WakeUp(agent));
             }

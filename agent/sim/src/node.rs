@@ -1,10 +1,17 @@
 //! One agent's machine: the process, which may be down; its disk, which stays; its data plane.
 
-use crate::{members, stream::StreamId, tunnel::Tunnel};
+use crate::{
+    members,
+    stream::StreamId,
+    tunnel::{Body, Tunnel},
+};
 use agent_core::{Agent, BootTime, Config, ConnId, Saved};
 use ipnet::IpNet;
 use proto::{key::PublicKey, map::MapVersion, server_url::ServerUrl};
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+};
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -16,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) saved: Saved,
     pub(crate) cache: Vec<u8>,
     pub(crate) asleep: bool,
+    /// What waits in the socket of a process that stands still.
+    pub(crate) backlog: Option<VecDeque<(SocketAddr, SocketAddr, Body)>>,
     pub(crate) moves: u32,
     /// Its wall clock less the truth, seconds.
     pub(crate) clock_ahead_s: i64,
@@ -45,6 +54,8 @@ pub(crate) struct Told {
     pub(crate) switches: u64,
     /// To other agents, since it started.
     pub(crate) messages: u64,
+    /// Sent to other agents and taken from them, of every kind, since it started.
+    pub(crate) datagrams: u64,
 }
 
 /// What the invariants remember of it.
@@ -76,6 +87,7 @@ impl Node {
             saved: Saved::default(),
             cache: Vec::new(),
             asleep: false,
+            backlog: None,
             moves: 0,
             clock_ahead_s: 0,
             tunnel: Tunnel::new(members::of(at).key, 0),

@@ -122,6 +122,8 @@ struct Peer {
     waiting: VecDeque<Packet>,
     /// The newest stamp of its initiations: none older counts.
     newest_stamp: Option<i64>,
+    /// How far the wall clock was ahead when we first initiated, seconds: as long as anything is left of that, stamps go on from there.
+    clock_ahead_s: Option<i64>,
     told_waiting: bool,
     keepalive: Option<Duration>,
     /// Of the last handshake, whichever session is in use.
@@ -313,8 +315,9 @@ impl Tunnel {
 
     fn initiate(&mut self, key: PublicKey, endpoints: Vec<SocketAddr>, now: BootTime) {
         let index = self.fresh_index();
-        let stamp = now.since_boot().as_millis() as i64 + self.clock_ahead_s * 1000;
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        let ahead_s = *peer.clock_ahead_s.get_or_insert(self.clock_ahead_s);
+        let stamp = now.since_boot().as_millis() as i64 + ahead_s * 1000;
         peer.told_waiting = false;
         let before = peer.initiation.as_ref();
         let (since, earlier) = (before.map_or(now, |before| before.since), before.map(|before| before.index));
@@ -465,6 +468,7 @@ impl Tunnel {
             peer.waiting.clear();
             peer.told_waiting = false;
             if peer.current.is_none() {
+                peer.clock_ahead_s = None;
                 self.effects.push(Effect::Event(TunnelEvent::SessionLost { peer: key }));
             }
         } else if now >= initiation.again_at {
@@ -478,6 +482,7 @@ impl Tunnel {
         peer.sessions.retain(alive);
         if peer.current.is_some_and(|keys| !alive(&keys)) {
             peer.current = None;
+            peer.clock_ahead_s = None;
             peer.unanswered_since = None;
             self.effects.push(Effect::Event(TunnelEvent::SessionLost { peer: key }));
             return;

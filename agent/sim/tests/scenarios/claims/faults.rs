@@ -62,6 +62,36 @@ fn a_long_way_adds_what_its_round_trips_explain() {
 }
 
 #[test]
+fn one_that_stands_still_again_and_again_is_left_as_soon_each_time() {
+    let cases = [
+        (ms(1), setup(2), ms(800)),
+        (ms(40), setup(2), ms(880)),
+        (ms(200), setup(2), ms(1200)),
+        (ms(1), Setup { choosing: tight(), ..setup(2) }, ms(300)),
+    ];
+    for (round_trip, setup, bound) in cases {
+        let mut outages = Vec::new();
+        for seed in 0..5 {
+            let (mut world, caller) = in_use(&setup, seed, seed % 2 == 0);
+            set_round_trip(&mut world, setup.agents, round_trip);
+            world.run_for(secs(10));
+            for round in 0..20 {
+                let active = world.serving(0, PREFIX).expect("somebody serves");
+                world.outage(caller);
+                world.apply(&Fault::Pause(active));
+                world.run_for(ms(1500 + round * 131));
+                outages.push(world.outage(caller));
+                world.apply(&Fault::Resume(active));
+                world.run_for(ms(1700));
+                assert_ne!(world.serving(0, PREFIX), Some(active), "seed {seed}, round {round}");
+            }
+        }
+        let (_, worst) = measured(&format!("frozen and thawed, round trip {round_trip:?}"), outages);
+        assert!(worst <= bound, "{round_trip:?}");
+    }
+}
+
+#[test]
 fn its_process_restarts_and_answers_within_300_ms() {
     for (down, has_servers) in
         [(ms(20), true), (ms(20), false), (ms(250), false), (ms(1500), true), (ms(1500), false)]

@@ -74,3 +74,19 @@ fn a_way_back_that_is_slower_than_the_way_there() {
         assert_eq!(lost(&mut world, caller), 0, "seed {seed}");
     }
 }
+
+#[test]
+fn wall_clocks_that_jump_by_hours_move_nobody_and_lose_nothing() {
+    for seed in 0..5 {
+        let (mut world, caller) = in_use(&setup(2), seed, seed % 2 == 0);
+        for ahead_s in [7200, -7200, 86_400, -86_400, 0] {
+            // Each at another time than the others, so that they differ meanwhile.
+            for agent in [FIRST, 0, SECOND] {
+                world.apply(&Fault::WallClock(agent, ahead_s));
+                world.run_for(secs(70));
+            }
+        }
+        assert_eq!((world.switches(0), world.serving(0, PREFIX)), (0, Some(FIRST)), "seed {seed}");
+        assert_eq!(lost(&mut world, caller), 0, "seed {seed}");
+    }
+}
