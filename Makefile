@@ -63,17 +63,20 @@ bench-many: deps
 	$(CARGO) run --release --quiet -p netns-tests --bin bench_many -- --peers $(PEERS)
 
 # Shared addresses under every fault, beside VpnCloud: outages and losses of so many ROUNDS (THEIRS of VpnCloud's), steadiness for so many MINUTES. About half an hour; ROWS="killed frozen" measures
-# the rows whose names contain one of these. Fails only where something could not be measured.
+# the rows whose names contain one of these. Fails only where something could not be measured, with STRICT=--strict also where a target is missed;
+# PAIR_DAYS: how many days of one pair are simulated.
 THEIRS ?= 15
 MINUTES ?= 10
 ROWS ?=
+STRICT ?=
+PAIR_DAYS ?= 500
 bench-claims: ROUNDS = 50
 bench-claims: deps
 	packaging/build-vpncloud.sh target/vpncloud
 	$(CARGO) build --release --quiet -p agent -p server -p netns-tests
-	$(CARGO) build --release --quiet -p agent-core --example claims
+	$(CARGO) build --release --quiet -p agent-sim --example claims
 	$(CARGO) run --release --quiet -p netns-tests --bin bench_claims -- --vpncloud target/vpncloud --rounds $(ROUNDS) --their-rounds $(THEIRS) \
-		--minutes $(MINUTES) $(ROWS)
+		--minutes $(MINUTES) --pair-days $(PAIR_DAYS) $(STRICT) $(ROWS)
 
 # Ours against wireguard-go's newest, boringtun-cli and Debian's kernel (in QEMU, emulated). Five minutes; ONLY=name: the pairs whose name contains it.
 ONLY ?=

@@ -16,8 +16,8 @@ use crate::tcp::Echoes;
 /// Three failures, a second apart, and the way to the client.
 const FALL: Duration = Duration::from_millis(3300);
 
-pub(crate) fn rows(bench: &Bench, name: &str) -> Result<Vec<Row>> {
-    let setup = Setup { claimer_options: vec!["--claim-check", "tcp:7"], ..Setup::of(2) };
+pub(crate) fn rows(bench: &Bench, name: &str, servers_down: bool) -> Result<Vec<Row>> {
+    let setup = Setup { claimer_options: vec!["--claim-check", "tcp:7"], servers_down, ..Setup::of(2) };
     let mut services: Vec<Option<Echoes>> = Vec::new();
     let mut lab = Holdfast::start_with(&bench.root, name, &bench.binaries, &setup, |mesh| {
         for agent in &mesh.agents[..2] {
@@ -39,9 +39,10 @@ pub(crate) fn rows(bench: &Bench, name: &str) -> Result<Vec<Row>> {
     }
     let rounds = moved.len();
     let (sent, lost) = pinger.lost_between(begun, Instant::now());
+    let who = if servers_down { "ours, every server down" } else { "ours" };
     let of = format!("lost of {sent} in {rounds} rounds");
     Ok(vec![
-        Row::spans("service ends, its check fails: moved after", "ours", moved, Target::Worst(FALL)),
-        Row::counted("service ends, its check fails", "ours", lost as u64, of, Target::AtMost(0)),
+        Row::spans("service ends, its check fails: moved after", who, moved, Target::Worst(FALL)),
+        Row::counted("service ends, its check fails", who, lost as u64, of, Target::AtMost(0)),
     ])
 }

@@ -126,6 +126,10 @@ impl Run {
         Table(self.rows().iter().flatten().collect()).to_string()
     }
 
+    pub(crate) fn missed(&self) -> usize {
+        self.rows().iter().flatten().filter(|row| row.is_kept() == Some(false)).count()
+    }
+
     pub(crate) fn unmeasured(&self) -> usize {
         self.rows().iter().flatten().filter(|row| !row.is_measured()).count()
     }

@@ -37,8 +37,8 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
     let mut jobs = Vec::new();
     let pair = Setup::of(2);
     let serverless = Setup { servers_down: true, ..pair.clone() };
-    jobs.extend(BLOWS.map(|blow| ours(OURS, blow, pair.clone(), OUTAGE)));
-    jobs.extend(BLOWS.map(|blow| ours("ours, every server down", blow, serverless.clone(), OUTAGE)));
+    jobs.extend(blows(OURS, &pair, Duration::ZERO));
+    jobs.extend(blows("ours, every server down", &serverless, Duration::ZERO));
     let tight = Setup { client_options: TIGHT.to_vec(), ..pair.clone() };
     jobs.extend(
         [Blow::Killed, Blow::Frozen, Blow::Cut]
@@ -47,18 +47,15 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
     for (who, one_way) in [("ours, 40 ms of RTT", 20), ("ours, 200 ms of RTT", 100)] {
         let one_way = Duration::from_millis(one_way);
         let far = Setup { one_way: Some(one_way), ..pair.clone() };
-        // A probe's answer takes a round trip, and so does the first packet's.
-        let limit = OUTAGE + 4 * one_way;
-        jobs.extend(
-            [Blow::Killed, Blow::Frozen, Blow::Cut, Blow::Drained]
-                .map(|blow| ours(who, blow, far.clone(), limit)),
-        );
+        // A probe's answer takes a round trip, and so does the first packet's; or those of two handshakes.
+        jobs.extend(blows(who, &far, 4 * one_way));
     }
     jobs.extend(NOISES.map(|noise| {
         Job::new(&noise.name(), OURS, Lane::Long, move |bench, name| steady::watch(bench, name, noise))
     }));
-    let special: [(&str, Work); 8] = [
-        ("check fails", check::rows),
+    let special: [(&str, Work); 9] = [
+        ("check fails", |bench, name| check::rows(bench, name, false)),
+        ("check fails, every server down", |bench, name| check::rows(bench, name, true)),
         ("TCP", tcp::rows),
         ("clients agree", steady::agreement),
         ("the killed one returns", steady::no_return),
@@ -80,14 +77,9 @@ pub(crate) fn jobs(bench: &Bench) -> Vec<Job> {
     jobs
 }
 
-fn ours(who: &'static str, blow: Blow, setup: Setup, limit: Duration) -> Job {
-    Job::new(blow.name(), who, Lane::Ours, move |bench, name| {
-        let mut lab = Holdfast::start(&bench.root, name, &bench.binaries, &setup)?;
-        let outcome = rounds::run(&mut lab, blow, bench.rounds)?;
-        let who = match lab.round_trip {
-            Some(measured) => format!("{who} (measured: {:.1} ms)", measured.as_secs_f64() * 1e3),
-            None => who.to_owned(),
-        };
+/// Each of them; `more` is what the round trips explain.
+fn blows(who: &'static str, setup: &Setup, more: Duration) -> impl Iterator<Item = Job> {
+    BLOWS.into_iter().map(move |blow| {
         let limit = match blow {
             Blow::Restarted | Blow::RestartedAlone => RESTART,
             Blow::Killed
@@ -96,7 +88,19 @@ fn ours(who: &'static str, blow: Blow, setup: Setup, limit: Duration) -> Job {
             | Blow::RequestsCut
             | Blow::RepliesCut
             | Blow::Drained
-            | Blow::Terminated => limit,
+            | Blow::Terminated => OUTAGE,
+        };
+        ours(who, blow, setup.clone(), limit + more)
+    })
+}
+
+fn ours(who: &'static str, blow: Blow, setup: Setup, limit: Duration) -> Job {
+    Job::new(blow.name(), who, Lane::Ours, move |bench, name| {
+        let mut lab = Holdfast::start(&bench.root, name, &bench.binaries, &setup)?;
+        let outcome = rounds::run(&mut lab, blow, bench.rounds)?;
+        let who = match lab.round_trip {
+            Some(measured) => format!("{who} (measured: {:.1} ms)", measured.as_secs_f64() * 1e3),
+            None => who.to_owned(),
         };
         Ok(rows(blow, &who, outcome, Target::P99(limit), Target::AtMost(0)))
     })

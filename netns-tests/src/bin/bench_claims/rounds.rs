@@ -68,6 +68,16 @@ impl Blow {
 }
 
 pub(crate) fn run(lab: &mut dyn Lab, blow: Blow, rounds: usize) -> Result<Outcome> {
+    run_with(lab, blow, rounds, |_| Ok(()))
+}
+
+/// With something done before each blow, given whom it will strike.
+pub(crate) fn run_with(
+    lab: &mut dyn Lab,
+    blow: Blow,
+    rounds: usize,
+    prepare: impl Fn(usize) -> Result<()>,
+) -> Result<Outcome> {
     if blow == Blow::RestartedAlone {
         for other in 1..lab.claimers() {
             lab.kill(other)?;
@@ -79,6 +89,7 @@ pub(crate) fn run(lab: &mut dyn Lab, blow: Blow, rounds: usize) -> Result<Outcom
     for _ in 0..rounds {
         pinger.first_reply_after(Instant::now(), TIMEOUT)?;
         let victim = active(lab)?;
+        prepare(victim)?;
         let (span, window) = round(lab, &pinger, blow, victim)?;
         outcome.spans.push(span);
         windows.extend(window);

@@ -61,7 +61,7 @@ impl Row {
     }
 
     /// `None`: there is no target.
-    fn is_kept(&self) -> Option<bool> {
+    pub(crate) fn is_kept(&self) -> Option<bool> {
         match (&self.figures, self.target) {
             (Figures::Spans(spans), Target::P99(limit)) => Some(spans.percentile(99) <= limit),
             (Figures::Spans(spans), Target::Worst(limit)) => Some(spans.worst() <= limit),
