@@ -79,10 +79,10 @@ fn one_that_stands_still_again_and_again_is_left_as_soon_each_time() {
                 let active = world.serving(0, PREFIX).expect("somebody serves");
                 world.outage(caller);
                 world.apply(&Fault::Pause(active));
-                world.run_for(ms(1500 + round * 131));
+                world.run_for(secs(3) + ms(round * 131));
                 outages.push(world.outage(caller));
                 world.apply(&Fault::Resume(active));
-                world.run_for(ms(1700));
+                world.run_for(secs(4));
                 assert_ne!(world.serving(0, PREFIX), Some(active), "seed {seed}, round {round}");
             }
         }
