@@ -22,7 +22,7 @@ pub(crate) enum Obstacle {
     CoversOverlay,
     /// It is served here, wholly or in part.
     Served,
-    /// A network, or an address, of the machine.
+    /// A network of the machine.
     Connected(IpNet),
     /// A subnet, and subnets are not asked for.
     NotAccepted,
@@ -53,12 +53,9 @@ impl Surroundings<'_> {
     }
 }
 
-/// A single address may lie in a network of the machine: somebody put it there to be reached.
+/// An address within a network of the machine is no exception: it may be that of the gateway, or of whoever resolves names there.
 fn is_ours(prefix: &IpNet, own: &IpNet) -> bool {
-    match is_host(prefix) {
-        true => own.addr() == prefix.addr(),
-        false => prefix.contains(&own.trunc()) || own.contains(prefix),
-    }
+    prefix.contains(&own.trunc()) || own.contains(prefix)
 }
 
 #[cfg(test)]
@@ -100,9 +97,15 @@ mod tests {
     }
 
     #[test]
-    fn an_address_within_a_network_of_the_machine_is_routed_unless_the_machine_has_it() {
-        assert_eq!(obstacle("192.168.1.99/32", false), None);
-        assert!(matches!(obstacle("192.168.1.7/32", false), Some(Obstacle::Connected(_))));
+    fn an_address_within_a_network_of_the_machine_stays_there() {
+        for (prefix, own) in [
+            ("192.168.1.1/32", "192.168.1.0/24"),
+            ("192.168.1.7/32", "192.168.1.0/24"),
+            ("fd05::1/128", "fd05::/64"),
+        ] {
+            assert_eq!(obstacle(prefix, false), Some(Obstacle::Connected(own.parse().unwrap())), "{prefix}");
+        }
+        assert_eq!(obstacle("192.168.2.1/32", false), None);
     }
 
     #[test]

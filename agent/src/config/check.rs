@@ -75,13 +75,33 @@ impl FromStr for CommandLine {
 }
 
 impl CommandLine {
-    /// The program, without its arguments.
+    /// The program, without what is put into its environment, and without its arguments.
     pub(crate) fn shown(&self) -> String {
-        match self.0.split_once(char::is_whitespace) {
-            Some((program, _)) => format!("{program} .."),
-            None => self.0.clone(),
+        let mut rest = self.0.as_str();
+        loop {
+            let (word, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+            match word.split_once('=').filter(|(name, _)| is_name(name)) {
+                // A word may go on behind a space.
+                Some((name, value)) if after.is_empty() || value.contains(is_special) => {
+                    return format!("{name}=..");
+                }
+                Some(_) => rest = after.trim_start(),
+                None => {
+                    let program = word.split(is_special).next().unwrap_or_default();
+                    return if program == rest { program.to_owned() } else { format!("{program} ..") };
+                }
+            }
         }
     }
+}
+
+fn is_name(word: &str) -> bool {
+    !word.is_empty() && word.chars().all(|c| c == '_' || c.is_ascii_alphanumeric())
+}
+
+/// To the shell.
+fn is_special(c: char) -> bool {
+    "'\"\\$`;&|<>()".contains(c)
 }
 
 impl fmt::Debug for CommandLine {
@@ -180,5 +200,15 @@ mod tests {
         let CheckRule::Check(check) = &rule else { panic!("a check") };
         assert_eq!(check.name(), "cmd:/usr/bin/curl ..");
         assert!(!format!("{rule:?}").contains("secret"));
+        for (line, shown) in [
+            ("PGPASSWORD=secret pg_isready", "pg_isready"),
+            ("A=1 PGPASSWORD=secret pg_isready -h db", "pg_isready .."),
+            ("PGPASSWORD='my secret' pg_isready", "PGPASSWORD=.."),
+            ("PGPASSWORD=secret", "PGPASSWORD=.."),
+            ("true;PGPASSWORD=secret pg_isready", "true .."),
+            ("/usr/bin/check", "/usr/bin/check"),
+        ] {
+            assert_eq!(CommandLine(line.to_owned()).shown(), shown, "{line}");
+        }
     }
 }

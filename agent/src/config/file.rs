@@ -4,7 +4,8 @@ use super::Options;
 use crate::platform;
 use serde::{Deserialize, de::IntoDeserializer};
 use std::{
-    io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -27,7 +28,7 @@ pub(crate) enum FileError {
     #[error("{path}: {reason}")]
     Content { path: PathBuf, reason: String },
     #[error(
-        "{} names commands to run, and others may change it: give it to root, and take their leave to write (chmod go-w)", .0.display()
+        "{} names commands to run, and others may change it or its directory: give both to root, and take their leave to write (chmod go-w)", .0.display()
     )]
     OpenToOthers(PathBuf),
 }
@@ -37,19 +38,22 @@ impl File {
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, FileError> {
         let named = path.is_some();
         let path = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => match Self::parse(&text) {
-                // What cannot be looked at is not believed.
-                Ok(file)
-                    if file.options.has_commands() && platform::is_others_to_write(&path).unwrap_or(true) =>
-                {
-                    Err(FileError::OpenToOthers(path))
-                }
-                Ok(file) => Ok(file),
-                Err(error) => Err(FileError::Content { reason: reason(&error, &text), path }),
-            },
+        match read(&path) {
+            Ok((text, file)) => Self::check(&text, &file, path),
             Err(error) if !named && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(FileError::Read { path, source }),
+        }
+    }
+
+    fn check(text: &str, opened: &fs::File, path: PathBuf) -> Result<Self, FileError> {
+        let file = match Self::parse(text) {
+            Ok(file) => file,
+            Err(error) => return Err(FileError::Content { reason: reason(&error, text), path }),
+        };
+        // What cannot be looked at is not believed.
+        match file.options.has_commands() && platform::is_others_to_write(opened, &path).unwrap_or(true) {
+            true => Err(FileError::OpenToOthers(path)),
+            false => Ok(file),
         }
     }
 
@@ -64,6 +68,14 @@ impl File {
             options: Options::deserialize(table)?,
         })
     }
+}
+
+/// Rights are judged of the file that was read, whatever its name leads to by then.
+fn read(path: &Path) -> io::Result<(String, fs::File)> {
+    let mut file = fs::File::open(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, file))
 }
 
 /// Without the line itself, which may hold a setup key.
@@ -84,7 +96,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.toml");
         for line in ["setup-key = hf1_secret", "setup-key = 'hf1_secret", "setup-key = 'hf1_secret' x"] {
-            std::fs::write(&path, format!("keepalive = 2\n{line}\n")).unwrap();
+            fs::write(&path, format!("keepalive = 2\n{line}\n")).unwrap();
             let error = File::load(Some(&path)).unwrap_err().to_string();
             assert!(error.contains("line 2: ") && !error.contains("secret"), "{error}");
         }
@@ -102,10 +114,25 @@ mod tests {
             ("claim-check = 'cmd:true'", 0o644, false),
             ("claim-check = 'tcp:80'", 0o666, false),
         ] {
-            std::fs::write(&path, line).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            fs::write(&path, line).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let loaded = File::load(Some(&path));
             assert_eq!(matches!(loaded, Err(FileError::OpenToOthers(_))), refused, "{line} {mode:o}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_others_may_put_another_in_place_of_names_no_commands() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        fs::write(&path, "on-idle = 'true'").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        for (mode, refused) in [(0o755, false), (0o775, true), (0o757, true), (0o1777, false)] {
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = File::load(Some(&path));
+            assert_eq!(matches!(loaded, Err(FileError::OpenToOthers(_))), refused, "{mode:o}");
         }
     }
 

@@ -268,6 +268,8 @@ fn claims(options: &Options) -> Result<Vec<Claim>, SettingsError> {
         return Err(SettingsError::TwoPriorities(one.prefix, one.priority, two.priority));
     }
     match (exclusive, claims.is_empty(), spread) {
+        // Claims that are taken back leave what was kept beside them without effect.
+        (true, true, _) if rules.contains(&ClaimRule::None) => {}
         (true, true, _) => return Err(SettingsError::ExclusiveNothing),
         (true, false, true) => return Err(SettingsError::ExclusiveSpread),
         (true, false, false) | (false, _, _) => {}
@@ -295,6 +297,11 @@ mod tests {
     }
 
     #[test]
+    fn claims_can_be_taken_back_while_exclusive_is_kept() {
+        assert_eq!(settings("claim = 'none'\nexclusive = true").unwrap().claims, []);
+    }
+
+    #[test]
     fn claims_that_contradict_each_other_are_refused_by_name() {
         let claims =
             settings("claim = ['10.1.0.0/24@7', '10.1.0.0/24@7', '10.0.0.1']\nspread = true").unwrap().claims;
@@ -306,7 +313,6 @@ mod tests {
             ("claim = ['10.1.0.0/24@7', '10.1.0.0/24']", "10.1.0.0/24 is given with two priorities: 0 and 7"),
             ("claim = ['none', '10.1.0.0/24']", "beside 10.1.0.0/24"),
             ("exclusive = true", "give --claim PREFIX as well"),
-            ("claim = 'none'\nexclusive = true", "give --claim PREFIX as well"),
             ("claim = '10.0.0.1'\nexclusive = true\nspread = true", "give one of them"),
         ] {
             let error = settings(text).unwrap_err().to_string();

@@ -106,7 +106,7 @@ impl Driver<'_> {
         let old = std::mem::replace(&mut self.settings, new);
         self.world.checking.take(&self.settings, now);
         self.world.hooking.take(&self.settings);
-        self.apply_checks(now);
+        self.apply_failed_checks(now);
         let new = &self.settings;
         if (new.listen_port, new.workers) != (old.listen_port, old.workers) {
             return self.end(End::RestartAll, Farewell::None);
@@ -127,6 +127,7 @@ impl Driver<'_> {
         if (&new.claims, new.masquerade) != (&old.claims, old.masquerade) {
             self.agent.set_claims(new.claims.clone(), now);
         }
+        self.apply_checks(now);
         self.apply_modes();
     }
 

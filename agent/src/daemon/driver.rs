@@ -78,6 +78,7 @@ enum Input {
     Event(Event),
     Checked(Checked),
     Hooked(Hooked),
+    Served,
     Call(Call),
     Network(Network),
     Alarm,
@@ -237,6 +238,7 @@ impl<'w> Driver<'w> {
             root = world.disk.root_kept() => Input::RootKept(root),
             checked = world.checking.done() => Input::Checked(checked),
             hooked = world.hooking.done() => Input::Hooked(hooked),
+            () = world.plane.served() => Input::Served,
             () = self.connections.task_ended() => Input::ConnectionGone,
             expired = world.alarm.expired() => {
                 if let Err(error) = expired {
@@ -269,6 +271,7 @@ impl<'w> Driver<'w> {
             Input::RootKept(root) => self.agent.handle_root_kept(root, now),
             Input::Checked(checked) => self.on_checked(checked),
             Input::Hooked(hooked) => self.world.hooking.on_done(hooked),
+            Input::Served => self.apply_checks(now),
             Input::ConnectionGone => {}
         }
         Ok(())
@@ -385,6 +388,9 @@ impl<'w> Driver<'w> {
 
     fn on_network(&mut self, network: Network, now: BootTime) {
         let is_another = network.is_another_than(&self.world.network);
+        if network != self.world.network {
+            self.world.plane.look_again();
+        }
         self.world.network = network;
         self.agent.handle_networks(self.world.network.networks.clone(), now);
         if is_another {
@@ -427,7 +433,7 @@ impl<'w> Driver<'w> {
         status.warnings.extend(self.world.metrics.trouble());
         status.warnings.extend(self.world.checking.trouble());
         status.warnings.extend(self.world.hooking.troubles());
-        status.warnings.extend_from_slice(self.world.plane.troubles());
+        status.warnings.extend(self.world.plane.troubles());
         Snapshot { status, tunnel: self.world.plane.tunnel() }
     }
 

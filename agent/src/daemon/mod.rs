@@ -17,6 +17,7 @@ mod plane;
 mod renewals;
 mod resolve;
 mod rules;
+mod serving;
 mod watchers;
 
 use crate::{
@@ -228,6 +229,8 @@ impl World {
 
     /// Takes everything away, then answers those who asked for it. Only then the disk is waited for.
     async fn end(mut self, local: JoinHandle<()>) {
+        // Commands may take long, and meanwhile another node may serve.
+        self.plane.unserve().await;
         self.hooking.end().await;
         self.plane.stop().await;
         self.watchers.end();

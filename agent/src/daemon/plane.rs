@@ -1,10 +1,10 @@
 //! The data plane as the event loop sees it: the interface with its addresses and routes, the tunnel's thread, and the translation between the core's words and
 //! the tunnel's.
 
-use super::{MARK, rules};
+use super::{MARK, rules, serving::Serving};
 use crate::{
     config::Settings,
-    platform::{Routes, Serving, UapiListener},
+    platform::{self, Routes, UapiListener},
     wg,
 };
 use agent_core::io::{TunnelCommand, TunnelEvent};
@@ -67,11 +67,8 @@ pub(super) struct Plane {
     /// Those of them that the interface has: without IPv6 on this system, not all.
     usable: Vec<IpAddr>,
     wanted: Wanted,
-    masquerade: bool,
     routes: Option<Routes>,
     serving: Serving,
-    /// What of the machine could not be made to serve.
-    troubles: Vec<String>,
     /// Shows the interface to `wg`.
     uapi: Option<JoinHandle<()>>,
     sender: EventSender,
@@ -111,10 +108,8 @@ impl Plane {
             addresses: Vec::new(),
             usable: Vec::new(),
             wanted: Wanted::default(),
-            masquerade: false,
             routes: None,
-            serving: Serving::new(interface, state_dir),
-            troubles: Vec::new(),
+            serving: Serving::start(platform::Serving::new(interface, state_dir)),
             uapi: None,
             sender: EventSender { sender, queued },
         };
@@ -139,10 +134,8 @@ impl Plane {
             self.start(addresses).await?;
         }
         let is_routed = self.wanted.overlay == wanted.overlay || self.route(&wanted.overlay).await;
-        if self.wanted.served != wanted.served || self.masquerade != masquerade || !self.troubles.is_empty() {
-            self.serve(&wanted.served, masquerade).await;
-        }
-        (self.wanted, self.masquerade) = (wanted, masquerade);
+        self.serving.order(&wanted.served, masquerade);
+        self.wanted = wanted;
         if !is_routed {
             // With the next configuration it is tried again.
             self.wanted.overlay.clear();
@@ -218,23 +211,36 @@ impl Plane {
         routed.is_ok()
     }
 
-    async fn serve(&mut self, served: &[IpNet], masquerade: bool) {
-        let troubles = self.serving.apply(served, masquerade).await;
-        for trouble in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
-            tracing::warn!(trouble, "not all that this node claims is served");
-        }
-        self.troubles = troubles;
+    /// Returns when the machine serves more, or less, than before. Cancel-safe.
+    pub(super) async fn served(&mut self) {
+        self.serving.changed().await;
     }
 
-    /// What of the machine could not be made to serve, for people.
-    pub(super) fn troubles(&self) -> &[String] {
-        &self.troubles
+    /// The network is another now.
+    pub(super) fn look_again(&self) {
+        self.serving.look_again();
+    }
+
+    /// What of the machine could not be changed, for people.
+    pub(super) fn troubles(&self) -> impl Iterator<Item = String> {
+        self.serving.troubles().iter().map(|trouble| trouble.text.clone())
+    }
+
+    /// Why not all that the node claims is served.
+    pub(super) fn unserved(&self) -> Option<String> {
+        let texts = self.serving.troubles().iter().filter(|trouble| trouble.is_unserved);
+        let texts: Vec<&str> = texts.map(|trouble| trouble.text.as_str()).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+
+    /// Serves nothing any more; the tunnel stays.
+    pub(super) async fn unserve(&mut self) {
+        self.serving.clear().await;
     }
 
     /// Takes away interface, routes and rules. What was sent before still goes out.
     pub(super) async fn stop(&mut self) {
-        self.serving.end().await;
-        self.troubles.clear();
+        self.serving.clear().await;
         if let Some(routes) = self.routes.take() {
             routes.remove().await;
         }

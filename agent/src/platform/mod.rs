@@ -21,6 +21,15 @@ pub(crate) use system::{
 use ipnet::IpNet;
 use std::{io, net::IpAddr, path::PathBuf};
 
+/// What of the machine could not be changed for what this node serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// For people.
+    pub(crate) text: String,
+    /// Something is not served for it; else something is not taken back.
+    pub(crate) is_unserved: bool,
+}
+
 /// Why WireGuard's tools cannot find an interface.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UapiError {

@@ -1,6 +1,6 @@
 //! Systems that are not supported yet: everything compiles, and starting says so.
 
-use super::{Network, UapiError};
+use super::{Network, Trouble, UapiError};
 use agent_core::BootTime;
 use ipnet::IpNet;
 use socket2::Socket;
@@ -189,12 +189,9 @@ impl Serving {
     }
 
     #[expect(clippy::unused_async, reason = "the same function as on other systems")]
-    pub(crate) async fn apply(&mut self, _served: &[IpNet], _masquerade: bool) -> Vec<String> {
+    pub(crate) async fn apply(&mut self, _served: &[IpNet], _masquerade: bool) -> Vec<Trouble> {
         Vec::new()
     }
-
-    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
-    pub(crate) async fn end(&mut self) {}
 }
 
 #[expect(clippy::unused_async, reason = "the same function as on other systems")]
@@ -208,7 +205,7 @@ pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
-pub(crate) fn is_others_to_write(_path: &Path) -> io::Result<bool> {
+pub(crate) fn is_others_to_write(_file: &File, _path: &Path) -> io::Result<bool> {
     unsupported()
 }
 

@@ -14,6 +14,8 @@ use std::{
 use tokio::process::Command;
 
 const SHELL: &str = "/bin/sh";
+/// Arguments can be read by everybody on the machine, the environment cannot.
+const SCRIPT: &str = "eval \"unset HOLDFAST_COMMAND\n$HOLDFAST_COMMAND\"";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What was killed is gone after this, or hangs in the kernel.
 const DYING_TIME: Duration = Duration::from_secs(1);
@@ -51,7 +53,8 @@ pub(crate) async fn run_shell(
     leftovers: Leftovers,
 ) -> Result<(), String> {
     let mut command = Command::new(SHELL);
-    command.arg("-c").arg(line).current_dir("/").env_clear().env("PATH", PATH).process_group(0);
+    command.arg("-c").arg(SCRIPT).current_dir("/").process_group(0);
+    command.env_clear().env("PATH", PATH).env("HOLDFAST_COMMAND", line);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| format!("{SHELL} cannot be started: {error}"))?;
@@ -107,6 +110,11 @@ mod tests {
             let error = run(line).await.unwrap_err();
             assert!(error.contains(why), "{line}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_is_in_no_argument_and_not_in_the_environment_of_what_it_runs() {
+        assert_eq!(run("! grep -q secret /proc/$$/cmdline && ! env | grep -q secret").await, Ok(()));
     }
 
     #[tokio::test]

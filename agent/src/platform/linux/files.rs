@@ -24,11 +24,22 @@ pub(crate) fn is_open_to_others(path: &Path) -> io::Result<bool> {
     Ok(fs::metadata(path)?.permissions().mode() & 0o077 != 0)
 }
 
-/// Whether others than root and this user may change it.
-pub(crate) fn is_others_to_write(path: &Path) -> io::Result<bool> {
-    let found = fs::metadata(path)?;
+/// Whether others than root and this user may change the file, or put another in its place.
+pub(crate) fn is_others_to_write(file: &File, path: &Path) -> io::Result<bool> {
+    let target = fs::canonicalize(path)?;
+    let mut is_open = is_others(&file.metadata()?);
+    for path in [path, &target] {
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        let found = fs::metadata(directory.unwrap_or(Path::new(".")))?;
+        // With the sticky bit, only the owner of a file can put another in its place.
+        is_open |= is_others(&found) && found.permissions().mode() & 0o1000 == 0;
+    }
+    Ok(is_open)
+}
+
+fn is_others(found: &fs::Metadata) -> bool {
     let is_ours = [0, nix::unistd::geteuid().as_raw()].contains(&found.uid());
-    Ok(!is_ours || found.permissions().mode() & 0o022 != 0)
+    !is_ours || found.permissions().mode() & 0o022 != 0
 }
 
 /// Whether there is such a file, and this user made it.

@@ -54,6 +54,21 @@ pub(crate) enum RouteError {
     Rule(rtnetlink::Error),
 }
 
+impl RouteError {
+    /// Negative, as the kernel gives it.
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Route { source, .. } | Self::Rule(source) => errno(source),
+            Self::Netlink(_) | Self::NoInterface(_) => None,
+        }
+    }
+}
+
+/// The system has no IPv6, or the interface has it switched off.
+fn is_no_ipv6(errno: i32) -> bool {
+    [libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT, libc::EACCES].contains(&-errno)
+}
+
 impl Routes {
     /// Ready to route into `interface`, with the own address of the same family as source.
     pub(crate) fn new(interface: &str, addresses: &[IpAddr], mark: u32) -> Result<Self, RouteError> {
@@ -80,7 +95,9 @@ impl Routes {
             let Some(source) = source_for(prefix, &self.addresses) else { continue };
             match self.add(prefix, source).await {
                 Ok(()) => drop(self.routed.insert(*prefix)),
-                Err(error) if source.is_ipv6() => tracing::info!(%error, "no IPv6 in the tunnel"),
+                Err(error) if source.is_ipv6() && error.errno().is_some_and(is_no_ipv6) => {
+                    tracing::info!(%error, "no IPv6 in the tunnel");
+                }
                 Err(error) => failed = Err(error),
             }
         }
@@ -219,6 +236,13 @@ mod tests {
         assert!(!is_stale(&rule(PROTOCOL, TABLE_BASE + 7), &living));
         assert!(is_stale(&rule(PROTOCOL, TABLE_BASE + 8), &living));
         assert!(!is_stale(&rule(RouteProtocol::Static, TABLE_BASE + 8), &living));
+    }
+
+    #[test]
+    fn only_errors_that_mean_no_ipv6_are_taken_for_it() {
+        assert!([libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EACCES].iter().all(|errno| is_no_ipv6(-errno)));
+        let others = [libc::EPERM, libc::ENOBUFS, libc::EINVAL, libc::EEXIST, libc::ENODEV, libc::ENOMEM];
+        assert!(!others.iter().any(|errno| is_no_ipv6(-errno)));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! Addresses go with the interface, whatever happens to us. The rest would outlive a killed agent: it is noted in the state directory before it is done ([`Memory`]), and [`recover`]
 //! takes it back at the next start.
 
-use super::{memory::Memory, nat, routes::open};
+use super::{super::Trouble, memory::Memory, nat, routes::open};
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::{
@@ -33,58 +33,51 @@ pub(crate) struct Serving {
     interface: String,
     memory: Memory,
     addresses: BTreeSet<IpAddr>,
-    masqueraded: Vec<IpNet>,
 }
 
 impl Serving {
     /// `directory` keeps what a successor must take back.
     pub(crate) fn new(interface: &str, directory: &Path) -> Self {
-        Self {
-            interface: interface.to_owned(),
-            memory: Memory::load(directory),
-            addresses: BTreeSet::new(),
-            masqueraded: Vec::new(),
-        }
+        Self { interface: interface.to_owned(), memory: Memory::load(directory), addresses: BTreeSet::new() }
     }
 
-    /// Makes the machine serve these and no others; returns what could not be done, for people. Safe to repeat.
-    pub(crate) async fn apply(&mut self, served: &[IpNet], masquerade: bool) -> Vec<String> {
+    /// Makes the machine serve these and no others, whatever was done or undone before; returns what could not be done.
+    pub(crate) async fn apply(&mut self, served: &[IpNet], masquerade: bool) -> Vec<Trouble> {
         let (hosts, subnets): (Vec<IpNet>, Vec<IpNet>) =
             served.iter().partition(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
         let mut troubles = Vec::new();
         let hosts = hosts.iter().map(IpNet::addr).collect();
         if let Err(error) = self.set_addresses(hosts, &mut troubles).await {
-            troubles.push(format!("claimed addresses cannot be set on {}: {error}", self.interface));
+            troubles
+                .push(unserved(format!("claimed addresses cannot be set on {}: {error}", self.interface)));
         }
         let has = |is_ipv4: bool| subnets.iter().any(|subnet| subnet.addr().is_ipv4() == is_ipv4);
-        for (family, wanted) in [has(true), has(false)].into_iter().enumerate() {
-            if let Err(error) = self.forward(family, wanted) {
+        for (family, is_unserved) in [has(true), has(false)].into_iter().enumerate() {
+            if let Err(error) = self.forward(family, is_unserved) {
                 let family = FAMILIES[family];
-                troubles.push(format!(
-                    "{family} forwarding cannot be switched, which claimed subnets need: {error}"
-                ));
+                let what = if is_unserved { "on, which claimed subnets need" } else { "off again" };
+                let text = format!("{family} forwarding cannot be switched {what}: {error}");
+                troubles.push(Trouble { text, is_unserved });
             }
         }
         let masqueraded = if masquerade { subnets } else { Vec::new() };
-        if let Err(error) = self.masquerade(masqueraded).await {
-            troubles.push(format!("claimed subnets are served without masquerading: {error}"));
+        let is_unserved = !masqueraded.is_empty();
+        if let Err(error) = self.masquerade(&masqueraded).await {
+            let text = match is_unserved {
+                true => format!("claimed subnets cannot be masqueraded: {error}"),
+                false => format!("the masquerading of claimed subnets cannot be removed: {error}"),
+            };
+            troubles.push(Trouble { text, is_unserved });
         }
         troubles
-    }
-
-    /// Takes everything back; the addresses go with the interface.
-    pub(crate) async fn end(&mut self) {
-        for trouble in self.apply(&[], false).await {
-            tracing::warn!(trouble, "what was changed on this machine for claims is not wholly taken back");
-        }
     }
 
     async fn set_addresses(
         &mut self,
         wanted: BTreeSet<IpAddr>,
-        troubles: &mut Vec<String>,
+        troubles: &mut Vec<Trouble>,
     ) -> io::Result<()> {
-        if wanted == self.addresses {
+        if wanted.is_empty() && self.addresses.is_empty() {
             return Ok(());
         }
         let Ok(index) = if_nametoindex(self.interface.as_str()) else {
@@ -105,10 +98,9 @@ impl Serving {
             match request.replace().execute().await {
                 Ok(()) => drop(self.addresses.insert(address)),
                 Err(error) => {
-                    troubles.push(format!(
-                        "the claimed address {address} cannot be set on {}: {error}",
-                        self.interface
-                    ));
+                    let interface = &self.interface;
+                    let text = format!("the claimed address {address} cannot be set on {interface}: {error}");
+                    troubles.push(unserved(text));
                 }
             }
         }
@@ -137,22 +129,21 @@ impl Serving {
         }
     }
 
-    async fn masquerade(&mut self, subnets: Vec<IpNet>) -> io::Result<()> {
-        if subnets == self.masqueraded && (subnets.is_empty() || self.memory.table.is_some()) {
-            return Ok(());
+    async fn masquerade(&mut self, subnets: &[IpNet]) -> io::Result<()> {
+        if subnets.is_empty() {
+            return remove_table(&mut self.memory).await;
         }
-        match subnets.is_empty() {
-            true => remove_table(&mut self.memory).await?,
-            false => {
-                let table = nat::table(&self.interface);
-                self.memory.table = Some(table.clone());
-                self.memory.save()?;
-                nat::masquerade(&table, &self.interface, &subnets).await?;
-            }
+        let table = nat::table(&self.interface);
+        if self.memory.table.as_ref() != Some(&table) {
+            self.memory.table = Some(table.clone());
+            self.memory.save()?;
         }
-        self.masqueraded = subnets;
-        Ok(())
+        nat::masquerade(&table, &self.interface, subnets).await
     }
+}
+
+fn unserved(text: String) -> Trouble {
+    Trouble { text, is_unserved: true }
 }
 
 /// Takes back what an agent that was killed had changed.
