@@ -168,6 +168,11 @@ pub enum TunnelCommand {
         prefix: IpNet,
         from: PublicKey,
     },
+    /// Packets to the prefix, as far as no longer one is routed, go to nobody until a peer has it; or no longer.
+    Withhold {
+        prefix: IpNet,
+        withheld: bool,
+    },
     /// New sockets: the network changed.
     Rebind,
 }

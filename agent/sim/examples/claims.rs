@@ -80,7 +80,7 @@ impl Client {
                 Output::Probe { peer, id } => self.send(peer, Some(id)),
                 Output::Watch { peer, silence: Some(silence) } => drop(self.watched.insert(peer, silence)),
                 Output::Watch { peer, silence: None } => drop(self.watched.remove(&peer)),
-                Output::Keep { .. } => {}
+                Output::Keep { .. } | Output::Withhold { .. } => {}
             }
         }
     }

@@ -242,6 +242,7 @@ impl World {
             | TunnelCommand::SetRules(_)
             | TunnelCommand::Watch { .. }
             | TunnelCommand::Reset { .. }
+            | TunnelCommand::Withhold { .. }
             | TunnelCommand::Rebind => return,
         };
         if let Some(flow) = self.busy_flow(at, peer) {

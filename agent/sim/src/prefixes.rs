@@ -5,7 +5,7 @@ use proto::key::PublicKey;
 use std::{collections::BTreeMap, net::IpAddr};
 
 #[derive(Debug, Default)]
-pub(crate) struct Prefixes(BTreeMap<IpNet, PublicKey>);
+pub(crate) struct Prefixes(BTreeMap<IpNet, Option<PublicKey>>);
 
 impl Prefixes {
     /// Gives a peer these, in place of what it had by the list of before. Returns who else had one of them.
@@ -17,17 +17,28 @@ impl Prefixes {
     ) -> Vec<PublicKey> {
         before.iter().filter(|prefix| !prefixes.contains(prefix)).for_each(|prefix| {
             // Unless it is another's by now.
-            if self.0.get(prefix) == Some(&peer) {
+            if self.0.get(prefix) == Some(&Some(peer)) {
                 self.0.remove(prefix);
             }
         });
-        let former = prefixes.iter().filter_map(|prefix| self.0.insert(*prefix, peer));
+        let former = prefixes.iter().filter_map(|prefix| self.0.insert(*prefix, Some(peer)).flatten());
         former.filter(|former| *former != peer).collect()
     }
 
     pub(crate) fn lookup(&self, destination: IpAddr) -> Option<PublicKey> {
         let around = self.0.iter().filter(|(prefix, _)| prefix.contains(&destination));
-        around.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, peer)| *peer)
+        around.max_by_key(|(prefix, _)| prefix.prefix_len()).and_then(|(_, peer)| *peer)
+    }
+
+    /// Gives a prefix to nobody, or leaves it to a shorter one again. Returns who had it.
+    pub(crate) fn withhold(&mut self, prefix: IpNet, withheld: bool) -> Option<PublicKey> {
+        match withheld {
+            true => self.0.insert(prefix, None).flatten(),
+            false => {
+                self.0.retain(|other, peer| *other != prefix || peer.is_some());
+                None
+            }
+        }
     }
 }
 

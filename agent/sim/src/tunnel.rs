@@ -222,6 +222,11 @@ impl Tunnel {
                     self.watches.set(peer, silence);
                 }
             }
+            TunnelCommand::Withhold { prefix, withheld } => {
+                if let Some(former) = self.prefixes.withhold(prefix, withheld) {
+                    self.send_elsewhere(former, now);
+                }
+            }
             // There are no connections.
             TunnelCommand::Reset { .. } | TunnelCommand::Rebind => {}
         }

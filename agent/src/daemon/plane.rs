@@ -352,6 +352,7 @@ fn translate(command: TunnelCommand) -> Command {
         }
         TunnelCommand::SetRules(rules) => Command::SetRules(rules::translate(rules)),
         TunnelCommand::Watch { peer, silence } => Command::Watch { peer: key(peer), silence },
+        TunnelCommand::Withhold { prefix, withheld } => Command::Withhold { prefix, withheld },
         TunnelCommand::Reset { prefix, from } => Command::Reset { prefix, from: key(from) },
         TunnelCommand::Rebind => Command::Rebind,
     }

@@ -52,13 +52,18 @@ pub enum Command {
         peer: PublicKey,
         silence: Option<Duration>,
     },
-    /// The prefix belongs to another peer by now, which cannot go on with its TCP connections: those that began by way of `from` are broken
+    /// The prefix belongs to another peer by now, which cannot go on with its TCP connections: those that went by way of `from` are broken
     /// off at this end, and at the other as far as `from` has a session. What is not routed away from `from` stays, and so does a SYN that
     /// nobody answered yet. Needs a filter, which knows the connections. Takes as many turns as the table needs; told by
     /// [`crate::Event::Reset`].
     Reset {
         prefix: IpNet,
         from: PublicKey,
+    },
+    /// Packets to exactly this prefix go to nobody, also where a shorter one is a peer's, until a peer gets it; or no longer.
+    Withhold {
+        prefix: IpNet,
+        withheld: bool,
     },
     /// The network changed: new sockets, on the same port where possible.
     Rebind,
@@ -76,7 +81,12 @@ impl Command {
             | Self::SendMessage { peer, .. }
             | Self::Watch { peer, .. }
             | Self::Reset { from: peer, .. } => Some(peer),
-            Self::Upsert(_) | Self::Remove(_) | Self::SetRules(_) | Self::Rebind | Self::Shutdown => None,
+            Self::Upsert(_)
+            | Self::Remove(_)
+            | Self::SetRules(_)
+            | Self::Withhold { .. }
+            | Self::Rebind
+            | Self::Shutdown => None,
         }
     }
 }

@@ -13,6 +13,9 @@ use ipnet::IpNet;
 
 use crate::peer::PeerId;
 
+/// Has what is withheld from everybody.
+pub(crate) const NOBODY: PeerId = PeerId(u32::MAX);
+
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     v4: Table<u32>,
@@ -55,23 +58,25 @@ impl Routes {
         }
     }
 
-    /// Who has exactly this prefix.
+    /// Who has exactly this prefix, if it is a peer's.
     pub(crate) fn owner(&self, prefix: IpNet) -> Option<PeerId> {
         match prefix {
             IpNet::V4(p) => self.v4.prefixes.get(&(p.prefix_len(), p.network().to_bits())).copied(),
             IpNet::V6(p) => self.v6.prefixes.get(&(p.prefix_len(), p.network().to_bits())).copied(),
         }
+        .filter(|peer| *peer != NOBODY)
     }
 
     pub(crate) fn lookup(&self, address: IpAddr) -> Option<PeerId> {
-        match address {
+        let found = match address {
             IpAddr::V4(a) => {
                 self.v4.lookup(|len| u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0) & a.to_bits())
             }
             IpAddr::V6(a) => {
                 self.v6.lookup(|len| u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0) & a.to_bits())
             }
-        }
+        };
+        found.filter(|peer| *peer != NOBODY)
     }
 }
 
@@ -160,6 +165,24 @@ mod tests {
             }
             Step::Remove(prefix, peer) => model.retain(|entry| *entry != (prefix.trunc(), *peer)),
         }
+    }
+
+    #[test]
+    fn what_is_withheld_goes_to_nobody_and_not_to_whoever_has_a_shorter_prefix() {
+        let mut routes = Routes::default();
+        let [long, short]: [IpNet; 2] = ["10.0.0.5/32", "10.0.0.0/24"].map(|prefix| prefix.parse().unwrap());
+        routes.insert(short, PeerId(1));
+        assert_eq!(routes.insert(long, PeerId(2)), None);
+        assert_eq!(routes.insert(long, NOBODY), Some(PeerId(2)), "whose packets wait");
+        routes.remove(long, PeerId(2));
+        assert_eq!((routes.owner(long), routes.lookup(long.addr())), (None, None));
+        assert_eq!(routes.lookup("10.0.0.6".parse().unwrap()), Some(PeerId(1)));
+        routes.insert(long, PeerId(3));
+        routes.remove(long, NOBODY);
+        assert_eq!(routes.lookup(long.addr()), Some(PeerId(3)), "another has it by now");
+        routes.insert(long, NOBODY);
+        routes.remove(long, NOBODY);
+        assert_eq!(routes.lookup(long.addr()), Some(PeerId(1)));
     }
 
     proptest! {

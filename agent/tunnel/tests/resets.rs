@@ -173,6 +173,25 @@ fn what_is_not_routed_away_stays_and_so_does_what_goes_elsewhere() {
 }
 
 #[test]
+fn one_that_went_on_by_another_peer_is_reset_when_it_cannot_go_on_by_the_third() {
+    let pair = using_shared();
+    let (shared, _theirs) = dial(&pair.wire.left, &listen(&pair.wire.right, SHARED[0], 80));
+    let (own, own_theirs) = dial(&pair.wire.left, &listen(&pair.wire.right, support::overlay(2), 80));
+    let (second, third) = (claimer(10), claimer(11));
+    let from = second.key;
+    for command in [Command::Upsert(second), Command::Upsert(peer(2)), Command::Upsert(third)] {
+        pair.left.tunnel.command(command);
+    }
+    // Around the shared addresses is another network, whose connections are not concerned.
+    pair.left.tunnel.command(Command::Reset { prefix: "100.64.0.0/24".parse().unwrap(), from });
+    carries(&own, &own_theirs);
+    pair.left.tunnel.command(Command::Reset { prefix: SHARED[0].into(), from });
+    is_reset(&shared);
+    carries(&own_theirs, &own);
+    assert_eq!(pair.left.tunnel.counters().reset_connections, 1);
+}
+
+#[test]
 fn a_syn_that_nobody_answered_finds_the_next() {
     let pair = using_shared();
     let listener = listen(&pair.wire.right, SHARED[0], 80);

@@ -20,6 +20,9 @@ impl Agent {
                         self.tunnel(TunnelCommand::Reset { prefix, from });
                     }
                 }
+                Output::Withhold { prefix, withheld } => {
+                    self.tunnel(TunnelCommand::Withhold { prefix, withheld });
+                }
                 Output::Probe { peer, id } => {
                     let probe = self.probe(&peer, id);
                     self.send_to_peer(peer, probe, None);

@@ -78,7 +78,7 @@ pub(super) fn decide(
     }
 }
 
-/// Decides for a prefix that nobody uses: nobody is asked anything.
+/// Decides for a prefix that nobody uses: nobody is asked anything. All that withdrew may be back by now.
 pub(super) fn decide_idle(ordered: &[Standing<'_>], active: Option<usize>) -> Decision {
     let stays = |active: &usize| ordered[*active].stays();
     // Whoever uses it next asks again.
@@ -165,7 +165,7 @@ fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>
     proofs.truncate(MAX_PROOFS);
     let need = |(place, standing): (usize, &Standing<'_>)| {
         if Some(place) == active {
-            return Need::Active;
+            return if ordered.len() > 1 { Need::Active } else { Need::Sole };
         }
         if proofs.contains(&place) {
             return Need::Proof;

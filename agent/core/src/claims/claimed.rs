@@ -17,9 +17,15 @@ use std::{
 impl Claims {
     /// What this node claims now, in place of what it claimed before; nothing, if it is gone.
     pub fn handle_claims(&mut self, peer: PublicKey, node: NodeId, claims: Vec<Claim>, now: BootTime) {
-        let before = self.claimants.get(&peer).map(|claimant| claimant.claims.clone()).unwrap_or_default();
-        if before == claims {
+        let known = self.claimants.get(&peer);
+        let is_same = known.is_none_or(|known| known.node == node);
+        let before = known.map(|known| known.claims.clone()).unwrap_or_default();
+        if is_same && before == claims {
             return;
+        }
+        // Another node with its key: nothing is known of it.
+        if !is_same {
+            self.forget(&peer);
         }
         for claim in &before {
             self.unclaim(&claim.prefix, &peer);
@@ -33,7 +39,7 @@ impl Claims {
             true => self.forget(&peer),
             false => {
                 let claimant = self.claimants.entry(peer).or_insert_with(|| Claimant::new(node));
-                (claimant.node, claimant.claims) = (node, claims);
+                claimant.claims = claims;
             }
         }
         let is_touched = |prefix: &&IpNet| changed.iter().any(|changed| changed.contains(*prefix));

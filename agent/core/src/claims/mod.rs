@@ -51,6 +51,8 @@ pub enum Output {
     /// Packets to the prefix go to this peer from now on; `None`: nobody claims it. Connections by way of `broken`, who served last, cannot go
     /// on.
     Route { prefix: IpNet, peer: Option<PublicKey>, from: Option<PublicKey>, broken: Option<PublicKey> },
+    /// Packets to the prefix go to nobody, also where a shorter one is served; or no longer.
+    Withhold { prefix: IpNet, withheld: bool },
     /// Ask the peer's agent inside its tunnel, which is woken for it.
     Probe { peer: PublicKey, id: u64 },
     /// Keep its tunnel up, or no longer.
@@ -63,8 +65,9 @@ pub enum Output {
 struct Choice {
     active: Option<PublicKey>,
     standby: Option<PublicKey>,
-    /// When data was last carried for it, as far as it is in use.
+    /// When data was last carried for it, as far as it is in use. In use without it: nobody serves, so no use is seen, and one that is back is waited for.
     used_at: Option<BootTime>,
+    is_withheld: bool,
     again_at: Option<BootTime>,
     needs: Vec<(PublicKey, Need)>,
     switches: u64,
@@ -233,11 +236,14 @@ impl Claims {
         for peer in self.engaged.clone() {
             self.with_claimant(&peer, now, |claimant, config| claimant.pulse.handle_timeout(config, now));
         }
-        let idle = |choice: &Choice| choice.used_at.is_none_or(|at| now >= at + self.config.idle_timeout);
+        let idle = |choice: &Choice| choice.used_at.is_some_and(|at| now >= at + self.config.idle_timeout);
         let (over, still): (Vec<IpNet>, Vec<IpNet>) =
             self.in_use.iter().partition(|prefix| self.choices.get(prefix).is_none_or(idle));
         for prefix in over {
-            self.in_use.remove(&prefix);
+            match self.choices.get_mut(&prefix) {
+                Some(choice) if choice.active.is_none() => choice.used_at = None,
+                Some(_) | None => drop(self.in_use.remove(&prefix)),
+            }
             self.settle(prefix, now);
         }
         for prefix in still {
@@ -316,6 +322,9 @@ impl Claims {
         };
         let key = |place: Option<usize>| place.and_then(|place| ordered.get(place)).map(|(peer, _)| *peer);
         let (active, standby) = (key(active), key(standby));
+        // Nobody may send anything any more: asked as one that is kept ready.
+        let most = if choice.used_at.is_some() { Need::Proof } else { Need::Standby };
+        let needs = needs.into_iter().map(|need| need.min(most));
         let needs = ordered.iter().map(|(peer, _)| *peer).zip(needs).collect();
         let serving = ordered.iter().find(|(peer, _)| Some(*peer) == active);
         let serving = serving.map(|(peer, candidate)| (*peer, candidate.claim.holds_connections()));
@@ -326,22 +335,34 @@ impl Claims {
         let needed = match self.choices.get_mut(&prefix) {
             Some(choice) => {
                 choice.last = serving.or(choice.last);
+                if active.is_some() && self.in_use.contains(&prefix) {
+                    choice.used_at.get_or_insert(now);
+                }
                 (choice.active, choice.standby, choice.again_at) = (active, standby, again_at);
                 choice.switches += u64::from(from.is_some() && active.is_some() && from != active);
                 std::mem::replace(&mut choice.needs, needs)
             }
             None => return,
         };
+        // One that nobody holds is waited for.
+        let is_claimed = !ordered.is_empty() || self.claimed.contains_key(&prefix);
+        let is_withheld = is_claimed && active.is_none();
+        // First, so that what waits for the former goes nowhere else.
+        if is_withheld {
+            self.withhold(prefix, true);
+        }
         if from != active {
             if let Some(serving) = active.and_then(|peer| self.claimants.get_mut(&peer)) {
                 serving.has_failed = false;
             }
             self.outputs.push_back(Output::Route { prefix, peer: active, from, broken });
         }
+        if !is_withheld {
+            self.withhold(prefix, false);
+        }
         if ordered.is_empty() {
             self.in_use.remove(&prefix);
-            // One that nobody holds is waited for.
-            if !self.claimed.contains_key(&prefix) {
+            if !is_claimed {
                 self.choices.remove(&prefix);
             }
         }
@@ -349,6 +370,13 @@ impl Claims {
             needed.iter().map(|(peer, _)| *peer).chain(ordered.iter().map(|(peer, _)| *peer)).collect();
         for peer in concerned {
             self.need(&peer, now);
+        }
+    }
+
+    fn withhold(&mut self, prefix: IpNet, withheld: bool) {
+        let Some(choice) = self.choices.get_mut(&prefix) else { return };
+        if std::mem::replace(&mut choice.is_withheld, withheld) != withheld {
+            self.outputs.push_back(Output::Withhold { prefix, withheld });
         }
     }
 }

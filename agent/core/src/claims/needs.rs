@@ -15,7 +15,9 @@ impl Claims {
         claimant.pulse.set_need(need, &self.config, now);
         match need {
             Need::None => self.engaged.remove(peer),
-            Need::Standby | Need::Return | Need::Active | Need::Proof => self.engaged.insert(*peer),
+            Need::Standby | Need::Return | Need::Sole | Need::Active | Need::Proof => {
+                self.engaged.insert(*peer)
+            }
         };
         if (before == Need::None) != (need == Need::None) {
             self.outputs.push_back(Output::Keep { peer: *peer, kept: need != Need::None });
@@ -27,7 +29,7 @@ impl Claims {
         let Some(claimant) = self.claimants.get_mut(peer) else { return };
         let silence = match claimant.pulse.need() {
             Need::Active => Some(claimant.pulse.silence(&self.config)),
-            Need::None | Need::Standby | Need::Return | Need::Proof => None,
+            Need::None | Need::Standby | Need::Return | Need::Sole | Need::Proof => None,
         };
         if claimant.watched != silence {
             claimant.watched = silence;

@@ -33,6 +33,8 @@ pub(super) enum Need {
     Standby,
     /// It might rank first, once it is known to be there.
     Return,
+    /// It serves, and nobody else could: it hears that it is used, and its silence moves nothing.
+    Sole,
     /// It serves.
     Active,
     /// The one that serves is in doubt.
@@ -118,11 +120,10 @@ impl Pulse {
         if need == Need::None {
             self.rest();
         }
+        let serves = matches!(need, Need::Sole | Need::Active);
         // It is there only if it says so; but who carries data shows it.
         self.next_at = match self.interval(config) {
-            Some(interval) if is_less || (need == Need::Active && self.healthy_since.is_some()) => {
-                Some(now + interval)
-            }
+            Some(interval) if is_less || (serves && self.healthy_since.is_some()) => Some(now + interval),
             Some(_) => Some(now),
             None => None,
         };
@@ -202,7 +203,7 @@ impl Pulse {
             (Need::Proof, _) | (Need::Active, State::Doubted(_) | State::Dead(_)) => {
                 Some(self.backed_off(config.probe_interval, config.return_interval))
             }
-            (Need::Active, State::Calm) => Some(config.check_interval),
+            (Need::Sole, _) | (Need::Active, State::Calm) => Some(config.check_interval),
             (Need::Standby | Need::Return, State::Doubted(_)) => Some(config.return_interval),
             (Need::Standby, State::Calm) => Some(config.warm_interval),
             (Need::Return, State::Calm) if self.healthy_since.is_some() => Some(config.return_interval),

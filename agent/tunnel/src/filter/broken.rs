@@ -33,13 +33,12 @@ pub(crate) struct Looked {
 }
 
 impl Filter {
-    /// Ends connections that run by a peer to what `has_moved` from it, among the given places of the table; stops after `most`.
+    /// Ends connections that `cannot_go_on` among the given places of the table, told by whose tunnel they began by and where they go; stops after `most`.
     pub(crate) fn break_connections(
         &mut self,
         places: Range<usize>,
         most: usize,
-        via: Via,
-        has_moved: impl Fn(IpAddr) -> bool,
+        cannot_go_on: impl Fn(Via, IpAddr) -> bool,
         mut end: impl FnMut(Broken),
     ) -> Looked {
         let last = places.end.min(self.flows.places());
@@ -48,9 +47,9 @@ impl Filter {
             if broken == most {
                 return Looked { until: place, is_all: false };
             }
-            let entry = self.flows.entry(place);
-            let found = entry.filter(|entry| entry.state.via == via && entry.is_connection());
-            if let Some(found) = found.filter(|entry| has_moved(entry.flow.remote())).map(Entry::broken) {
+            let found = self.flows.entry(place).filter(|entry| entry.is_connection());
+            let found = found.filter(|entry| cannot_go_on(entry.state.via, entry.flow.remote()));
+            if let Some(found) = found.map(Entry::broken) {
                 broken += 1;
                 self.flows.reset(place);
                 end(found);

@@ -386,8 +386,7 @@ impl Lab {
         let looked = self.filter.break_connections(
             0..usize::MAX,
             usize::MAX,
-            via,
-            |_| true,
+            |by, _| by == via,
             |found| broken.push(found),
         );
         assert!(looked.is_all);
@@ -493,10 +492,9 @@ fn only_what_runs_by_that_peer_and_has_moved_breaks_and_a_few_at_a_time() {
     assert_eq!(lab.break_all(Via(8)), []);
     let (mut place, mut found) = (0, Vec::new());
     loop {
-        let has_moved = |remote: IpAddr| remote.to_string() == THERE;
+        let has_moved = |by, remote: IpAddr| by == VIA && remote.to_string() == THERE;
         let before = found.len();
-        let looked =
-            lab.filter.break_connections(place..place + 64, 10, VIA, has_moved, |one| found.push(one));
+        let looked = lab.filter.break_connections(place..place + 64, 10, has_moved, |one| found.push(one));
         assert!(looked.until - place <= 64 && found.len() - before <= 10 && looked.until > place);
         place = looked.until;
         if looked.is_all {

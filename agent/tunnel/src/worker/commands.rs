@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use ipnet::IpNet;
+
 use super::{Stop, Worker, inbound::ROAMING_HOLD};
 use crate::{
     Command, Counters, Drops, MAX_ENDPOINTS, Peer, PublicKey,
@@ -16,6 +18,7 @@ use crate::{
     device::Reader,
     packet::udp_packet,
     peer::{PeerId, PeerState},
+    routes::NOBODY,
     socket::{Path, Sockets, leads_somewhere},
     team::Team,
     tunnel::Request,
@@ -95,6 +98,7 @@ impl Worker {
                 }
             }),
             Command::Reset { prefix, from } => self.with(&from, |worker, id| worker.reset(prefix, id)),
+            Command::Withhold { prefix, withheld } => self.withhold(prefix, withheld),
             Command::SetEndpoint { peer, endpoint } => self.with(&peer, |worker, id| {
                 if worker.is_endpoint(endpoint) {
                     worker.set_endpoint(id, canonical(endpoint));
@@ -145,6 +149,15 @@ impl Worker {
             robbed.extend(self.routes.insert(prefix, id).filter(|former| *former != id));
         }
         for former in robbed {
+            self.send_elsewhere(former);
+        }
+    }
+
+    fn withhold(&mut self, prefix: IpNet, withheld: bool) {
+        if !withheld {
+            return self.routes.remove(prefix, NOBODY);
+        }
+        if let Some(former) = self.routes.insert(prefix, NOBODY) {
             self.send_elsewhere(former);
         }
     }

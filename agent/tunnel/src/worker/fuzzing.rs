@@ -107,7 +107,7 @@ pub fn filter(bytes: &[u8]) {
             3..=5 => drop(filter.judge_inbound(packet, via, now)),
             6 => {
                 filter.replace_rules(Vec::new());
-                filter.break_connections(0..usize::MAX, 3, via, |_| true, |_| {});
+                filter.break_connections(0..usize::MAX, 3, |by, _| by == via, |_| {});
             }
             _ => filter.replace_rules(vec![Rule::all()]),
         }

@@ -81,13 +81,19 @@ impl Worker {
     /// Whether that was all.
     fn look_through(&mut self, moved: &mut Moved) -> bool {
         let Some(filter) = &mut self.filter else { return true };
-        let (routes, id) = (&self.routes, moved.id);
-        let has_moved = |remote| moved.prefix.contains(&remote) && routes.lookup(remote) != Some(id);
+        let (routes, prefix, from) = (&self.routes, moved.prefix, Via(moved.id.0));
+        let owner = routes.owner(prefix);
+        // One that began by way of another has gone on by the former, if the prefix is what it is routed by.
+        let cannot_go_on = |via: Via, remote| {
+            let to = if prefix.contains(&remote) { routes.lookup(remote) } else { return false };
+            let is_elsewhere = to != Some(PeerId(via.0));
+            is_elsewhere && (via == from || (to.is_some() && to == owner))
+        };
         let (looks, most) = (MAX_LOOKED - self.resets.looked, MAX_BROKEN - self.resets.broken);
         let places = moved.place..moved.place.saturating_add(looks);
         let mut broken = Vec::new();
         let Looked { until, is_all } =
-            filter.break_connections(places, most, Via(id.0), has_moved, |found| broken.push(found));
+            filter.break_connections(places, most, cannot_go_on, |found| broken.push(found));
         // An empty table takes its time, too.
         self.resets.looked += (until - moved.place).max(1);
         self.resets.broken += broken.len();
