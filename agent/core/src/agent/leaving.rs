@@ -101,9 +101,7 @@ impl Agent {
     /// How we stand, as every answer says.
     pub(super) fn reply(&self, id: u64) -> Body {
         let uptime = self.now.since(self.serving_since);
-        // Who has just taken back its claims may be asked before servers have told everybody.
-        let is_withdrawn = self.is_withdrawn() || self.config.facts.claims.is_empty();
-        let is_leaving = self.draining;
+        let (is_leaving, is_withdrawn) = (self.draining, self.is_withdrawn());
         Body::ProbeReply(ProbeReply { id, uptime, is_leaving, is_withdrawn })
     }
 
