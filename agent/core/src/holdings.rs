@@ -1,7 +1,7 @@
 //! Who holds the prefixes that are claimed exclusively, as far as this agent has heard: from servers, in the map, and from holders themselves, inside tunnels. The higher fence is the later holder, whoever
 //! told it, so a map that is behind takes nobody back.
 //!
-//! What was heard in a tunnel is for those that no server reaches. It counts for as long as servers do not know better: who has had a server with its database for [`REFUTE_TIMEOUT`] since, and was not told the same
+//! What was heard in a tunnel is for those that no server reaches. It counts for as long as servers do not know better: who has had a server with its database for `REFUTE_TIMEOUT` since, and was not told the same
 //! by its map, believes it no more. So a node that may claim a prefix and lies about its fence is outbid by the map.
 
 use crate::time::BootTime;

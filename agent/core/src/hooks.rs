@@ -8,7 +8,7 @@
 //! What is claimed exclusively is served from when it is held until it is lost, whoever uses it; another fence is another serving.
 //!
 //! For one claim never two run at once, and they run in order. What changed while one ran is told by the next: states that came and went meanwhile are skipped. A command that fails is not run again
-//! until the next change. So nothing grows: there is at most one state per claim, and as many runs at once as [`AT_ONCE`].
+//! until the next change. So nothing grows: there is at most one state per claim, and as many runs at once as `AT_ONCE`.
 
 use ipnet::IpNet;
 use std::collections::BTreeMap;
