@@ -1,6 +1,8 @@
 //! One client and a few claimants on a simulated network, in virtual time.
 
+mod connections;
 mod nobody;
+mod withdrawn;
 
 use super::*;
 use proto::claim::Claim;
@@ -405,102 +407,6 @@ fn whoever_leaves_is_left_before_anything_is_lost() {
 }
 
 #[test]
-fn whoever_withdraws_is_left_before_anything_is_lost_and_restored_it_is_a_newcomer() {
-    let mut world = pair();
-    world.withdraw(1, true);
-    world.use_for_s(30);
-    assert_eq!(world.serving(), 2);
-    assert!(world.outage() <= TICK * 2);
-    world.withdraw(1, false);
-    world.use_for_s(300);
-    assert_eq!((world.serving(), world.moves.len()), (2, 2));
-    world.withdraw(2, true);
-    world.use_for_s(5);
-    assert_eq!(world.serving(), 1);
-    assert!(world.outage() <= TICK * 2);
-}
-
-#[test]
-fn one_that_is_preferred_and_restored_serves_again_after_the_hold() {
-    let mut world = World::new(&[Claim { priority: 1, ..claim(ADDRESS) }, claim(ADDRESS)]);
-    world.use_for_s(20);
-    world.outage();
-    world.withdraw(1, true);
-    world.use_for_s(20);
-    assert_eq!(world.serving(), 2);
-    world.withdraw(1, false);
-    world.use_for_s(4);
-    assert_eq!(world.serving(), 2);
-    world.use_for_s(2);
-    assert_eq!((world.serving(), world.moves.len()), (1, 3));
-    assert!(world.outage() <= TICK * 2);
-}
-
-#[test]
-fn with_all_withdrawn_nobody_serves_until_one_is_restored() {
-    let mut world = pair();
-    world.withdraw(1, true);
-    world.withdraw(2, true);
-    world.use_for_s(5);
-    assert!(world.routes.is_empty());
-    assert!(world.claims.routed().eq([prefix(ADDRESS)]), "it is routed nowhere else meanwhile");
-    assert!(world.withheld.contains(&prefix(ADDRESS)));
-    world.withdraw(2, false);
-    assert_eq!(world.serving(), 2);
-    world.use_for_s(100);
-    world.withdraw(1, false);
-    world.use_for_s(100);
-    assert_eq!(world.serving(), 2);
-}
-
-#[test]
-fn one_that_withdraws_beside_a_dead_one_serves_no_more() {
-    let mut world = pair();
-    world.kill(2);
-    world.withdraw(1, true);
-    world.use_for_s(5);
-    assert_eq!(world.serving(), 2);
-    world.withdraw(1, false);
-    world.use_for_s(5);
-    assert_eq!(world.serving(), 1);
-}
-
-#[test]
-fn words_of_withdrawal_that_were_lost_are_made_good_by_answers() {
-    let mut world = pair();
-    world.node(1).is_withdrawn = true;
-    world.use_for_s(3);
-    assert_eq!(world.serving(), 2);
-    let restored_at = world.now;
-    (world.node(1).is_withdrawn, world.node(1).started_at) = (false, restored_at);
-    world.use_for_s(30);
-    world.kill(2);
-    world.use_for_s(5);
-    assert_eq!(world.serving(), 1);
-    // Withdrawn and restored while nobody looked: it is a newcomer all the same.
-    let mut world = pair();
-    world.node(1).started_at = world.now;
-    world.use_for_s(60);
-    assert_eq!((world.serving(), world.moves.len()), (2, 2), "as for the clients that noticed");
-    assert!(world.outage() <= TICK * 2);
-}
-
-#[test]
-fn an_idle_client_that_missed_a_restoration_finds_it_with_a_probe_in_25_s() {
-    let mut world = pair();
-    world.withdraw(1, true);
-    world.withdraw(2, true);
-    world.use_for_s(5);
-    world.run(Duration::from_secs(400), None);
-    world.node(2).is_withdrawn = false;
-    world.node(1).is_withdrawn = false;
-    world.use_for_s(26);
-    assert!(world.outage() <= Duration::from_secs(400) + Duration::from_secs(7 + 25));
-    world.use_for_s(3);
-    assert!(world.outage() <= TICK * 2);
-}
-
-#[test]
 fn clients_agree_whomever_they_met_first() {
     for first in [1, 2, 3] {
         let mut world = World::new(&[claim(ADDRESS); 3]);
@@ -588,74 +494,4 @@ fn who_is_gone_from_the_map_serves_no_more_at_once() {
     world.drain();
     assert!(world.routes.is_empty() && world.kept.is_empty() && world.watched.is_empty());
     assert_eq!(world.claims.load(), 0);
-}
-
-/// When a prefix goes from the first to the second.
-fn breaks(first: Claim, second: Claim) -> Option<bool> {
-    let mut world = World::new(&[first, second]);
-    let now = world.now;
-    world.claims.handle_claims(key(1), NodeId(1), Vec::new(), now);
-    std::iter::from_fn(|| world.claims.poll_output()).find_map(|output| match output {
-        Output::Route { peer, from, broken, .. } if from == Some(key(1)) && peer == Some(key(2)) => {
-            assert!(broken.is_none_or(|broken| broken == key(1)));
-            Some(broken.is_some())
-        }
-        Output::Route { .. }
-        | Output::Withhold { .. }
-        | Output::Probe { .. }
-        | Output::Keep { .. }
-        | Output::Watch { .. } => None,
-    })
-}
-
-#[test]
-fn connections_break_where_either_node_held_them_and_else_go_on() {
-    let routed = claim("10.8.0.0/24");
-    let masqueraded = Claim { masquerade: true, ..routed };
-    assert_eq!(breaks(claim(ADDRESS), claim(ADDRESS)), Some(true));
-    assert_eq!(breaks(routed, routed), Some(false));
-    assert_eq!(breaks(masqueraded, routed), Some(true));
-    assert_eq!(breaks(routed, masqueraded), Some(true));
-    assert_eq!(breaks(masqueraded, masqueraded), Some(true));
-    let mut world = World::new(&[claim(ADDRESS), claim("10.9.0.0/31")]);
-    let now = world.now;
-    world.claims.handle_claims(key(1), NodeId(1), vec![claim("10.9.0.0/31")], now);
-    let outputs: Vec<Output> = std::iter::from_fn(|| world.claims.poll_output()).collect();
-    assert!(
-        !outputs.iter().any(|output| matches!(output, Output::Route { broken: Some(_), .. })),
-        "{outputs:?}"
-    );
-}
-
-#[test]
-fn nothing_breaks_where_nothing_was_switched() {
-    let mut world = World::new(&[claim(ADDRESS)]);
-    let now = world.now;
-    let told = Claim { priority: 7, ..claim(ADDRESS) };
-    world.claims.handle_claims(key(1), NodeId(1), vec![told], now);
-    world.claims.handle_claims(key(1), NodeId(1), Vec::new(), now);
-    world.claims.handle_claims(key(1), NodeId(1), vec![told], now);
-    let outputs: Vec<Output> = std::iter::from_fn(|| world.claims.poll_output()).collect();
-    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::Route { .. })).count(), 2);
-    assert!(
-        !outputs.iter().any(|output| matches!(output, Output::Route { broken: Some(_), .. })),
-        "{outputs:?}"
-    );
-}
-
-#[test]
-fn connections_wait_while_nobody_serves_and_break_when_it_is_another_who_does_first() {
-    for (restored, expected) in [(1, vec![]), (2, vec![key(1)])] {
-        let mut world = World::new(&[claim(ADDRESS), claim(ADDRESS)]);
-        world.run(Duration::from_secs(3), Some(prefix(ADDRESS)));
-        world.node(2).hears = false;
-        world.withdraw(2, true);
-        world.withdraw(1, true);
-        assert_eq!(world.claims.active(&prefix(ADDRESS)), None);
-        world.withdraw(restored, false);
-        world.node(2).hears = true;
-        world.run(Duration::from_secs(3), Some(prefix(ADDRESS)));
-        assert_eq!(world.claims.active(&prefix(ADDRESS)), Some(key(restored)));
-        assert_eq!(world.broken, expected);
-    }
 }

@@ -1,0 +1,99 @@
+//! Claimants that serve no more for now, and say so.
+
+use super::*;
+
+#[test]
+fn whoever_withdraws_is_left_before_anything_is_lost_and_restored_it_is_a_newcomer() {
+    let mut world = pair();
+    world.withdraw(1, true);
+    world.use_for_s(30);
+    assert_eq!(world.serving(), 2);
+    assert!(world.outage() <= TICK * 2);
+    world.withdraw(1, false);
+    world.use_for_s(300);
+    assert_eq!((world.serving(), world.moves.len()), (2, 2));
+    world.withdraw(2, true);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn one_that_is_preferred_and_restored_serves_again_after_the_hold() {
+    let mut world = World::new(&[Claim { priority: 1, ..claim(ADDRESS) }, claim(ADDRESS)]);
+    world.use_for_s(20);
+    world.outage();
+    world.withdraw(1, true);
+    world.use_for_s(20);
+    assert_eq!(world.serving(), 2);
+    world.withdraw(1, false);
+    world.use_for_s(4);
+    assert_eq!(world.serving(), 2);
+    world.use_for_s(2);
+    assert_eq!((world.serving(), world.moves.len()), (1, 3));
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn with_all_withdrawn_nobody_serves_until_one_is_restored() {
+    let mut world = pair();
+    world.withdraw(1, true);
+    world.withdraw(2, true);
+    world.use_for_s(5);
+    assert!(world.routes.is_empty());
+    assert!(world.claims.routed().eq([prefix(ADDRESS)]), "it is routed nowhere else meanwhile");
+    assert!(world.withheld.contains(&prefix(ADDRESS)));
+    world.withdraw(2, false);
+    assert_eq!(world.serving(), 2);
+    world.use_for_s(100);
+    world.withdraw(1, false);
+    world.use_for_s(100);
+    assert_eq!(world.serving(), 2);
+}
+
+#[test]
+fn one_that_withdraws_beside_a_dead_one_serves_no_more() {
+    let mut world = pair();
+    world.kill(2);
+    world.withdraw(1, true);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 2);
+    world.withdraw(1, false);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+}
+
+#[test]
+fn words_of_withdrawal_that_were_lost_are_made_good_by_answers() {
+    let mut world = pair();
+    world.node(1).is_withdrawn = true;
+    world.use_for_s(3);
+    assert_eq!(world.serving(), 2);
+    let restored_at = world.now;
+    (world.node(1).is_withdrawn, world.node(1).started_at) = (false, restored_at);
+    world.use_for_s(30);
+    world.kill(2);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+    // Withdrawn and restored while nobody looked: it is a newcomer all the same.
+    let mut world = pair();
+    world.node(1).started_at = world.now;
+    world.use_for_s(60);
+    assert_eq!((world.serving(), world.moves.len()), (2, 2), "as for the clients that noticed");
+    assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn an_idle_client_that_missed_a_restoration_finds_it_with_a_probe_in_25_s() {
+    let mut world = pair();
+    world.withdraw(1, true);
+    world.withdraw(2, true);
+    world.use_for_s(5);
+    world.run(Duration::from_secs(400), None);
+    world.node(2).is_withdrawn = false;
+    world.node(1).is_withdrawn = false;
+    world.use_for_s(26);
+    assert!(world.outage() <= Duration::from_secs(400) + Duration::from_secs(7 + 25));
+    world.use_for_s(3);
+    assert!(world.outage() <= TICK * 2);
+}
