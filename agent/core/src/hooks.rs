@@ -8,13 +8,17 @@
 //! What is claimed exclusively is served from when it is held until it is lost, whoever uses it; another fence is another serving.
 //!
 //! For one claim never two run at once, and they run in order. What changed while one ran is told by the next: states that came and went meanwhile are skipped. A command that fails is not run again
-//! until the next change. So nothing grows: there is at most one state per claim, and as many runs at once as `AT_ONCE`.
+//! until the next change. So nothing grows: there is at most one state per claim, and as many runs at once as `AT_ONCE`. Users say themselves that they are some, as often as they like: for one claim runs begin
+//! `PACE` apart, the first at once.
 
+use crate::time::BootTime;
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// All claims may get their first user in one moment.
 const AT_ONCE: usize = 8;
+/// Between the beginnings of two runs of one claim.
+const PACE: Duration = Duration::from_secs(1);
 
 /// What a command is run for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,8 @@ struct Hook {
     /// As was told last: by a run that began, if it is over or not.
     told: State,
     is_running: bool,
+    /// The last run began a [`PACE`] earlier.
+    not_before: Option<BootTime>,
     trouble: Option<String>,
 }
 
@@ -80,24 +86,35 @@ impl Hooks {
         self.forget_quiet();
     }
 
-    /// Nobody uses anything any more.
+    /// Nobody uses anything any more, which is told without delay.
     pub fn end(&mut self) {
-        self.hooks.values_mut().for_each(|hook| (hook.users, hook.fence) = (0, None));
+        for hook in self.hooks.values_mut() {
+            (hook.users, hook.fence, hook.not_before) = (0, None, None);
+        }
         self.forget_quiet();
     }
 
     /// A command to be run now; to be asked again until there is none.
-    pub fn poll_run(&mut self) -> Option<Run> {
+    pub fn poll_run(&mut self, now: BootTime) -> Option<Run> {
+        self.hooks.values_mut().for_each(|hook| _ = hook.not_before.take_if(|at| now >= *at));
+        self.forget_quiet();
         if self.running() >= AT_ONCE {
             return None;
         }
-        let (prefix, hook) = self.hooks.iter_mut().find(|(_, hook)| hook.is_due())?;
-        (hook.told, hook.is_running) = (hook.state(), true);
+        let mut due = self.hooks.iter_mut().filter(|(_, hook)| hook.is_due());
+        let (prefix, hook) = due.find(|(_, hook)| hook.not_before.is_none())?;
+        (hook.told, hook.is_running, hook.not_before) = (hook.state(), true, Some(now + PACE));
         let turn = match hook.told {
             State::Idle => Turn::Idle,
             State::Used | State::Held { .. } => Turn::Serving,
         };
         Some(Run { prefix: *prefix, turn, users: hook.users, fence: hook.fence })
+    }
+
+    /// When to ask for the next one.
+    pub fn poll_timeout(&self) -> Option<BootTime> {
+        let due = self.hooks.values().filter(|hook| hook.is_due() && self.running() < AT_ONCE);
+        due.filter_map(|hook| hook.not_before).min()
     }
 
     /// How a run ended.
@@ -128,6 +145,7 @@ impl Hooks {
             hook.state() != State::Idle
                 || hook.told != State::Idle
                 || hook.is_running
+                || hook.not_before.is_some()
                 || hook.trouble.is_some()
         });
     }
@@ -152,6 +170,8 @@ mod tests {
     use super::*;
     use Turn::{Idle, Serving};
 
+    const START: BootTime = BootTime::from_duration(Duration::from_secs(100));
+
     fn prefix(number: u8) -> IpNet {
         format!("10.9.0.{number}/32").parse().unwrap()
     }
@@ -160,36 +180,65 @@ mod tests {
         Some(Run { prefix: prefix(1), turn, users, fence: None })
     }
 
+    fn at(paces: u32) -> BootTime {
+        START + PACE * paces
+    }
+
     #[test]
     fn the_first_user_and_the_last_are_told_and_those_between_are_not() {
         let mut hooks = Hooks::default();
         hooks.set_users(prefix(1), 2);
-        assert_eq!((hooks.poll_run(), hooks.poll_run()), (run(Serving, 2), None));
+        assert_eq!((hooks.poll_run(START), hooks.poll_run(START)), (run(Serving, 2), None));
         hooks.handle_done(&prefix(1), Ok(()));
         hooks.set_users(prefix(1), 5);
-        assert_eq!(hooks.poll_run(), None);
+        assert_eq!(hooks.poll_run(at(1)), None);
         hooks.set_users(prefix(1), 0);
-        assert_eq!(hooks.poll_run(), run(Idle, 0));
+        assert_eq!(hooks.poll_run(at(1)), run(Idle, 0));
         hooks.handle_done(&prefix(1), Ok(()));
+        assert_eq!(hooks.poll_run(at(2)), None);
         assert!(hooks.is_quiet() && hooks.hooks.is_empty());
+    }
+
+    #[test]
+    fn who_comes_and_goes_all_the_time_has_commands_run_once_a_second_and_the_last_state_wins() {
+        let (mut hooks, mut runs) = (Hooks::default(), Vec::new());
+        let ms = Duration::from_millis(1);
+        for tenth in 0..50 {
+            let now = START + ms * 100 * tenth;
+            hooks.set_users(prefix(1), u64::from(tenth % 3 == 0));
+            while let Some(run) = hooks.poll_run(now) {
+                runs.push((now, run.turn));
+                hooks.handle_done(&prefix(1), Ok(()));
+            }
+        }
+        assert_eq!(runs[0], (START, Serving));
+        assert!(runs.len() <= 5, "{runs:?}");
+        assert!(runs.windows(2).all(|two| two[1].0 >= two[0].0 + PACE && two[1].1 != two[0].1), "{runs:?}");
+        hooks.set_users(prefix(1), 0);
+        if let Some(due) = hooks.poll_timeout() {
+            assert_eq!((hooks.poll_run(due - ms), hooks.poll_run(due)), (None, run(Idle, 0)));
+            hooks.handle_done(&prefix(1), Ok(()));
+        }
+        assert!(hooks.is_quiet() && hooks.poll_timeout().is_none());
+        assert!(hooks.poll_run(at(10)).is_none() && hooks.hooks.is_empty());
     }
 
     #[test]
     fn what_comes_and_goes_while_a_command_runs_is_skipped_and_the_last_state_wins() {
         let mut hooks = Hooks::default();
         hooks.set_users(prefix(1), 1);
-        assert_eq!(hooks.poll_run(), run(Serving, 1));
+        assert_eq!(hooks.poll_run(START), run(Serving, 1));
         for users in [0, 3, 0, 1, 0] {
             hooks.set_users(prefix(1), users);
-            assert_eq!(hooks.poll_run(), None, "never two at once");
+            assert_eq!(hooks.poll_run(at(2)), None, "never two at once");
         }
         hooks.handle_done(&prefix(1), Ok(()));
-        assert_eq!(hooks.poll_run(), run(Idle, 0));
+        assert_eq!(hooks.poll_run(at(2)), run(Idle, 0));
         for users in [2, 0] {
             hooks.set_users(prefix(1), users);
         }
         hooks.handle_done(&prefix(1), Ok(()));
-        assert_eq!((hooks.poll_run(), hooks.is_quiet()), (None, true));
+        assert_eq!((hooks.poll_run(at(3)), hooks.is_quiet()), (None, true));
     }
 
     #[test]
@@ -197,26 +246,27 @@ mod tests {
         let mut hooks = Hooks::default();
         let held = |fence| Some(Run { prefix: prefix(1), turn: Serving, users: 0, fence: Some(fence) });
         hooks.set_held(prefix(1), Some(7));
-        assert_eq!(hooks.poll_run(), held(7));
+        assert_eq!(hooks.poll_run(START), held(7));
         for fence in [None, Some(8), None, Some(9)] {
             hooks.set_held(prefix(1), fence);
         }
         hooks.handle_done(&prefix(1), Ok(()));
-        assert_eq!(hooks.poll_run(), held(9));
+        assert_eq!((hooks.poll_run(START), hooks.poll_timeout()), (None, Some(at(1))));
+        assert_eq!(hooks.poll_run(at(1)), held(9));
         hooks.handle_done(&prefix(1), Ok(()));
         hooks.end();
-        assert_eq!(hooks.poll_run(), run(Idle, 0));
+        assert_eq!(hooks.poll_run(at(1)), run(Idle, 0), "at once");
     }
 
     #[test]
     fn one_that_fails_is_not_run_again_until_the_next_change_and_is_told_until_then() {
         let mut hooks = Hooks::default();
         hooks.set_users(prefix(1), 1);
-        hooks.poll_run();
+        hooks.poll_run(START);
         hooks.handle_done(&prefix(1), Err("exit code 3".into()));
-        assert_eq!((hooks.poll_run(), hooks.troubles().count()), (None, 1));
+        assert_eq!((hooks.poll_run(at(1)), hooks.troubles().count()), (None, 1));
         hooks.set_users(prefix(1), 0);
-        assert_eq!(hooks.poll_run(), run(Idle, 0));
+        assert_eq!(hooks.poll_run(at(1)), run(Idle, 0));
         hooks.handle_done(&prefix(1), Ok(()));
         assert_eq!(hooks.troubles().count(), 0);
     }
@@ -230,7 +280,7 @@ mod tests {
         for turn in [Serving, Idle] {
             let mut run = Vec::new();
             while !hooks.is_quiet() {
-                let started: Vec<Run> = std::iter::from_fn(|| hooks.poll_run()).collect();
+                let started: Vec<Run> = std::iter::from_fn(|| hooks.poll_run(START)).collect();
                 assert!(started.len() <= AT_ONCE && started.iter().all(|run| run.turn == turn));
                 started.iter().for_each(|run| hooks.handle_done(&run.prefix, Ok(())));
                 run.extend(started);

@@ -64,6 +64,15 @@ pub(crate) fn confine(allows: &[Allow], places: &[IpNet]) -> Vec<Allow> {
     allows.iter().filter_map(confined).collect()
 }
 
+/// Whether whoever sends from these sources may open anything at this place, or in a part of it.
+pub(crate) fn lets_reach(allows: &[Allow], sources: &[IpNet], place: &IpNet) -> bool {
+    let meet = |one: &IpNet, other: &IpNet| one.contains(other) || other.contains(one);
+    let is_from = |allow: &&Allow| allow.sources.iter().any(|from| sources.iter().any(|own| meet(from, own)));
+    let is_to =
+        |allow: &Allow| allow.destinations.is_empty() || allow.destinations.iter().any(|to| meet(to, place));
+    allows.iter().filter(is_from).any(is_to)
+}
+
 pub(crate) fn resolve(map: &Map) -> Resolved {
     let mut resolved = Resolved::default();
     let sets = resolved.sets(map);

@@ -287,6 +287,7 @@ impl<'w> Driver<'w> {
             self.agent.handle_timeout(now);
         }
         self.world.checking.start_due(now);
+        self.world.hooking.start_due(now);
         if self.world.metrics.due().is_some_and(|at| at <= now) {
             self.world.metrics.retry(now);
         }
@@ -360,7 +361,8 @@ impl<'w> Driver<'w> {
     fn deadline(&self) -> Option<BootTime> {
         let core = self.agent.poll_timeout().map(|deadline| deadline.at);
         let ending = self.ending.map(|ending| ending.give_up_at);
-        let world = [self.world.watchers.due(), self.world.metrics.due(), self.world.checking.due()];
+        let world = &self.world;
+        let world = [world.watchers.due(), world.metrics.due(), world.checking.due(), world.hooking.due()];
         let own = [self.renew_at, Some(self.wall_clock_at)];
         own.into_iter().chain(world).chain([core, ending]).flatten().min()
     }

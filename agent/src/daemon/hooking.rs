@@ -2,9 +2,12 @@
 
 use crate::{
     config::{CommandLine, HookLines, Settings},
-    platform::{Leftovers, run_shell},
+    platform::{Leftovers, boot_time, run_shell},
 };
-use agent_core::hooks::{Hooks, Run, Turn};
+use agent_core::{
+    BootTime,
+    hooks::{Hooks, Run, Turn},
+};
 use ipnet::IpNet;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -44,18 +47,18 @@ impl Hooking {
 
     pub(super) fn set_users(&mut self, prefix: IpNet, users: u64) {
         self.machine.set_users(prefix, users);
-        self.start_due();
+        self.start_due(boot_time());
     }
 
     pub(super) fn set_held(&mut self, prefix: IpNet, fence: Option<u64>) {
         self.machine.set_held(prefix, fence);
-        self.start_due();
+        self.start_due(boot_time());
     }
 
     /// The core starts anew, and knows of nobody.
     pub(super) fn forget_users(&mut self) {
         self.machine.end();
-        self.start_due();
+        self.start_due(boot_time());
     }
 
     /// The next command that is over.
@@ -75,7 +78,7 @@ impl Hooking {
             tracing::warn!("{trouble}");
         }
         self.machine.handle_done(&prefix, result);
-        self.start_due();
+        self.start_due(boot_time());
     }
 
     /// For people.
@@ -97,8 +100,13 @@ impl Hooking {
         }
     }
 
-    fn start_due(&mut self) {
-        while let Some(run) = self.machine.poll_run() {
+    /// When the next command is to be started.
+    pub(super) fn due(&self) -> Option<BootTime> {
+        self.machine.poll_timeout()
+    }
+
+    pub(super) fn start_due(&mut self, now: BootTime) {
+        while let Some(run) = self.machine.poll_run(now) {
             let line = match run.turn {
                 Turn::Serving => &self.lines.on_serving,
                 Turn::Idle => &self.lines.on_idle,

@@ -37,6 +37,7 @@ impl Agent {
     pub(super) fn hear_claims(&mut self, key: &PublicKey, usable: bool) {
         let Some(member) = self.netmap.member(key) else { return };
         let claims = if usable { member.granted_claims() } else { Vec::new() };
+        self.users.judge_anew();
         self.claims.handle_claims(*key, member.membership.node_id, claims, self.now);
     }
 
@@ -61,9 +62,16 @@ impl Agent {
     pub(super) fn upsert(&mut self, key: &PublicKey) {
         let Some(member) = self.netmap.member(key) else { return };
         let own = member.membership.addresses.iter().map(|ip| IpNet::from(*ip));
-        let sources = own.clone().chain(member.granted_claims().iter().map(|claim| claim.prefix)).collect();
         let allowed_ips = own.chain(self.claims.served_by(key)).collect();
+        let sources = self.sources_of(key);
         self.tunnel(TunnelCommand::Upsert { peer: *key, allowed_ips, sources });
+    }
+
+    /// What a peer may send from: its own addresses, and the claims that it was granted.
+    pub(super) fn sources_of(&self, key: &PublicKey) -> Vec<IpNet> {
+        let Some(member) = self.netmap.member(key) else { return Vec::new() };
+        let own = member.membership.addresses.iter().map(|ip| IpNet::from(*ip));
+        own.chain(member.granted_claims().iter().map(|claim| claim.prefix)).collect()
     }
 
     /// A tunnel that a prefix in use may need is kept up.

@@ -4,7 +4,7 @@
 use super::Agent;
 use crate::{
     io::TunnelCommand,
-    rules::{Allow, confine, resolve},
+    rules::{Allow, confine, lets_reach, resolve},
 };
 use ipnet::IpNet;
 
@@ -34,6 +34,7 @@ impl Agent {
             tracing::warn!(reason, more, "a rule of the map allows nothing here");
         }
         self.rules.of_map = resolved.allows;
+        self.users.judge_anew();
         self.confine_rules();
     }
 
@@ -44,6 +45,11 @@ impl Agent {
             self.rules.allows.clone_from(&allows);
             self.tunnel(TunnelCommand::SetRules(allows));
         }
+    }
+
+    /// Whether packets from these sources may open anything at a prefix, if this node serves it.
+    pub(super) fn rules_let_reach(&self, sources: &[IpNet], prefix: &IpNet) -> bool {
+        lets_reach(&self.rules.of_map, sources, prefix)
     }
 
     /// What packets may be for that come here.

@@ -17,6 +17,7 @@ impl Agent {
     pub fn set_claims(&mut self, claims: Vec<Claim>, now: BootTime) {
         self.advance(now);
         self.config.facts.claims = claims;
+        self.users.judge_anew();
         self.configure_interface();
         self.on_holdings_changed();
         self.tell_facts();

@@ -1,5 +1,7 @@
 //! Who uses what this node serves. Each probe says what its sender uses of the one it asks, every few seconds; who has not repeated it for [`USE_LASTS`] uses nothing any more.
 //!
+//! A member may say what it likes. So only who may open something counts: for claims that the rules let it reach, as far as it uses them or a part of them. Rules that changed are looked at with its next word.
+//!
 //! The number of users of each claim is told when it changes: programs may wait for the first and the last.
 
 use super::Agent;
@@ -18,6 +20,16 @@ const USE_LASTS: Duration = Duration::from_secs(7);
 struct User {
     said_at: BootTime,
     uses: Uses,
+    /// The claims of ours that it counts for.
+    counts: Vec<IpNet>,
+    /// By which state of rules and claims.
+    judged_by: u64,
+}
+
+impl User {
+    fn is_one(&self, now: BootTime) -> bool {
+        !self.counts.is_empty() && now < self.said_at + USE_LASTS
+    }
 }
 
 /// Those who use this node.
@@ -28,17 +40,14 @@ pub(super) struct Users {
     look_at: Option<BootTime>,
     /// As last told; none of them zero.
     told: BTreeMap<IpNet, u64>,
+    /// Counts the changes of what users are judged by.
+    state: u64,
 }
 
 impl Users {
-    fn set(&mut self, peer: PublicKey, uses: Uses, now: BootTime) {
-        match uses.is_any() {
-            true => {
-                self.look_at.get_or_insert(now + USE_LASTS);
-                self.users.insert(peer, User { said_at: now, uses });
-            }
-            false => drop(self.users.remove(&peer)),
-        }
+    /// Rules, our claims, or what a peer may send from, may have changed.
+    pub(super) fn judge_anew(&mut self) {
+        self.state += 1;
     }
 
     fn expire(&mut self, now: BootTime) {
@@ -56,11 +65,11 @@ impl Users {
 
     /// Of this claim.
     pub(super) fn count_of(&self, prefix: &IpNet) -> u64 {
-        self.users.values().filter(|user| user.uses.includes(prefix)).count() as u64
+        self.users.values().filter(|user| user.counts.contains(prefix)).count() as u64
     }
 
     pub(super) fn now(&self, now: BootTime) -> impl Iterator<Item = PublicKey> {
-        self.users.iter().filter(move |(_, user)| now < user.said_at + USE_LASTS).map(|(peer, _)| *peer)
+        self.users.iter().filter(move |(_, user)| user.is_one(now)).map(|(peer, _)| *peer)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -71,12 +80,36 @@ impl Users {
 impl Agent {
     /// A peer said what it uses of what we serve.
     pub(super) fn on_use_told(&mut self, peer: PublicKey, uses: Uses) {
-        let is_news = self.users.users.get(&peer).map_or(uses.is_any(), |known| known.uses != uses);
-        self.users.set(peer, uses, self.now);
-        if is_news {
+        let state = self.users.state;
+        let known = self.users.users.get_mut(&peer);
+        if !uses.is_any() {
+            self.forget_user(&peer);
+        } else if let Some(user) = known.filter(|user| user.uses == uses && user.judged_by == state) {
+            user.said_at = self.now;
+        } else {
+            let counts = self.counts(&peer, &uses);
+            self.users.users.insert(peer, User { said_at: self.now, uses, counts, judged_by: state });
+            self.users.look_at.get_or_insert(self.now + USE_LASTS);
             self.tell_users();
         }
         self.on_users_counted();
+    }
+
+    /// What is used counts for the longest claim around it.
+    fn counts(&self, peer: &PublicKey, uses: &Uses) -> Vec<IpNet> {
+        let claims = || self.config.facts.claims.iter().map(|claim| claim.prefix);
+        let claim_of =
+            |used: &IpNet| claims().filter(|claim| claim.contains(used)).max_by_key(IpNet::prefix_len);
+        let mut used: Vec<IpNet> = match uses {
+            Uses::None => Vec::new(),
+            Uses::These(these) => these.iter().filter_map(claim_of).collect(),
+            Uses::Some => claims().collect(),
+        };
+        used.sort_unstable();
+        used.dedup();
+        let sources = self.sources_of(peer);
+        used.retain(|claim| self.rules_let_reach(&sources, claim));
+        used
     }
 
     pub(super) fn forget_user(&mut self, peer: &PublicKey) {

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use proto::{
     claim::Claim,
     peer_message::{Body, PeerMessage, Probe, ProbeReply, Uses},
+    rule::Rule,
 };
 
 fn net(text: &str) -> IpNet {
@@ -71,9 +72,17 @@ fn leaves(outputs: &[Output]) -> bool {
         .any(|output| matches!(output, Output::Send { message: AgentMessage::Leave { logout: false }, .. }))
 }
 
-/// Serves one address, with a tunnel to one client.
+/// Whoever has these addresses may open everything at those.
+fn rule(id: u8, sources: &[&str], destinations: &[&str]) -> Object {
+    let nets = |texts: &[&str]| texts.iter().map(|text| net(text)).collect();
+    let rule = Rule { destinations: nets(destinations), ..Rule::all_from(nets(sources)) };
+    Object::new(&Content::Rule(rule), vec![id]).unwrap()
+}
+
+/// Serves one address, with a tunnel to one client, which may open everything.
 fn serving() -> Bench {
     let mut bench = Bench::connected_to(&[2]);
+    bench.tell(10, vec![rule(1, &["100.64.0.0/10"], &[])], Vec::new());
     bench.agent.set_claims(vec![claim("10.9.0.1/32")], bench.now);
     bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["10.9.0.0/24"])));
     bench.outputs();
@@ -233,7 +242,7 @@ fn a_client_moves_from_one_that_leaves_and_tells_it_so() {
 #[test]
 fn one_that_serves_says_how_it_stands_to_a_peer_with_a_new_tunnel() {
     let mut bench = serving();
-    bench.tell(3, vec![peer_object(3, "p3", certificate(3, None))], Vec::new());
+    bench.tell(13, vec![peer_object(3, "p3", certificate(3, None))], Vec::new());
     let endpoint = SocketAddr::from(([192, 0, 2, 3], 51820));
     bench.agent.handle_tunnel(TunnelEvent::HandshakeDone { peer: key(3), endpoint }, bench.now);
     let told = said(&bench.outputs(), 3);
@@ -276,6 +285,45 @@ fn users_that_do_not_move_are_told_for_three_seconds() {
         bench.hear(2, Body::Probe(Probe { id: second, uses: Uses::Some }));
         let told = said(&bench.at(Duration::from_millis(second * 1000 + 900)), 2).len();
         assert_eq!(told > 0, second <= 3, "after {second} s: {told}");
+    }
+}
+
+#[test]
+fn who_may_open_nothing_at_a_claim_is_no_user_of_it_whatever_it_says() {
+    let mut bench = serving();
+    let (mine, others) = (net("10.9.0.1/32"), net("10.9.0.2/32"));
+    bench.agent.set_claims(vec![Claim::new(mine), Claim::new(others)], bench.now);
+    // Node 2 may open the second one only, and node 3 anything.
+    let rules = vec![rule(1, &["100.64.0.2/32"], &["10.9.0.2/32"]), rule(2, &["100.64.0.3/32"], &[])];
+    bench.tell(11, rules, Vec::new());
+    let mut says = |uses: Uses| {
+        bench.hear(2, Body::Probe(Probe { id: 1, uses }));
+        let users = bench.agent.status(bench.now).own;
+        (users.claims.iter().map(|claim| claim.users).collect::<Vec<u64>>(), users.users)
+    };
+    assert_eq!(says(Uses::These(vec![mine])), (vec![0, 0], 0));
+    assert_eq!(says(Uses::These(vec![mine, others])), (vec![0, 1], 1));
+    assert_eq!(says(Uses::Some), (vec![0, 1], 1));
+    // Rules that end it are looked at with its next word.
+    bench.tell(12, Vec::new(), vec![ObjectId::rule(vec![1])]);
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
+    assert_eq!(bench.agent.status(bench.now).own.users, 0);
+    bench.agent.drain(bench.now);
+    bench.at(Duration::from_millis(300));
+    assert!(bench.agent.has_left(), "nobody waits for it");
+}
+
+#[test]
+fn use_of_a_part_counts_for_the_longest_claim_around_it() {
+    let mut bench = serving();
+    let claims = ["10.9.0.0/31", "10.9.0.0/24"].map(claim).to_vec();
+    bench.agent.set_claims(claims, bench.now);
+    // Those of whom it stands in, as they are gone.
+    for (used, users) in [("10.9.0.1/32", [1, 0]), ("10.9.0.2/32", [0, 1]), ("10.9.1.0/24", [0, 0])] {
+        bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::These(vec![net(used)]) }));
+        let counted: Vec<u64> =
+            bench.agent.status(bench.now).own.claims.iter().map(|claim| claim.users).collect();
+        assert_eq!(counted, users, "{used}");
     }
 }
 
