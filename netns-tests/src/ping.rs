@@ -104,11 +104,12 @@ impl Pinger {
         replies[from..].windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
-    /// When the first answer after `moment` came, whenever it was asked for.
-    pub fn first_answer_after(&self, moment: Instant, timeout: Duration) -> Result<Instant> {
+    /// When the first answer after `moment` came to a request sent after `asked`: what was asked before may have been answered by somebody who is gone, and be under way since.
+    pub fn first_answer_after(&self, moment: Instant, asked: Instant, timeout: Duration) -> Result<Instant> {
         wait_until(&format!("an answer comes {}", self.name), timeout, || {
             let echoes = lock(&self.echoes);
-            Ok(echoes.iter().filter_map(|echo| echo.replied_at).filter(|at| *at > moment).min())
+            let from = echoes.partition_point(|echo| echo.sent_at < asked);
+            Ok(echoes[from..].iter().filter_map(|echo| echo.replied_at).filter(|at| *at > moment).min())
         })
     }
 

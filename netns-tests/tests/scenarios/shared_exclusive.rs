@@ -40,7 +40,9 @@ pub(crate) fn address_has_one_holder(s: &mut Scenario) -> Result<()> {
     let back = pinger.first_reply_after(killed + Duration::from_millis(500), TIMEOUT)?;
     s.note(format!("the holder was killed: answered again after {}", ms(back - killed)));
     s.require(back - killed <= MOVED, "a dead holder's lease was not taken over in time");
-    ensure!(known(&mesh.agents[2])?.fence > fence, "another holder has the same fence");
+    mesh.agents[2].wait_now(TIMEOUT, "knows the fence of another holder", |status| {
+        status.claims.iter().filter_map(|claim| claim.holder.as_ref()).any(|holder| holder.fence > fence)
+    })?;
     mesh.agents[first].start()?;
     mesh.settle()?;
     let second = holder(&mesh)?;

@@ -115,7 +115,7 @@ fn round(
     let span = match blow {
         Blow::Restarted | Blow::RestartedAlone => {
             let executed_at = lab.start(victim)?;
-            pinger.first_answer_after(executed_at, TIMEOUT)? - executed_at
+            pinger.first_answer_after(executed_at, at, TIMEOUT)? - executed_at
         }
         Blow::Killed
         | Blow::Frozen
