@@ -4,6 +4,7 @@
 //! - Who failed is returned to after a hold: a short one where somebody configured the preference (a longer prefix, a priority, preempting), a long one among equals.
 //! - Who has withdrawn is left like one that goes, as soon as another is known to be there, but it never serves for want of another: if nobody else claims the prefix, nobody serves it.
 //! - Nobody moves away from a dead one but to one that has proven, since the silence began, that it is there: a client whose own link is out moves nothing.
+//! - Nor from a living one, that goes or is outranked, but to one that has answered since there was a reason to: what is known of a standby may be old.
 
 use super::{
     ClaimsConfig,
@@ -47,34 +48,42 @@ pub(super) struct Decision {
     pub(super) needs: Vec<Need>,
     /// When a hold ends: then it is to be decided again.
     pub(super) again_at: Option<BootTime>,
+    /// Since when the active one is to be left although it is there.
+    pub(super) leave_since: Option<BootTime>,
 }
 
 /// With the active one in doubt, at most so many others are asked whether they are there.
 const MAX_PROOFS: usize = 4;
 
-/// Decides for a prefix that is in use.
+/// Decides for a prefix that is in use, whose active one was to be left since `leave_since` when it was decided last.
 pub(super) fn decide(
     ordered: &[Standing<'_>],
     active: Option<usize>,
+    leave_since: Option<BootTime>,
     config: &ClaimsConfig,
     now: BootTime,
 ) -> Decision {
     let holds = ordered.iter().map(|standing| hold_ends(standing, active.map(|a| &ordered[a]), config));
     let holds: Vec<Option<BootTime>> = holds.collect();
+    let wanted = active.map_or_else(Vec::new, |active| wanted(ordered, active, &holds, now));
+    let leave_since = (!wanted.is_empty()).then(|| leave_since.unwrap_or(now));
+    let kept = active;
     let active = match active {
         None => first(ordered),
-        Some(active) => match successor(ordered, active, &holds, now) {
+        Some(active) => match successor(ordered, active, &wanted, leave_since) {
             None if ordered[active].is_withdrawn && !is_another_possible(ordered, active) => first(ordered),
             successor => successor.or(Some(active)),
         },
     };
+    let (wanted, leave_since) = if active == kept { (wanted, leave_since) } else { (Vec::new(), None) };
     let standby = standby(ordered, active);
     let better = &holds[..active.unwrap_or(0)];
     Decision {
-        needs: needs(ordered, active, standby),
+        needs: needs(ordered, active, standby, &wanted),
         again_at: better.iter().flatten().copied().filter(|at| *at > now).min(),
         active,
         standby,
+        leave_since,
     }
 }
 
@@ -84,7 +93,8 @@ pub(super) fn decide_idle(ordered: &[Standing<'_>], active: Option<usize>) -> De
     // Whoever uses it next asks again.
     let any = (!ordered.is_empty()).then_some(0);
     let active = active.filter(stays).or_else(|| first(ordered)).or(any);
-    Decision { active, standby: None, needs: vec![Need::None; ordered.len()], again_at: None }
+    let needs = vec![Need::None; ordered.len()];
+    Decision { active, standby: None, needs, again_at: None, leave_since: None }
 }
 
 /// Who is there, else who may be, else anybody who has not withdrawn.
@@ -101,27 +111,39 @@ fn is_another_possible(ordered: &[Standing<'_>], active: usize) -> bool {
     others.any(|place| ordered[place].stays() && !ordered[place].pulse.is_dead())
 }
 
+/// Who is to serve in the place of an active one that is there, the best first: as soon as it has answered once more.
+fn wanted(ordered: &[Standing<'_>], active: usize, holds: &[Option<BootTime>], now: BootTime) -> Vec<usize> {
+    let serving = &ordered[active];
+    let others = (0..ordered.len()).filter(|place| *place != active && ordered[*place].stays());
+    if serving.pulse.is_dead() {
+        return Vec::new();
+    }
+    if !serving.stays() {
+        return others.filter(|place| ordered[*place].pulse.healthy_since().is_some()).collect();
+    }
+    let is_settled = is_rank_known(ordered, active);
+    let better = others.take_while(|place| *place < active);
+    let is_wanted = |place: &usize| {
+        let is_preferred = ordered[*place].candidate.is_preferred_to(&serving.candidate);
+        (is_preferred || is_settled) && holds[*place].is_some_and(|at| at <= now)
+    };
+    better.filter(is_wanted).collect()
+}
+
 /// Who serves in the place of the active one, if somebody is to.
 fn successor(
     ordered: &[Standing<'_>],
     active: usize,
-    holds: &[Option<BootTime>],
-    now: BootTime,
+    wanted: &[usize],
+    leave_since: Option<BootTime>,
 ) -> Option<usize> {
     let serving = &ordered[active];
-    let others = (0..ordered.len()).filter(|place| *place != active && ordered[*place].stays());
     if serving.pulse.is_dead() {
-        return others.into_iter().find(|place| ordered[*place].pulse.answers_where_silent(serving.pulse));
+        let mut others = (0..ordered.len()).filter(|place| *place != active && ordered[*place].stays());
+        return others.find(|place| ordered[*place].pulse.answers_where_silent(serving.pulse));
     }
-    if !serving.stays() {
-        return others.into_iter().find(|place| ordered[*place].pulse.healthy_since().is_some());
-    }
-    let is_settled = is_rank_known(ordered, active);
-    let mut better = others.into_iter().take_while(|place| *place < active);
-    better.find(|place| {
-        let is_preferred = ordered[*place].candidate.is_preferred_to(&serving.candidate);
-        (is_preferred || is_settled) && holds[*place].is_some_and(|at| at <= now)
-    })
+    let has_answered = |place: &&usize| ordered[**place].pulse.proven_at() >= leave_since;
+    leave_since.and(wanted.iter().find(has_answered).copied())
 }
 
 /// Whether all that are configured alike have told how long they are up: or the rank is not the last word.
@@ -155,7 +177,12 @@ fn standby(ordered: &[Standing<'_>], active: Option<usize>) -> Option<usize> {
     possible.next().or_else(|| others.next())
 }
 
-fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>) -> Vec<Need> {
+fn needs(
+    ordered: &[Standing<'_>],
+    active: Option<usize>,
+    standby: Option<usize>,
+    wanted: &[usize],
+) -> Vec<Need> {
     let is_in_doubt = active
         .is_some_and(|active| ordered[active].pulse.doubted_since().is_some() || !ordered[active].stays());
     // Those that are there for all that is known come first.
@@ -163,6 +190,7 @@ fn needs(ordered: &[Standing<'_>], active: Option<usize>, standby: Option<usize>
     proofs.retain(|_| is_in_doubt);
     proofs.sort_by_key(|place| (!ordered[*place].stays(), ordered[*place].pulse.is_dead()));
     proofs.truncate(MAX_PROOFS);
+    proofs.extend(wanted.iter().take(MAX_PROOFS));
     let need = |(place, standing): (usize, &Standing<'_>)| {
         if Some(place) == active {
             return if ordered.len() > 1 { Need::Active } else { Need::Sole };

@@ -69,6 +69,7 @@ struct Choice {
     used_at: Option<BootTime>,
     is_withheld: bool,
     again_at: Option<BootTime>,
+    leave_since: Option<BootTime>,
     needs: Vec<(PublicKey, Need)>,
     switches: u64,
     /// Who serves, or did before nobody does, and whether connections through it end with it: when another does, it may claim nothing any more.
@@ -316,8 +317,8 @@ impl Claims {
         let standings: Vec<Standing<'_>> = ordered.iter().filter_map(standing).collect();
         let from = choice.active;
         let place = ordered.iter().position(|(peer, _)| Some(*peer) == from);
-        let Decision { active, standby, needs, again_at } = match self.in_use.contains(&prefix) {
-            true => choice::decide(&standings, place, &self.config, now),
+        let Decision { active, standby, needs, again_at, leave_since } = match self.in_use.contains(&prefix) {
+            true => choice::decide(&standings, place, choice.leave_since, &self.config, now),
             false => choice::decide_idle(&standings, place),
         };
         let key = |place: Option<usize>| place.and_then(|place| ordered.get(place)).map(|(peer, _)| *peer);
@@ -338,7 +339,8 @@ impl Claims {
                 if active.is_some() && self.in_use.contains(&prefix) {
                     choice.used_at.get_or_insert(now);
                 }
-                (choice.active, choice.standby, choice.again_at) = (active, standby, again_at);
+                (choice.active, choice.standby) = (active, standby);
+                (choice.again_at, choice.leave_since) = (again_at, leave_since);
                 choice.switches += u64::from(from.is_some() && active.is_some() && from != active);
                 std::mem::replace(&mut choice.needs, needs)
             }

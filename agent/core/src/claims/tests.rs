@@ -19,6 +19,7 @@ struct Node {
     started_at: BootTime,
     hears: bool,
     is_heard: bool,
+    is_leaving: bool,
     is_withdrawn: bool,
 }
 
@@ -49,7 +50,7 @@ struct World {
 impl Node {
     fn told(&self, now: BootTime) -> Told {
         let uptime = now.since(self.started_at);
-        Told { boot: self.boot, uptime, is_leaving: false, is_withdrawn: self.is_withdrawn }
+        Told { boot: self.boot, uptime, is_leaving: self.is_leaving, is_withdrawn: self.is_withdrawn }
     }
 }
 
@@ -101,6 +102,7 @@ impl World {
                 started_at,
                 hears: true,
                 is_heard: true,
+                is_leaving: false,
                 is_withdrawn: false,
             });
             world.claims.handle_claims(key, NodeId(number.into()), vec![*claim], now);
@@ -122,7 +124,16 @@ impl World {
         let now = self.now;
         let node = self.node(number);
         (node.hears, node.is_heard, node.started_at) = (true, true, now);
+        node.is_leaving = false;
         node.boot += 1;
+    }
+
+    /// It says that it goes, and goes on serving until its users have moved.
+    fn leave(&mut self, number: u8) {
+        self.node(number).is_leaving = true;
+        let now = self.now;
+        self.claims.handle_leaving(&key(number), now);
+        self.drain();
     }
 
     /// Whether a packet there, and its answer, get through.
@@ -399,11 +410,28 @@ fn ten_claimers_one_after_the_other_are_followed_within_the_bound() {
 #[test]
 fn whoever_leaves_is_left_before_anything_is_lost() {
     let mut world = pair();
-    let now = world.now;
-    world.claims.handle_leaving(&key(1), now);
+    world.leave(1);
     world.use_for_s(2);
     assert_eq!(world.serving(), 2);
     assert!(world.outage() <= TICK * 2);
+}
+
+#[test]
+fn one_that_is_there_is_left_for_nobody_who_died_unnoticed() {
+    let mut world = pair();
+    world.kill(2);
+    world.leave(1);
+    world.use_for_s(5);
+    assert_eq!(world.serving(), 1);
+    // Now the other one has been up for longer, as far as anybody knows.
+    world.restart(1);
+    world.use_for_s(5);
+    assert_eq!((world.serving(), world.moves.len()), (1, 1));
+    assert!(world.outage() <= TICK * 2);
+    world.restart(2);
+    world.restart(1);
+    world.use_for_s(120);
+    assert_eq!(world.serving(), 1);
 }
 
 #[test]

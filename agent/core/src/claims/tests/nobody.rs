@@ -73,8 +73,17 @@ fn one_that_nobody_could_replace_is_asked_every_2_s_and_not_watched_until_anothe
     world.use_for_s(5);
     let now = world.now;
     let (boot, rtt) = (1, Duration::from_millis(1));
-    let (hears, is_heard, is_withdrawn) = (true, true, false);
-    world.nodes.push(Node { key: key(2), rtt, boot, started_at: now, hears, is_heard, is_withdrawn });
+    let (hears, is_heard, is_leaving, is_withdrawn) = (true, true, false, false);
+    world.nodes.push(Node {
+        key: key(2),
+        rtt,
+        boot,
+        started_at: now,
+        hears,
+        is_heard,
+        is_leaving,
+        is_withdrawn,
+    });
     world.claims.handle_claims(key(2), NodeId(2), vec![claim("10.9.0.0/31")], now);
     world.use_for_s(5);
     assert!(world.watched.contains_key(&key(1)));
