@@ -66,7 +66,8 @@ pub(super) fn decide(
     let holds = ordered.iter().map(|standing| hold_ends(standing, active.map(|a| &ordered[a]), config));
     let holds: Vec<Option<BootTime>> = holds.collect();
     let wanted = active.map_or_else(Vec::new, |active| wanted(ordered, active, &holds, now));
-    let leave_since = (!wanted.is_empty()).then(|| leave_since.unwrap_or(now));
+    let is_left = !wanted.is_empty() || active.is_some_and(|active| !ordered[active].stays());
+    let leave_since = is_left.then(|| leave_since.unwrap_or(now));
     let kept = active;
     let active = match active {
         None => first(ordered),
