@@ -42,6 +42,8 @@ struct Attempts {
     since: BootTime,
     count: u32,
     retry_at: BootTime,
+    /// The peer was asked, through servers, to open its side.
+    is_signalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,10 +261,26 @@ impl Peer {
         let want = if self.is_kept() { Want::Kept } else { Want::Data };
         match &mut self.state {
             State::Connected { repair: repair @ None, .. } => {
-                *repair = Some(Attempts { want, since: now, count: 0, retry_at: now });
+                *repair = Some(Attempts { want, since: now, count: 0, retry_at: now, is_signalled: true });
                 vec![Action::Signal]
             }
             State::Connected { .. } | State::Idle | State::Waking(_) => Vec::new(),
+        }
+    }
+
+    /// The same of one whose agent is asked now: it has so long to show that it is there. Data may be of a kind that nobody answers.
+    pub fn on_silent(&mut self, patience: Duration, now: BootTime) {
+        let want = if self.is_kept() { Want::Kept } else { Want::Data };
+        if let State::Connected { repair: repair @ None, .. } = &mut self.state {
+            let retry_at = now + patience;
+            *repair = Some(Attempts { want, since: now, count: 0, retry_at, is_signalled: false });
+        }
+    }
+
+    /// Something came from one that was silent.
+    pub fn on_heard(&mut self) {
+        if let State::Connected { repair, .. } = &mut self.state {
+            *repair = repair.filter(|repair| repair.count > 0 || repair.is_signalled);
         }
     }
 
@@ -352,7 +370,8 @@ impl Peer {
             actions.push(Action::Up(false));
         }
         let want = if self.is_kept() { Want::Kept } else { want };
-        self.state = State::Waking(Attempts { want, since: now, count: 0, retry_at: now });
+        let attempts = Attempts { want, since: now, count: 0, retry_at: now, is_signalled: true };
+        self.state = State::Waking(attempts);
         actions.push(Action::Signal);
         actions
     }
@@ -391,10 +410,11 @@ impl Attempts {
         self.retry_at =
             now + delay + config.handshake_jitter.min(delay / 2).mul_f64(rng.random_range(0.0..=1.0));
         self.count = self.count.saturating_add(1);
-        // The first signal went out with the wake; a lost one is repeated now and then.
-        match self.count % 4 {
-            0 => Some(vec![Action::Initiate, Action::Signal]),
-            _ => Some(vec![Action::Initiate]),
+        // The first signal mostly went out with the wake; a lost one is repeated now and then.
+        let is_signalled = std::mem::replace(&mut self.is_signalled, true);
+        match is_signalled && self.count % 4 != 0 {
+            false => Some(vec![Action::Initiate, Action::Signal]),
+            true => Some(vec![Action::Initiate]),
         }
     }
 }
@@ -557,6 +577,23 @@ mod tests {
         assert!(!actions.contains(&Action::Forget));
         world.connect();
         assert_eq!(world.run(Duration::from_secs(10)).0, 0);
+    }
+
+    #[test]
+    fn a_silent_peer_that_shows_itself_in_time_is_not_sent_a_handshake_and_another_is_with_a_signal() {
+        let (mut world, patience) = (world(), Duration::from_millis(100));
+        world.connect();
+        for _ in 0..100 {
+            world.peer.on_silent(patience, world.now);
+            assert_eq!(world.run(Duration::from_millis(99)).1, []);
+            world.peer.on_heard();
+            assert_eq!(world.run(Duration::from_millis(50)).1, []);
+        }
+        world.peer.on_silent(patience, world.now);
+        assert_eq!(world.run(patience).1, [Action::Initiate, Action::Signal]);
+        // What came by the session that is in doubt ends no repair that has begun.
+        world.peer.on_heard();
+        assert!(world.run(Duration::from_secs(2)).0 >= 1);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) struct Caller {
     pub(crate) to: IpAddr,
     pub(crate) interval: Duration,
     pub(crate) is_on: bool,
+    /// What it sends is never answered, and counts as answered where it arrives.
+    is_one_way: bool,
     pub(crate) started_at: BootTime,
     pub(crate) answered_at: BootTime,
     /// Who could answer, and since when; see `claims`.
@@ -40,11 +42,24 @@ impl World {
     /// # Panics
     /// It is no address.
     pub fn call(&mut self, from: usize, to: &str, interval: Duration) -> usize {
+        self.caller(from, to, interval, false)
+    }
+
+    /// The same with data that is never answered, and counts as answered where it arrives.
+    ///
+    /// # Panics
+    /// It is no address.
+    pub fn tell(&mut self, from: usize, to: &str, interval: Duration) -> usize {
+        self.caller(from, to, interval, true)
+    }
+
+    fn caller(&mut self, from: usize, to: &str, interval: Duration, is_one_way: bool) -> usize {
         self.callers.push(Caller {
             from,
             to: to.parse().unwrap_or_else(|_| panic!("{to} is no address")),
             interval,
             is_on: true,
+            is_one_way,
             started_at: self.now,
             answered_at: self.now,
             good_since: BTreeMap::new(),
@@ -101,6 +116,12 @@ impl World {
         let header = Header { id, from: members::of(from).address, to };
         self.nodes[from].tunnel.send(Packet::Request(header), now);
         self.effects(from);
+    }
+
+    /// Takes what nobody answers: whether it is that.
+    pub(crate) fn on_told(&mut self, id: u64, by: usize) -> bool {
+        let is_callers = id >= FIRST_ID;
+        is_callers && self.callers[((id ^ FIRST_ID) >> 32) as usize].is_one_way && self.on_answer(id, by)
     }
 
     /// Whether it was a caller's.

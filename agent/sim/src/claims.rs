@@ -52,6 +52,11 @@ impl World {
         std::mem::take(&mut self.nodes[client].told.switches)
     }
 
+    /// Handshakes that an agent began, and signals that it sent for one, since it started.
+    pub fn wakings(&self, agent: usize) -> (u64, u64) {
+        (self.nodes[agent].told.initiations, self.nodes[agent].told.signals)
+    }
+
     /// Probes and other messages to agents that an agent sent since it started.
     pub fn messages(&self, agent: usize) -> u64 {
         self.nodes[agent].told.messages

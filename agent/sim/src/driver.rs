@@ -42,6 +42,7 @@ impl World {
         node.agent = Some(agent);
         node.told.active.clear();
         (node.told.switches, node.told.messages, node.told.datagrams) = (0, 0, 0);
+        (node.told.initiations, node.told.signals) = (0, 0);
         node.watch.steady_since = now;
         node.watch.launched_at = now;
         // What was not written before the kill is seen anew.
@@ -154,6 +155,7 @@ impl World {
                 self.check_prefixes(at, &command);
                 let (now, node) = (self.now, &mut self.nodes[at]);
                 node.told.messages += u64::from(matches!(command, TunnelCommand::Message { .. }));
+                node.told.initiations += u64::from(matches!(command, TunnelCommand::Initiate { .. }));
                 node.tunnel.command(command, now);
                 self.effects(at);
             }
@@ -183,6 +185,7 @@ impl World {
     }
 
     fn note_message(&mut self, at: usize, message: &AgentMessage) {
+        self.nodes[at].told.signals += u64::from(matches!(message, AgentMessage::Signal(_)));
         let map = match message {
             AgentMessage::Hello(hello) => hello.map,
             AgentMessage::Activate { map, .. } => *map,

@@ -54,6 +54,9 @@ pub(crate) struct Told {
     pub(crate) switches: u64,
     /// To other agents, since it started.
     pub(crate) messages: u64,
+    /// Handshakes that it began, and signals that it sent for one, since it started.
+    pub(crate) initiations: u64,
+    pub(crate) signals: u64,
     /// Sent to other agents and taken from them, of every kind, since it started.
     pub(crate) datagrams: u64,
 }

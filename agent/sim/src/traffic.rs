@@ -96,6 +96,9 @@ impl World {
                 if !self.has_address(at, to) {
                     self.fail(&format!("a packet to {to} went to agent {at}, which does not have it"));
                 }
+                if self.on_told(id, at) {
+                    return;
+                }
                 let reply = Header { id, from: to, to: source };
                 self.nodes[at].tunnel.send(Packet::Reply(reply), now);
                 self.effects(at);

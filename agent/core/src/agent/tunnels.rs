@@ -55,10 +55,20 @@ impl Agent {
             }
             TunnelEvent::Unanswered { peer } => self.with_peer(&peer, |peer, now| peer.on_unanswered(now)),
             TunnelEvent::Silent { peer, elapsed } => {
-                self.with_peer(&peer, |peer, now| peer.on_unanswered(now));
+                let patience = self.claims.repair_patience(&peer);
+                self.with_peer(&peer, |peer, now| {
+                    peer.on_silent(patience, now);
+                    Vec::new()
+                });
                 self.claims.handle_silent(&peer, self.now - elapsed, self.now);
             }
-            TunnelEvent::Heard { peer } => self.claims.handle_heard(&peer, self.now),
+            TunnelEvent::Heard { peer } => {
+                self.with_peer(&peer, |peer, _| {
+                    peer.on_heard();
+                    Vec::new()
+                });
+                self.claims.handle_heard(&peer, self.now);
+            }
             TunnelEvent::Reset { prefix, from, connections } => {
                 let to = self.claims.active(&prefix);
                 self.outputs.push_back(Output::Notice(Notice::Reset { prefix, from, to, connections }));

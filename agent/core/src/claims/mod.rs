@@ -165,6 +165,12 @@ impl Claims {
         self.with_claimant(peer, now, |claimant, _| claimant.pulse.on_silent(since));
     }
 
+    /// How long one that is silent is asked before its session is made anew: until the first answer is missed.
+    pub fn repair_patience(&self, peer: &PublicKey) -> Duration {
+        let claimant = self.claimants.get(peer);
+        claimant.map_or(Duration::ZERO, |claimant| claimant.pulse.repair_patience(&self.config))
+    }
+
     /// Something authentic came from a peer that was silent, or a handshake was done with it.
     pub fn handle_heard(&mut self, peer: &PublicKey, now: BootTime) {
         self.with_claimant(peer, now, |claimant, _| claimant.pulse.on_heard());

@@ -160,7 +160,11 @@ impl Pulse {
         (self.missed, self.silent_since) = (0, None);
         // What was asked before it is as good as answered.
         self.sent.retain(|sent| sent.at > answered.at);
-        self.state = State::Calm;
+        let was_calm = std::mem::replace(&mut self.state, State::Calm) == State::Calm;
+        // No more of the burst.
+        if !was_calm && self.need == Need::Active {
+            self.next_at = self.interval(config).map(|interval| now + interval);
+        }
         true
     }
 
@@ -264,6 +268,12 @@ impl Pulse {
         self.rtt.patience().unwrap_or(config.first_patience).max(config.probe_interval)
     }
 
+    /// The same, where waiting for too long leaves one that restarted without a session.
+    pub(super) fn repair_patience(&self, config: &ClaimsConfig) -> Duration {
+        let round_trip = self.rtt.smoothed().unwrap_or_default();
+        self.patience(config).min(REPAIR_PATIENCE.max(round_trip * 2))
+    }
+
     /// How long unanswered data is no reason to doubt.
     pub(super) fn silence(&self, config: &ClaimsConfig) -> Duration {
         config.silence_floor.min(config.dead_after / 2).max(self.rtt.smoothed().unwrap_or_default() * 2)
@@ -317,6 +327,8 @@ impl Pulse {
 
 /// One after the other: two lost answers in ten are no death.
 const MISSES: u32 = 5;
+/// One that restarted is to be answered again within 300 ms, and 150 are over when it is silent. A path may take longer.
+const REPAIR_PATIENCE: Duration = Duration::from_millis(100);
 /// So many while it is heard: what we send does not arrive.
 const DEAF_MISSES: u32 = 20;
 
