@@ -108,8 +108,38 @@ fn unpacked(bytes: &[u8]) -> Result<IpNet, Invalid> {
     Ok(prefix.trunc())
 }
 
-/// The answer to a probe, and how its sender stands.
+/// At most so many claims are told apart: an answer is one small datagram.
+pub const MAX_APART: usize = 32;
+
+/// How one claim stands, where that is otherwise than its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Apart {
+    pub prefix: IpNet,
+    /// How long it is served again, to the millisecond; `None`: it is withdrawn.
+    pub uptime: Option<Duration>,
+}
+
+impl Apart {
+    fn to_wire(self) -> wire::ClaimApart {
+        wire::ClaimApart {
+            prefix: packed(&self.prefix),
+            withdrawn: self.uptime.is_none(),
+            uptime_ms: self.uptime.map_or(0, millis),
+        }
+    }
+
+    fn from_wire(wire: &wire::ClaimApart) -> Result<Self, Invalid> {
+        let uptime = (!wire.withdrawn).then_some(Duration::from_millis(wire.uptime_ms));
+        Ok(Self { prefix: unpacked(&wire.prefix)?, uptime })
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The answer to a probe, and how its sender stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeReply {
     pub id: u64,
     /// How long its agent runs, or its claims are restored if that is shorter, to the millisecond; zero from one that does not say.
@@ -118,6 +148,29 @@ pub struct ProbeReply {
     pub is_leaving: bool,
     /// It does not serve what it claims now.
     pub is_withdrawn: bool,
+    /// Claims that stand otherwise, at most [`MAX_APART`].
+    pub apart: Vec<Apart>,
+}
+
+impl ProbeReply {
+    /// Whether anything is not served that its sender claims.
+    pub fn withdraws(&self) -> bool {
+        self.is_withdrawn || self.apart.iter().any(|apart| apart.uptime.is_none())
+    }
+
+    fn from_wire(reply: &wire::ProbeReply) -> Result<Self, Invalid> {
+        if reply.apart.len() > MAX_APART {
+            let found = reply.apart.len();
+            return Err(Invalid::new("claims apart", format_args!("{found}, at most {MAX_APART}")));
+        }
+        Ok(Self {
+            id: reply.id,
+            uptime: Duration::from_millis(reply.uptime_ms),
+            is_leaving: reply.leaving,
+            is_withdrawn: reply.withdrawn,
+            apart: reply.apart.iter().map(Apart::from_wire).collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,9 +210,10 @@ impl PeerMessage {
             })),
             Body::ProbeReply(reply) => Some(Kind::ProbeReply(wire::ProbeReply {
                 id: reply.id,
-                uptime_ms: u64::try_from(reply.uptime.as_millis()).unwrap_or(u64::MAX),
+                uptime_ms: millis(reply.uptime),
                 leaving: reply.is_leaving,
                 withdrawn: reply.is_withdrawn,
+                apart: reply.apart.iter().map(|apart| apart.to_wire()).collect(),
             })),
             Body::Endpoints(endpoints) => {
                 let endpoints = endpoints.iter().map(ToString::to_string).collect();
@@ -194,12 +248,7 @@ impl PeerMessage {
         let wire = wire::PeerMessage::decode(bytes).map_err(|error| Invalid::new("peer message", error))?;
         let body = match wire.kind {
             Some(Kind::Probe(probe)) => Body::Probe(Probe { id: probe.id, uses: Uses::from_wire(&probe)? }),
-            Some(Kind::ProbeReply(reply)) => Body::ProbeReply(ProbeReply {
-                id: reply.id,
-                uptime: Duration::from_millis(reply.uptime_ms),
-                is_leaving: reply.leaving,
-                is_withdrawn: reply.withdrawn,
-            }),
+            Some(Kind::ProbeReply(reply)) => Body::ProbeReply(ProbeReply::from_wire(&reply)?),
             Some(Kind::Endpoints(list)) => {
                 Body::Endpoints(endpoints("endpoint", &list.endpoints, MAX_ENDPOINTS)?)
             }
@@ -242,6 +291,10 @@ mod tests {
                 uptime: Duration::from_millis(u64::MAX),
                 is_leaving: true,
                 is_withdrawn: true,
+                apart: vec![
+                    Apart { prefix: used[0], uptime: None },
+                    Apart { prefix: used[2], uptime: Some(Duration::from_millis(7)) },
+                ],
             }),
             Body::Endpoints(vec![endpoint]),
             Body::Leaving,
@@ -281,6 +334,25 @@ mod tests {
         };
         assert_eq!(PeerMessage::decode(&message.encode()), Ok(message));
         assert_eq!(Uses::of([long, vec!["10.0.0.1/32".parse().unwrap()]].concat()), Uses::Some);
+    }
+
+    #[test]
+    fn claims_that_stand_apart_are_one_datagram_and_more_than_that_are_refused() {
+        let apart = |count: usize, uptime| -> Vec<Apart> {
+            let prefixes = (0..count).map(|at| format!("fd00::{at:x}/128").parse().unwrap());
+            prefixes.map(|prefix| Apart { prefix, uptime }).collect()
+        };
+        let longest = Some(Duration::from_millis(u64::MAX));
+        let message = |apart| {
+            let (id, uptime) = (u64::MAX, Duration::from_millis(u64::MAX));
+            let reply = ProbeReply { id, uptime, is_leaving: true, is_withdrawn: true, apart };
+            PeerMessage { boot: u64::MAX, body: Body::ProbeReply(reply) }
+        };
+        for uptime in [None, longest] {
+            let most = message(apart(MAX_APART, uptime));
+            assert_eq!(PeerMessage::decode(&most.encode()), Ok(most));
+        }
+        assert!(PeerMessage::decode(&message(apart(MAX_APART + 1, None)).encode()).is_err());
     }
 
     proptest! {

@@ -177,8 +177,8 @@ impl Agent {
 
     /// Servers see who is to be succeeded, and is not to succeed: a node that goes, or has withdrawn its claims.
     pub(super) fn told_facts(&self) -> Facts {
-        let is_out = self.draining || self.is_withdrawn();
-        let yields = |claim: &Claim| Claim { yields: claim.exclusive && is_out, ..*claim };
+        let is_out = |claim: &Claim| self.draining || self.has_withdrawn(claim);
+        let yields = |claim: &Claim| Claim { yields: claim.exclusive && is_out(claim), ..*claim };
         Facts { claims: self.config.facts.claims.iter().map(yields).collect(), ..self.config.facts.clone() }
     }
 

@@ -5,7 +5,7 @@ use super::Agent;
 use crate::time::BootTime;
 use proto::{
     key::PublicKey,
-    peer_message::{Body, Probe, ProbeReply, Uses},
+    peer_message::{Body, Probe, Uses},
 };
 use std::time::Duration;
 
@@ -96,22 +96,6 @@ impl Agent {
     /// Every probe says what we use of the one that we ask.
     pub(super) fn probe(&self, peer: &PublicKey, id: u64) -> Body {
         Body::Probe(Probe { id, uses: Uses::of(self.claims.used(peer)) })
-    }
-
-    /// How we stand, as every answer says.
-    pub(super) fn reply(&self, id: u64) -> Body {
-        let uptime = self.now.since(self.serving_since);
-        let (is_leaving, is_withdrawn) = (self.draining, self.is_withdrawn());
-        Body::ProbeReply(ProbeReply { id, uptime, is_leaving, is_withdrawn })
-    }
-
-    /// A peer with a new tunnel hears how one that serves stands: it may know us as gone, or not yet as going.
-    pub(super) fn tell_standing(&mut self, peer: PublicKey) {
-        if !self.served().is_empty() {
-            // As the answer to no question.
-            self.send_to_peer(peer, self.reply(0), None);
-            self.tell_held(peer);
-        }
     }
 
     /// Tells a peer at once whether we use it.

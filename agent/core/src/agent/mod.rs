@@ -132,7 +132,7 @@ pub struct Agent {
     draining: bool,
     /// Until those who use us have moved.
     leaving: Option<Leaving>,
-    withdrawn: Option<Withdrawn>,
+    withdrawn: Withdrawn,
     standing: Standing,
     confirmed: Confirmed,
     rules: Told,
@@ -190,7 +190,7 @@ impl Agent {
             users: Users::default(),
             draining: false,
             leaving: None,
-            withdrawn: None,
+            withdrawn: Withdrawn::default(),
             standing: Standing::default(),
             confirmed: Confirmed::default(),
             rules: Told::default(),

@@ -16,10 +16,11 @@ impl Agent {
     /// What this node claims from now on.
     pub fn set_claims(&mut self, claims: Vec<Claim>, now: BootTime) {
         self.advance(now);
-        self.config.facts.claims = claims;
+        let before = std::mem::replace(&mut self.config.facts.claims, claims);
         self.users.judge_anew();
         self.configure_interface();
         self.on_holdings_changed();
+        self.on_claims_changed(&before);
         self.tell_facts();
     }
 
@@ -136,7 +137,7 @@ impl Agent {
     pub(super) fn own_claims_status(&self) -> Vec<status::OwnClaim> {
         let claims = self.config.facts.claims.iter().map(|claim| {
             let refusal = self.refusal(claim);
-            let withdrawn = self.withdrawn.as_ref().map(|withdrawn| withdrawn.reason.clone());
+            let withdrawn = self.withdrawal(claim);
             let (state, reason) = match (refusal, withdrawn, self.standby_reason(claim)) {
                 (Some(refusal), _, _) => (status::OwnClaimState::Refused, Some(refusal)),
                 (None, Some(reason), _) => (status::OwnClaimState::Withdrawn, Some(reason)),

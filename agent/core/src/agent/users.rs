@@ -72,6 +72,16 @@ impl Users {
         self.users.iter().filter(move |(_, user)| user.is_one(now)).map(|(peer, _)| *peer)
     }
 
+    /// Those who use one of these claims.
+    pub(super) fn of(
+        &self,
+        is_one: impl Fn(&IpNet) -> bool,
+        now: BootTime,
+    ) -> impl Iterator<Item = PublicKey> {
+        let users = self.users.iter().filter(move |(_, user)| user.is_one(now));
+        users.filter(move |(_, user)| user.counts.iter().any(&is_one)).map(|(peer, _)| *peer)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.users.len() + self.told.len()
     }

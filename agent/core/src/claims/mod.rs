@@ -178,13 +178,13 @@ impl Claims {
 
     /// An answer inside the tunnel, whoever asked.
     pub fn handle_reply(&mut self, peer: &PublicKey, id: u64, told: Told, now: BootTime) {
-        let was_withdrawn = self.claimants.get(peer).map(|claimant| claimant.is_withdrawn);
+        let before = self.claimants.get(peer).map(Claimant::withdrawn);
         self.with_claimant(peer, now, |claimant, config| {
-            claimant.on_told(told, now);
+            claimant.on_told(&told, now);
             claimant.pulse.on_reply(id, config, now);
         });
         // Also where nobody sends anything now.
-        if was_withdrawn.is_some_and(|was_withdrawn| was_withdrawn != told.is_withdrawn) {
+        if self.claimants.get(peer).map(Claimant::withdrawn) != before {
             self.settle_all_of(peer, now);
         }
     }
@@ -208,15 +208,16 @@ impl Claims {
 
     /// The prefixes for which packets of ours go to this peer. One that leaves need not wait for a client that has nobody else.
     pub fn used(&self, peer: &PublicKey) -> Vec<IpNet> {
-        let stays = self.claimants.get(peer).is_none_or(Claimant::stays);
+        let stays =
+            |prefix: &IpNet| self.claimants.get(peer).is_none_or(|claimant| claimant.stays_for(prefix));
         let is_used = |prefix: &&IpNet| {
-            self.active(prefix).as_ref() == Some(peer) && (stays || self.has_another(prefix, peer))
+            self.active(prefix).as_ref() == Some(peer) && (stays(prefix) || self.has_another(prefix, peer))
         };
         self.in_use.iter().filter(is_used).copied().collect()
     }
 
     fn has_another(&self, prefix: &IpNet, peer: &PublicKey) -> bool {
-        let is_possible = |claimant: &Claimant| claimant.stays() && !claimant.pulse.is_dead();
+        let is_possible = |claimant: &Claimant| claimant.stays_for(prefix) && !claimant.pulse.is_dead();
         let is_there = |key: &PublicKey| key != peer && self.claimants.get(key).is_some_and(is_possible);
         match self.is_exclusive(prefix) {
             // Another will hold it.
@@ -318,7 +319,7 @@ impl Claims {
         let ordered = self.ordered(&prefix);
         let Some(choice) = self.choices.get(&prefix) else { return };
         let standing = |(peer, candidate): &(PublicKey, Candidate)| {
-            self.claimants.get(peer).map(|claimant| claimant.standing_as(*candidate))
+            self.claimants.get(peer).map(|claimant| claimant.standing_as(*candidate, &self.config, now))
         };
         let standings: Vec<Standing<'_>> = ordered.iter().filter_map(standing).collect();
         let from = choice.active;

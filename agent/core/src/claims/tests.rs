@@ -5,7 +5,7 @@ mod nobody;
 mod withdrawn;
 
 use super::*;
-use proto::claim::Claim;
+use proto::{claim::Claim, peer_message::Apart};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
 
@@ -21,6 +21,8 @@ struct Node {
     is_heard: bool,
     is_leaving: bool,
     is_withdrawn: bool,
+    /// Claims that are withdrawn alone, or served again since then.
+    apart: BTreeMap<IpNet, Option<BootTime>>,
 }
 
 struct World {
@@ -50,7 +52,12 @@ struct World {
 impl Node {
     fn told(&self, now: BootTime) -> Told {
         let uptime = now.since(self.started_at);
-        Told { boot: self.boot, uptime, is_leaving: self.is_leaving, is_withdrawn: self.is_withdrawn }
+        let uptime_of = |(prefix, since): (&IpNet, &Option<BootTime>)| Apart {
+            prefix: *prefix,
+            uptime: since.map(|since| now.since(since)),
+        };
+        let apart = self.apart.iter().map(uptime_of).collect();
+        Told { boot: self.boot, uptime, is_leaving: self.is_leaving, is_withdrawn: self.is_withdrawn, apart }
     }
 }
 
@@ -104,6 +111,7 @@ impl World {
                 is_heard: true,
                 is_leaving: false,
                 is_withdrawn: false,
+                apart: BTreeMap::new(),
             });
             world.claims.handle_claims(key, NodeId(number.into()), vec![*claim], now);
         }
@@ -194,6 +202,16 @@ impl World {
         if !is_withdrawn {
             node.started_at = now;
         }
+        let (key, told) = (node.key, node.told(now));
+        self.claims.handle_reply(&key, 0, told, now);
+        self.drain();
+    }
+
+    /// It withdraws one of its claims or restores it, and says so.
+    fn withdraw_one(&mut self, number: u8, claim: &str, is_withdrawn: bool) {
+        let now = self.now;
+        let node = self.node(number);
+        node.apart.insert(prefix(claim), (!is_withdrawn).then_some(now));
         let (key, told) = (node.key, node.told(now));
         self.claims.handle_reply(&key, 0, told, now);
         self.drain();

@@ -5,7 +5,7 @@ use crate::status;
 use ipnet::IpNet;
 use proto::{
     claim::Claim,
-    peer_message::{Body, PeerMessage, Probe, ProbeReply, Uses},
+    peer_message::{Apart, Body, PeerMessage, Probe, ProbeReply, Uses},
     rule::Rule,
 };
 
@@ -179,7 +179,7 @@ fn one_that_serves_goes_when_its_users_have_moved_and_answers_meanwhile() {
     assert_eq!(said(&outputs, 2), [Body::Leaving], "it may have been lost");
     bench.now = START + Duration::from_millis(500);
     let outputs = bench.hear(2, Body::Probe(Probe { id: 2, uses: Uses::None }));
-    assert!(matches!(said(&outputs, 2)[..], [Body::ProbeReply(reply)] if reply.is_leaving));
+    assert!(matches!(&said(&outputs, 2)[..], [Body::ProbeReply(reply)] if reply.is_leaving));
     assert!(!leaves(&bench.at(Duration::from_millis(799))));
     assert!(leaves(&bench.at(Duration::from_millis(800))));
     assert!(bench.agent.has_left());
@@ -271,9 +271,91 @@ fn what_is_withdrawn_is_told_at_once_and_until_users_have_moved_and_stays_config
     bench.agent.set_withdrawn(None, bench.now);
     let told = said(&bench.outputs(), 2);
     assert!(
-        matches!(told[..], [Body::ProbeReply(reply)] if !reply.is_withdrawn && reply.uptime.is_zero()),
+        matches!(&told[..], [Body::ProbeReply(reply)] if !reply.is_withdrawn && reply.uptime.is_zero()),
         "{told:?}"
     );
+}
+
+fn last_reply(outputs: &[Output]) -> ProbeReply {
+    let replies = said(outputs, 2).into_iter().filter_map(|body| match body {
+        Body::ProbeReply(reply) => Some(reply),
+        _ => None,
+    });
+    replies.last().expect("it said how it stands")
+}
+
+#[test]
+fn what_the_machine_cannot_serve_is_withdrawn_alone_and_its_users_are_told_until_they_have_moved() {
+    let mut bench = serving();
+    bench.agent.set_claims(vec![claim("10.9.0.1/32"), claim("10.9.0.2/32")], bench.now);
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::of(vec![net("10.9.0.1/32"), net("10.9.0.2/32")]) }));
+    let unserved = [(net("10.9.0.2/32"), "it cannot be set".to_owned())];
+    bench.agent.set_unserved(unserved.into(), bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert_eq!(
+        (reply.is_withdrawn, &reply.apart[..]),
+        (false, &[Apart { prefix: net("10.9.0.2/32"), uptime: None }][..])
+    );
+    let own = bench.agent.status(bench.now).own.claims;
+    assert_eq!(
+        [own[0].state, own[1].state],
+        [status::OwnClaimState::Served, status::OwnClaimState::Withdrawn]
+    );
+    assert_eq!(own[1].reason.as_deref(), Some("it cannot be set"));
+    assert!(last_reply(&bench.at(Duration::from_millis(300))).withdraws(), "it may have been lost");
+    bench.now = START + Duration::from_millis(400);
+    bench.hear(2, Body::Probe(Probe { id: 2, uses: Uses::of(vec![net("10.9.0.1/32")]) }));
+    assert_eq!(said(&bench.at(Duration::from_millis(700)), 2), [], "who uses the other claim need not move");
+    bench.agent.set_unserved(BTreeMap::new(), bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert!(!reply.withdraws() && !reply.uptime.is_zero(), "{reply:?}");
+    assert_eq!(reply.apart, [Apart { prefix: net("10.9.0.2/32"), uptime: Some(Duration::ZERO) }]);
+}
+
+#[test]
+fn who_cannot_stand_in_for_an_address_withdraws_the_claim_that_has_it_do_so() {
+    let mut bench = serving();
+    bench.agent.set_claims(vec![claim("10.9.0.0/31"), claim("10.9.0.1/32")], bench.now);
+    let mut withdrawn = |prefix: &str| {
+        bench.agent.set_unserved([(net(prefix), "why".to_owned())].into(), bench.now);
+        let own = bench.agent.status(bench.now).own.claims.into_iter();
+        own.map(|claim| claim.state == status::OwnClaimState::Withdrawn).collect::<Vec<_>>()
+    };
+    assert_eq!(withdrawn("10.9.0.0/32"), [true, false]);
+    assert_eq!(withdrawn("10.9.0.1/32"), [false, true]);
+    assert_eq!(withdrawn("10.9.0.5/32"), [false, false]);
+}
+
+#[test]
+fn more_withdrawn_claims_than_a_message_names_are_all_and_what_many_restored_is_as_new_as_the_newest() {
+    let mut bench = serving();
+    let claims: Vec<Claim> = (0..40).map(|last| claim(&format!("10.9.0.{last}/32"))).collect();
+    bench.agent.set_claims(claims.clone(), bench.now);
+    let unserved = claims.iter().map(|claim| (claim.prefix, "why".to_owned()));
+    bench.agent.set_unserved(unserved.skip(1).collect(), bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert!(reply.is_withdrawn && reply.apart.is_empty(), "{reply:?}");
+    bench.at(Duration::from_secs(2));
+    bench.agent.set_unserved(BTreeMap::new(), bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert!(!reply.withdraws() && reply.uptime.is_zero() && reply.apart.is_empty(), "{reply:?}");
+}
+
+#[test]
+fn a_claim_that_was_taken_back_is_withdrawn_for_those_whom_no_server_told_and_claimed_again_it_is_new() {
+    let mut bench = serving();
+    bench.agent.set_claims(vec![claim("10.9.0.2/32")], bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert_eq!(reply.apart, [Apart { prefix: net("10.9.0.1/32"), uptime: None }]);
+    bench.agent.set_claims(vec![claim("10.9.0.1/32"), claim("10.9.0.2/32")], bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert_eq!(reply.apart, [Apart { prefix: net("10.9.0.1/32"), uptime: Some(Duration::ZERO) }]);
+    bench.agent.set_claims(Vec::new(), bench.now);
+    assert!(last_reply(&bench.outputs()).is_withdrawn);
+    bench.at(Duration::from_secs(5));
+    bench.agent.set_claims(vec![claim("10.9.0.1/32")], bench.now);
+    let reply = last_reply(&bench.outputs());
+    assert!(!reply.is_withdrawn && reply.uptime.is_zero(), "{reply:?}");
 }
 
 #[test]
@@ -361,10 +443,15 @@ fn a_client_that_has_moved_from_one_that_withdrew_says_so_whenever_it_is_told() 
         bench.agent.handle_tunnel(TunnelEvent::HandshakeDone { peer: key(node), endpoint }, bench.now);
     }
     bench.outputs();
-    let withdrawn =
-        ProbeReply { id: 0, uptime: Duration::from_secs(60), is_leaving: false, is_withdrawn: true };
+    let withdrawn = ProbeReply {
+        id: 0,
+        uptime: Duration::from_secs(60),
+        is_leaving: false,
+        is_withdrawn: true,
+        apart: Vec::new(),
+    };
     for _ in 0..2 {
-        let outputs = bench.hear(2, Body::ProbeReply(withdrawn));
+        let outputs = bench.hear(2, Body::ProbeReply(withdrawn.clone()));
         assert_eq!(bench.agent.status(bench.now).claims[0].active.as_deref(), Some("p3"));
         let last = said(&outputs, 2).into_iter().last();
         assert!(matches!(last, Some(Body::Probe(Probe { uses: Uses::None, .. }))), "{last:?}");
