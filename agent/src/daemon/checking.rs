@@ -164,17 +164,10 @@ impl Driver<'_> {
         self.apply_checks(now);
     }
 
-    /// Why claims are withdrawn: what the machine cannot do, and what checks say.
-    fn withdrawn(&self) -> Option<String> {
-        let reasons = self.world.plane.unserved().into_iter().chain(self.world.checking.withdrawn());
-        let reasons: Vec<String> = reasons.collect();
-        (!reasons.is_empty()).then(|| reasons.join("; "))
-    }
-
     /// Tells the core what checks and machine say, if it is news.
     pub(super) fn apply_checks(&mut self, now: BootTime) {
-        let withdrawn = self.withdrawn();
-        let is_failing = self.world.checking.machine.is_failing() || self.world.plane.unserved().is_some();
+        let withdrawn = self.world.checking.withdrawn();
+        let is_failing = self.world.checking.machine.is_failing();
         match (&withdrawn, self.agent.is_withdrawn()) {
             (Some(reason), false) if is_failing => tracing::warn!(reason, "claims are withdrawn"),
             (Some(reason), false) => tracing::info!(reason, "claims are not served yet"),
@@ -182,11 +175,12 @@ impl Driver<'_> {
             (Some(_), true) | (None, false) => {}
         }
         self.agent.set_withdrawn(withdrawn, now);
+        self.agent.set_unserved(self.world.plane.unserved(), now);
     }
 
     /// Before other claims are told: what is not served is not told as served, even for a moment. What is served again waits for [`apply_checks`](Self::apply_checks).
     pub(super) fn apply_failed_checks(&mut self, now: BootTime) {
-        if self.withdrawn().is_some() {
+        if self.world.checking.withdrawn().is_some() || !self.world.plane.unserved().is_empty() {
             self.apply_checks(now);
         }
     }

@@ -15,6 +15,7 @@ use agent_tunnel::{
 use ipnet::IpNet;
 use proto::{AGENT_PORT, key::NodeSecret};
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     path::Path,
     sync::{
@@ -226,11 +227,19 @@ impl Plane {
         self.serving.troubles().iter().map(|trouble| trouble.text.clone())
     }
 
-    /// Why not all that the node claims is served.
-    pub(super) fn unserved(&self) -> Option<String> {
-        let texts = self.serving.troubles().iter().filter(|trouble| trouble.is_unserved);
-        let texts: Vec<&str> = texts.map(|trouble| trouble.text.as_str()).collect();
-        (!texts.is_empty()).then(|| texts.join("; "))
+    /// What of that which the node claims cannot be served, and why.
+    pub(super) fn unserved(&self) -> BTreeMap<IpNet, String> {
+        let mut unserved = BTreeMap::<IpNet, String>::new();
+        for trouble in self.serving.troubles() {
+            for prefix in &trouble.unserved {
+                let reason = unserved.entry(*prefix).or_default();
+                if !reason.is_empty() {
+                    reason.push_str("; ");
+                }
+                reason.push_str(&trouble.text);
+            }
+        }
+        unserved
     }
 
     /// Serves nothing any more; the tunnel stays.

@@ -133,10 +133,10 @@ impl Serving {
     fn see(&mut self) {
         let Outcome { troubles, .. } = self.outcomes.borrow_and_update().clone();
         for trouble in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
-            tracing::warn!(trouble = trouble.text, "not all that this node claims is served");
+            tracing::warn!(trouble = trouble.text, "what this node claims may not be served");
         }
         if troubles.is_empty() && !self.troubles.is_empty() {
-            tracing::info!("this machine serves all that the node claims");
+            tracing::info!("nothing on this machine is in the way of what the node claims any more");
         }
         self.troubles = troubles;
     }
@@ -209,7 +209,9 @@ mod tests {
             self.failures = self.failures.saturating_sub(1);
             match self.failures {
                 0 => Vec::new(),
-                _ => vec![Trouble { text: "forwarding cannot be switched".into(), is_unserved: true }],
+                _ => {
+                    vec![Trouble { text: "forwarding cannot be switched".into(), unserved: vec![prefix(1)] }]
+                }
             }
         }
     }

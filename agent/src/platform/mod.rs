@@ -26,8 +26,8 @@ use std::{io, net::IpAddr, path::PathBuf};
 pub(crate) struct Trouble {
     /// For people.
     pub(crate) text: String,
-    /// Something is not served for it; else something is not taken back.
-    pub(crate) is_unserved: bool,
+    /// Claims, or addresses within them, that are not served for it. None: something is not taken back, or may be in the way.
+    pub(crate) unserved: Vec<IpNet>,
 }
 
 /// Why WireGuard's tools cannot find an interface.

@@ -66,9 +66,9 @@ impl Agent {
         self.change_withdrawn(|withdrawn| withdrawn.unserved = unserved);
     }
 
-    /// Whether anything is.
+    /// Whether all are.
     pub fn is_withdrawn(&self) -> bool {
-        self.withdrawn.all.is_some() || !self.withdrawn.claims.is_empty()
+        self.withdrawn.all.is_some()
     }
 
     /// Whether this claim is.
@@ -135,6 +135,8 @@ impl Agent {
         let is_more = (is_all && !was_all) || !withdrawn.claims.is_subset(&before);
         if is_more {
             withdrawn.repeat = Some((self.now + REPEAT_INTERVAL, self.now + REPEAT_TIME));
+        } else if !is_all && withdrawn.claims.is_empty() {
+            withdrawn.repeat = None;
         }
         if self.config.facts.claims.iter().any(|claim| claim.exclusive) {
             self.tell_facts();
@@ -190,7 +192,7 @@ impl Agent {
             return;
         }
         let users: Vec<PublicKey> = self.users.of(|claim| self.withdrawn.has(claim), self.now).collect();
-        let is_due = !users.is_empty() && self.now < last && self.is_withdrawn();
+        let is_due = !users.is_empty() && self.now < last;
         self.withdrawn.repeat = is_due.then(|| (self.now + REPEAT_INTERVAL, last));
         for peer in users {
             self.tell_standing(peer);

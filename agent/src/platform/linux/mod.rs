@@ -3,10 +3,13 @@
 mod clock;
 mod command;
 mod files;
+mod firewall;
+mod forwarding;
 mod local;
 mod memory;
 mod nat;
 mod network;
+mod nft;
 mod process;
 mod routes;
 mod serving;

@@ -1,13 +1,8 @@
-//! Masquerading by nftables, in a table of our own. The `nft` program does it: the libraries that speak its protocol are in C or under another kind of licence.
+//! Masquerading by nftables, in a table of our own.
 
+use super::nft;
 use ipnet::IpNet;
-use std::{io, process::Stdio, time::Duration};
-use tokio::{io::AsyncWriteExt, process::Command};
-
-/// Services may have no `sbin` in their PATH.
-const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
-/// It answers within milliseconds.
-const TIMEOUT: Duration = Duration::from_secs(5);
+use std::io;
 
 /// The table of an interface's agent. nftables takes fewer characters than names of interfaces have.
 pub(super) fn table(interface: &str) -> String {
@@ -17,12 +12,12 @@ pub(super) fn table(interface: &str) -> String {
 
 /// What comes from the interface to these subnets leaves with the address of the interface that it leaves by. Takes the place of what was there, in one step.
 pub(super) async fn masquerade(table: &str, interface: &str, subnets: &[IpNet]) -> io::Result<()> {
-    run(&script(table, interface, subnets)).await
+    nft::run(&["-f", "-"], &script(table, interface, subnets)).await.map(drop)
 }
 
 /// Also where there is none.
 pub(super) async fn remove(table: &str) -> io::Result<()> {
-    run(&emptied(table)).await
+    nft::run(&["-f", "-"], &emptied(table)).await.map(drop)
 }
 
 fn emptied(table: &str) -> String {
@@ -37,35 +32,6 @@ fn script(table: &str, interface: &str, subnets: &[IpNet]) -> String {
     let chain = "type nat hook postrouting priority srcnat; policy accept;";
     let rules: String = rules.collect();
     format!("{}table inet {table} {{\n  chain postrouting {{\n    {chain}\n{rules}  }}\n}}\n", emptied(table))
-}
-
-async fn run(script: &str) -> io::Result<()> {
-    for program in PROGRAMS {
-        match tokio::time::timeout(TIMEOUT, run_by(program, script)).await {
-            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
-            Ok(done) => return done,
-            Err(_) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{program} does not answer")));
-            }
-        }
-    }
-    Err(io::Error::other("the program nft is missing: install nftables"))
-}
-
-async fn run_by(program: &str, script: &str) -> io::Result<()> {
-    let mut command = Command::new(program);
-    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.kill_on_drop(true).spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes()).await?;
-    }
-    let output = child.wait_with_output().await?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let first: String = said.lines().next().unwrap_or("it said nothing").chars().take(200).collect();
-    Err(io::Error::other(format!("nft failed: {first}")))
 }
 
 #[cfg(test)]

@@ -2,14 +2,21 @@
 //!
 //! ```text
 //! hf0: 10.99.0.1/32               never chosen as a source by the kernel
-//! net.ipv4.ip_forward = 1         back to 0 at the end, if it was 0
+//! net.ipv4.ip_forward = 1         back to 0 after the last agent, if it was 0
 //! table inet holdfast-hf0         what comes from hf0 to a claimed subnet leaves with this machine's address
 //! ```
 //!
 //! Addresses go with the interface, whatever happens to us. The rest would outlive a killed agent: it is noted in the state directory before it is done ([`Memory`]), and [`recover`]
 //! takes it back at the next start.
 
-use super::{super::Trouble, memory::Memory, nat, routes::open};
+use super::{
+    super::Trouble,
+    firewall,
+    forwarding::{Released, Switch},
+    memory::Memory,
+    nat,
+    routes::open,
+};
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::{
@@ -23,8 +30,6 @@ use std::{
     path::Path,
 };
 
-/// IPv4 and IPv6.
-const SWITCHES: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 
 /// What is done on the machine for what this node serves.
@@ -32,13 +37,20 @@ const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
 pub(crate) struct Serving {
     interface: String,
     memory: Memory,
+    /// IPv4, IPv6.
+    switches: [Switch; 2],
     addresses: BTreeSet<IpAddr>,
 }
 
 impl Serving {
     /// `directory` keeps what a successor must take back.
     pub(crate) fn new(interface: &str, directory: &Path) -> Self {
-        Self { interface: interface.to_owned(), memory: Memory::load(directory), addresses: BTreeSet::new() }
+        Self {
+            interface: interface.to_owned(),
+            memory: Memory::load(directory),
+            switches: [Switch::ipv4(), Switch::ipv6()],
+            addresses: BTreeSet::new(),
+        }
     }
 
     /// Makes the machine serve these and no others, whatever was done or undone before; returns what could not be done.
@@ -46,30 +58,44 @@ impl Serving {
         let (hosts, subnets): (Vec<IpNet>, Vec<IpNet>) =
             served.iter().partition(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
         let mut troubles = Vec::new();
-        let hosts = hosts.iter().map(IpNet::addr).collect();
-        if let Err(error) = self.set_addresses(hosts, &mut troubles).await {
-            troubles
-                .push(unserved(format!("claimed addresses cannot be set on {}: {error}", self.interface)));
+        let wanted = hosts.iter().map(IpNet::addr).collect();
+        if let Err(error) = self.set_addresses(wanted, &mut troubles).await {
+            let text = format!("claimed addresses cannot be set on {}: {error}", self.interface);
+            troubles.push(Trouble { text, unserved: hosts });
         }
-        let has = |is_ipv4: bool| subnets.iter().any(|subnet| subnet.addr().is_ipv4() == is_ipv4);
-        for (family, is_unserved) in [has(true), has(false)].into_iter().enumerate() {
-            if let Err(error) = self.forward(family, is_unserved) {
+        for family in [0, 1] {
+            let unserved = of_family(&subnets, family);
+            if let Err(error) = self.forward(family, !unserved.is_empty()) {
                 let family = FAMILIES[family];
-                let what = if is_unserved { "on, which claimed subnets need" } else { "off again" };
+                let what = if unserved.is_empty() { "off again" } else { "on, which claimed subnets need" };
                 let text = format!("{family} forwarding cannot be switched {what}: {error}");
-                troubles.push(Trouble { text, is_unserved });
+                troubles.push(Trouble { text, unserved });
             }
         }
-        let masqueraded = if masquerade { subnets } else { Vec::new() };
-        let is_unserved = !masqueraded.is_empty();
-        if let Err(error) = self.masquerade(&masqueraded).await {
-            let text = match is_unserved {
-                true => format!("claimed subnets cannot be masqueraded: {error}"),
-                false => format!("the masquerading of claimed subnets cannot be removed: {error}"),
+        troubles.extend(self.dropped(&subnets).await);
+        let unserved = if masquerade { subnets } else { Vec::new() };
+        if let Err(error) = self.masquerade(&unserved).await {
+            let text = match unserved.is_empty() {
+                false => format!("claimed subnets cannot be masqueraded: {error}"),
+                true => format!("the masquerading of claimed subnets cannot be removed: {error}"),
             };
-            troubles.push(Trouble { text, is_unserved });
+            troubles.push(Trouble { text, unserved });
         }
         troubles
+    }
+
+    /// Another's firewall that may be in the way. Where `nft` cannot tell, nothing is said.
+    async fn dropped(&self, subnets: &[IpNet]) -> Vec<Trouble> {
+        let families = [0, 1].map(|family| !of_family(subnets, family).is_empty());
+        if families == [false; 2] {
+            return Vec::new();
+        }
+        let chains = firewall::dropping(&self.interface, families).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the firewall cannot be looked at");
+            Vec::new()
+        });
+        let texts = chains.iter().map(|chain| chain.warning(&self.interface));
+        texts.map(|text| Trouble { text, unserved: Vec::new() }).collect()
     }
 
     async fn set_addresses(
@@ -99,8 +125,10 @@ impl Serving {
                 Ok(()) => drop(self.addresses.insert(address)),
                 Err(error) => {
                     let interface = &self.interface;
-                    let text = format!("the claimed address {address} cannot be set on {interface}: {error}");
-                    troubles.push(unserved(text));
+                    let hint = hint(address, interface);
+                    let text =
+                        format!("the claimed address {address} cannot be set on {interface}: {error}{hint}");
+                    troubles.push(Trouble { text, unserved: vec![address.into()] });
                 }
             }
         }
@@ -111,22 +139,21 @@ impl Serving {
     /// Forwarding that somebody else switched on is left alone.
     fn forward(&mut self, family: usize, wanted: bool) -> io::Result<()> {
         let is_ours = self.memory.forwarding[family];
-        match (wanted, is_ours) {
-            (true, false) if !is_forwarding(family)? => {
+        let switch = &mut self.switches[family];
+        if wanted {
+            if !is_ours && !switch.is_on()? {
                 self.memory.forwarding[family] = true;
                 self.memory.save()?;
                 tracing::info!("{} forwarding is switched on for claimed subnets", FAMILIES[family]);
-                std::fs::write(SWITCHES[family], "1")
             }
-            (false, true) => {
-                std::fs::write(SWITCHES[family], "0")?;
-                tracing::info!("{} forwarding is switched off again", FAMILIES[family]);
-                self.memory.forwarding[family] = false;
-                self.memory.save()
-            }
-            (true, true) if !is_forwarding(family)? => std::fs::write(SWITCHES[family], "1"),
-            (true | false, _) => Ok(()),
+            return switch.hold();
         }
+        if is_ours || switch.is_held() {
+            released(family, switch.release(is_ours)?);
+            self.memory.forwarding[family] = false;
+            self.memory.save()?;
+        }
+        Ok(())
     }
 
     async fn masquerade(&mut self, subnets: &[IpNet]) -> io::Result<()> {
@@ -142,21 +169,37 @@ impl Serving {
     }
 }
 
-fn unserved(text: String) -> Trouble {
-    Trouble { text, is_unserved: true }
+fn of_family(subnets: &[IpNet], family: usize) -> Vec<IpNet> {
+    subnets.iter().filter(|subnet| subnet.addr().is_ipv4() == (family == 0)).copied().collect()
+}
+
+/// What to do about an address that cannot be set.
+fn hint(address: IpAddr, interface: &str) -> String {
+    let switch = format!("net/ipv6/conf/{interface}/disable_ipv6");
+    match address.is_ipv6().then(|| std::fs::read_to_string(format!("/proc/sys/{switch}"))) {
+        Some(Ok(value)) if value.trim() != "0" => {
+            format!(" (IPv6 is disabled there: run `sysctl -w {switch}=0`)")
+        }
+        Some(Err(_)) => " (this machine has no IPv6)".to_owned(),
+        Some(Ok(_)) | None => String::new(),
+    }
+}
+
+fn released(family: usize, released: Released) {
+    let family = FAMILIES[family];
+    match released {
+        Released::SwitchedOff => tracing::info!("{family} forwarding is switched off again"),
+        Released::StaysOn => tracing::info!("{family} forwarding stays on: another agent needs it"),
+        Released::NotOurs => {}
+    }
 }
 
 /// Takes back what an agent that was killed had changed.
 pub(crate) async fn recover(directory: &Path) {
     let mut memory = Memory::load(directory);
-    for (family, switch) in SWITCHES.iter().enumerate() {
-        if !std::mem::take(&mut memory.forwarding[family]) {
-            continue;
-        }
-        match std::fs::write(switch, "0") {
-            Ok(()) => {
-                tracing::info!("{} forwarding that a killed agent left is switched off", FAMILIES[family])
-            }
+    for (family, mut switch) in [Switch::ipv4(), Switch::ipv6()].into_iter().enumerate() {
+        match switch.release(std::mem::take(&mut memory.forwarding[family])) {
+            Ok(done) => released(family, done),
             Err(error) => {
                 let family = FAMILIES[family];
                 tracing::warn!(%error, family, "forwarding that a killed agent left cannot be switched off");
@@ -178,10 +221,6 @@ async fn remove_table(memory: &mut Memory) -> io::Result<()> {
         memory.save()?;
     }
     Ok(())
-}
-
-fn is_forwarding(family: usize) -> io::Result<bool> {
-    Ok(std::fs::read_to_string(SWITCHES[family])?.trim() != "0")
 }
 
 /// An address that is delivered here, and that the kernel does not choose to send from: in IPv4 it is not of global scope, in IPv6 it is
