@@ -46,6 +46,7 @@ mod shared;
 mod shared_behind;
 mod shared_checks;
 mod shared_exclusive;
+mod shared_machine;
 mod shared_order;
 mod shared_tcp;
 mod starved;
@@ -178,6 +179,22 @@ const CASES: &[Case] = &[
     together("shared_checks_hand_an_exclusive_claim_over", shared_checks::hand_an_exclusive_claim_over),
     together("shared_checks_by_commands_that_misbehave", shared_checks::by_commands_that_misbehave),
     together("shared_hooks_are_told_of_the_first_and_the_last_user", shared_checks::hooks_are_told_of_users),
+    together(
+        "shared_machine_without_nft_serves_its_other_claims",
+        shared_machine::without_nft_serves_its_other_claims,
+    ),
+    together(
+        "shared_machine_without_ipv6_serves_its_ipv4_claim",
+        shared_machine::without_ipv6_serves_its_ipv4_claim,
+    ),
+    together(
+        "shared_machine_says_that_a_firewall_drops",
+        shared_machine::behind_a_firewall_that_drops_says_so,
+    ),
+    together(
+        "shared_machine_forwards_until_its_last_agent_ends",
+        shared_machine::forwards_until_its_last_agent_ends,
+    ),
     together("shared_tcp_idle_connection_is_reset", shared_tcp::idle_connection_is_reset_and_made_again),
     together(
         "shared_tcp_masqueraded_connection_is_reset",

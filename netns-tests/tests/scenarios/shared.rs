@@ -168,7 +168,7 @@ fn routes(agent: &Agent) -> Result<String> {
     agent.host.namespace.output("ip", &["route", "show", "table", "all"])
 }
 
-fn forwards(agent: &Agent) -> Result<bool> {
+pub(crate) fn forwards(agent: &Agent) -> Result<bool> {
     let read = agent.host.namespace.run(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward"))??;
     Ok(read.trim() == "1")
 }

@@ -277,11 +277,9 @@ fn what_is_withdrawn_is_told_at_once_and_until_users_have_moved_and_stays_config
 }
 
 fn last_reply(outputs: &[Output]) -> ProbeReply {
-    let replies = said(outputs, 2).into_iter().filter_map(|body| match body {
-        Body::ProbeReply(reply) => Some(reply),
-        _ => None,
-    });
-    replies.last().expect("it said how it stands")
+    let reply = |body| if let Body::ProbeReply(reply) = body { Some(reply) } else { None };
+    let mut replies = said(outputs, 2).into_iter().filter_map(reply);
+    replies.next_back().expect("it said how it stands")
 }
 
 #[test]
