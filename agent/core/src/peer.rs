@@ -412,7 +412,7 @@ impl Attempts {
         self.count = self.count.saturating_add(1);
         // The first signal mostly went out with the wake; a lost one is repeated now and then.
         let is_signalled = std::mem::replace(&mut self.is_signalled, true);
-        match is_signalled && self.count % 4 != 0 {
+        match is_signalled && !self.count.is_multiple_of(4) {
             false => Some(vec![Action::Initiate, Action::Signal]),
             true => Some(vec![Action::Initiate]),
         }
