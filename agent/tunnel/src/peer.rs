@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::{
     Peer, PeerDrops, PeerStats, PresharedKey, PublicKey, Traffic, initiation::Timestamp, noise::Noise,
-    queue::Queue, socket::Path, uapi::PeerDescription,
+    queue::Queue, socket::Path, uapi::PeerDescription, watch::Mark,
 };
 
 /// A peer's place in the table. Reused after removal.
@@ -89,6 +89,7 @@ pub(crate) struct Live {
     pub(crate) is_unanswered_told: bool,
     /// The first data since we sent something: the other side waits for a sign of life.
     pub(crate) owing_since: Option<Instant>,
+    pub(crate) mark: Mark,
 }
 
 /// Sessions of another preshared key: they last until their time is over, as WireGuard's do.
@@ -236,10 +237,24 @@ impl Live {
         self.owing_since = None;
     }
 
-    /// Data went to the endpoint.
-    pub(crate) fn on_data_sent(&mut self, now: Instant) {
+    /// Data went to the endpoint. Whether a watch is to be told that it is unanswered.
+    pub(crate) fn on_data_sent(&mut self, now: Instant) -> bool {
         self.on_sent(now);
         self.unanswered_since.get_or_insert(now);
+        let is_first = self.mark == Mark::Calm;
+        if is_first {
+            self.mark = Mark::Due;
+        }
+        is_first
+    }
+
+    /// Whether it was silent until something came. Asked once.
+    pub(crate) fn is_back(&mut self) -> bool {
+        let was_silent = self.mark == Mark::Silent;
+        if was_silent {
+            self.mark = Mark::Calm;
+        }
+        was_silent
     }
 
     /// Something authentic came.
@@ -269,6 +284,7 @@ impl Live {
             unanswered_since: None,
             is_unanswered_told: false,
             owing_since: None,
+            mark: Mark::Off,
         }
     }
 }

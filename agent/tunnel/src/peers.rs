@@ -11,7 +11,6 @@ use crate::{
     noise::Noise,
     peer::{Former, Live, PeerId, PeerState},
     shard::Shard,
-    watch::Contact,
 };
 
 /// Session indices: the library adds 8 bits of its own below these.
@@ -103,13 +102,6 @@ impl Peers {
 
     pub(crate) fn get(&mut self, id: PeerId) -> Option<&mut PeerState> {
         self.slots.get_mut(id.0 as usize)?.as_mut()
-    }
-
-    /// Whether the peer answers, as far as it is live.
-    pub(crate) fn contact(&self, id: PeerId) -> Option<Contact> {
-        let live = self.slots.get(id.0 as usize)?.as_ref()?.live.as_deref()?;
-        let heard_at = live.is_established.then_some(live.heard_at);
-        Some(Contact { heard_at, unanswered_since: live.unanswered_since })
     }
 
     /// This worker's own.

@@ -93,8 +93,8 @@ impl Worker {
                 }
             }),
             Command::Watch { peer, silence } => self.with(&peer, |worker, id| {
-                if worker.peers.get(id).is_some() {
-                    worker.watches.set(id, silence);
+                if let Some(state) = worker.peers.get(id) {
+                    worker.watches.set(id, silence, state.live.as_deref_mut());
                 }
             }),
             Command::Reset { prefix, from } => self.with(&from, |worker, id| worker.reset(prefix, id)),
@@ -201,7 +201,7 @@ impl Worker {
 
     pub(super) fn remove(&mut self, id: PeerId) {
         self.put_to_rest(id);
-        self.watches.set(id, None);
+        self.watches.set(id, None, None);
         for prefix in self.peers.allowed_ips(id).map(std::mem::take).unwrap_or_default() {
             self.routes.remove(prefix, id);
         }

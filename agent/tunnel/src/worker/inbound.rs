@@ -12,7 +12,7 @@ use crate::{
     initiation::{self, Sender},
     noise::{Admission, Kind, Opened},
     packet,
-    peer::{PeerId, is_own},
+    peer::{Live, PeerId, is_own},
     socket::{Arena, Ecn, Family, Path, Received, leads_somewhere},
 };
 
@@ -271,9 +271,22 @@ impl Worker {
         live.on_heard(now);
         let proves = live.answered.is_some_and(|(answered, _)| answered == session);
         if proves || !live.is_established {
-            self.establish(id, path, false);
-        } else if moves && state.path != Some(path) {
+            return self.establish(id, path, false);
+        }
+        let (is_back, has_moved) = (live.is_back(), moves && state.path != Some(path));
+        if is_back {
+            self.tell_heard(id);
+        }
+        if has_moved {
             self.follow(id, path);
+        }
+    }
+
+    /// One that was silent is there, before anything else is sent to it.
+    fn tell_heard(&mut self, id: PeerId) {
+        self.watches.on_heard(id);
+        if let Some(peer) = self.peers.get(id).map(|state| state.key) {
+            self.emit(Event::Heard { peer });
         }
     }
 
@@ -316,6 +329,9 @@ impl Worker {
         record.last_handshake_time = Some(SystemTime::now());
         record.traffic.handshakes += 1;
         let peer = state.key;
+        if state.live.as_deref_mut().is_some_and(Live::is_back) {
+            self.tell_heard(id);
+        }
         self.send_waiting(id);
         self.emit(Event::HandshakeDone { peer, endpoint: path.to, initiator });
     }

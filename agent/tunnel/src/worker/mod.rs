@@ -270,7 +270,8 @@ impl Worker {
             let index = self.peers.free_index()?;
             let state = self.peers.get(id)?;
             let noise = Noise::new(identity, state.key, state.preshared_key.as_deref(), index);
-            self.peers.begin(id, Live::new(noise, index, self.now));
+            let mark = self.watches.mark(id);
+            self.peers.begin(id, Live { mark, ..Live::new(noise, index, self.now) });
         }
         self.peers.get(id)?.live.as_deref_mut()
     }

@@ -100,7 +100,9 @@ impl Worker {
             record.traffic.tx_bytes += reader.segment(index).len() as u64;
             record.tx_datagram_bytes += self.outbox.seal(id, noise, reader.padded(index), path);
         }
-        live.on_data_sent(self.now);
+        if live.on_data_sent(self.now) {
+            self.watches.on_unanswered(id, self.now);
+        }
         if !state.is_active {
             state.is_active = true;
             self.activity.add(id);
@@ -197,8 +199,8 @@ impl Worker {
             let traffic = &mut state.record().traffic;
             traffic.tx_bytes += sent_bytes;
             traffic.tx_packets += sent_packets;
-            if let Some(live) = state.established() {
-                live.on_data_sent(now);
+            if state.established().is_some_and(|live| live.on_data_sent(now)) {
+                self.watches.on_unanswered(id, now);
             }
         }
     }

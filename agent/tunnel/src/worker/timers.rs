@@ -7,7 +7,6 @@ use crate::{
     Event,
     noise::Tick,
     peer::{Live, PeerId},
-    watch::News,
 };
 
 /// WireGuard's timers are in seconds; a quarter is early enough.
@@ -35,8 +34,10 @@ impl Worker {
         let revival = self.revivals.first().map(|&(at, _)| at);
         let is_behind = !self.to_tick.is_empty() || self.handshakes.is_waiting();
         let backlog = is_behind.then_some(self.now);
-        let silence = self.watches.deadline(|id| self.peers.contact(id));
-        [tick, revival, self.activity.deadline(), silence, backlog].into_iter().flatten().min()
+        [tick, revival, self.activity.deadline(), self.watches.deadline(), backlog]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(super) fn handle_timers(&mut self) {
@@ -56,12 +57,12 @@ impl Worker {
     }
 
     fn tell_silence(&mut self) {
-        while let Some((id, news)) = self.watches.poll(self.now, |id| self.peers.contact(id)) {
-            let Some(peer) = self.peers.get(id).map(|state| state.key) else { continue };
-            self.emit(match news {
-                News::Silent(elapsed) => Event::Silent { peer, elapsed },
-                News::Heard => Event::Heard { peer },
-            });
+        while let Some(id) = self.watches.poll(self.now) {
+            let Some(state) = self.peers.get(id) else { continue };
+            let (peer, Some(live)) = (state.key, state.live.as_deref_mut()) else { continue };
+            if let Some(elapsed) = self.watches.judge(id, live, self.now) {
+                self.emit(Event::Silent { peer, elapsed });
+            }
         }
     }
 
