@@ -6,13 +6,16 @@ mod support;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
 use agent_tunnel::{Command, Event, Protocol, Rule, Service};
 use boringtun::noise::TunnResult;
-use support::{Netns, Node, PATIENCE, Pair, overlay, stranger::guarded_node_and_stranger, wait_until};
+use support::{
+    Netns, Node, PATIENCE, Pair, carries, dial, listen, overlay, stranger::guarded_node_and_stranger,
+    wait_until,
+};
 
 fn udp(netns: &Netns, ip: IpAddr, port: u16) -> UdpSocket {
     let socket = netns.run(move || UdpSocket::bind((ip, port)).unwrap());
@@ -39,26 +42,6 @@ fn hear(socket: &UdpSocket) -> Vec<u8> {
     let mut bytes = [0; 64];
     let len = socket.recv(&mut bytes).unwrap();
     bytes[..len].to_vec()
-}
-
-/// With its far end, accepted by `listener`.
-fn dial(netns: &Netns, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let to = listener.local_addr().unwrap();
-    let stream = netns.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
-    let accepted = listener.accept().unwrap().0;
-    [&stream, &accepted].into_iter().for_each(|end| end.set_read_timeout(Some(PATIENCE)).unwrap());
-    (stream, accepted)
-}
-
-fn listen(netns: &Netns, ip: IpAddr, port: u16) -> TcpListener {
-    netns.run(move || TcpListener::bind((ip, port)).unwrap())
-}
-
-fn carries(mut from: &TcpStream, mut to: &TcpStream) {
-    from.write_all(b"word").unwrap();
-    let mut bytes = [0; 4];
-    to.read_exact(&mut bytes).unwrap();
-    assert_eq!(&bytes, b"word");
 }
 
 #[test]

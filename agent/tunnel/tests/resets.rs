@@ -6,13 +6,13 @@ mod support;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
 use agent_tunnel::{Command, Event, Peer, Rule};
 use ipnet::IpNet;
-use support::{Netns, PATIENCE, Pair, peer, wait_until};
+use support::{PATIENCE, Pair, carries, dial, listen, peer, wait_until};
 
 const SHARED: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(100, 64, 0, 77)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 77))];
@@ -63,24 +63,6 @@ fn resets(pair: &Pair) -> u64 {
         Event::Reset { from, connections, .. } if *from == pair.right.key => Some(*connections),
         _ => None,
     })
-}
-
-fn listen(netns: &Netns, address: IpAddr, port: u16) -> TcpListener {
-    netns.run(move || TcpListener::bind((address, port)).unwrap())
-}
-
-fn dial(netns: &Netns, listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let to = listener.local_addr().unwrap();
-    let stream = netns.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
-    let accepted = listener.accept().unwrap().0;
-    [&stream, &accepted].into_iter().for_each(|end| end.set_read_timeout(Some(PATIENCE)).unwrap());
-    (stream, accepted)
-}
-
-fn carries(mut from: &TcpStream, mut to: &TcpStream) {
-    from.write_all(b"word").unwrap();
-    let mut bytes = [0; 4];
-    to.read_exact(&mut bytes).unwrap();
 }
 
 /// It is told, though it sends nothing.
@@ -189,6 +171,23 @@ fn one_that_went_on_by_another_peer_is_reset_when_it_cannot_go_on_by_the_third()
     is_reset(&shared);
     carries(&own_theirs, &own);
     assert_eq!(pair.left.tunnel.counters().reset_connections, 1);
+}
+
+#[test]
+fn who_missed_the_reset_gets_another_when_it_sends_again() {
+    let pair = using_shared();
+    let (ours, mut theirs) = dial(&pair.wire.left, &listen(&pair.wire.right, SHARED[0], 80));
+    carries(&ours, &theirs);
+    // Without a session nothing can be told to the former.
+    pair.left.tunnel.command(Command::Forget { peer: pair.right.key });
+    switch(&pair);
+    let mut former = peer(2);
+    former.sources.extend(SHARED.map(IpNet::from));
+    pair.left.tunnel.command(Command::Upsert(former));
+    is_reset(&ours);
+    pair.connect();
+    theirs.write_all(b"late").unwrap();
+    is_reset(&theirs);
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::{
 
 use super::{
     Filter,
-    flows::{Entry, Kind},
-    header::TCP,
+    flows::{Entry, Flow, Kind},
+    header::{ACK, RST, SYN, TCP},
+    progress::Segment,
     recent::Way,
 };
 
@@ -25,6 +26,14 @@ pub(crate) struct Broken {
     pub(crate) expected_there: [Option<u32>; 2],
 }
 
+/// The end of a broken connection that goes on, and what it expects next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Late {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) expected: u32,
+}
+
 /// Places of the table that were looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Looked {
@@ -33,6 +42,19 @@ pub(crate) struct Looked {
 }
 
 impl Filter {
+    /// Who the last packet showed to have missed that its connection was broken off: of each connection once a second at most.
+    pub(crate) fn take_late(&mut self) -> Option<Late> {
+        self.late.take()
+    }
+
+    pub(super) fn note_late(&mut self, flow: &Flow, segment: &Segment, now_s: u32) {
+        let goes_on = segment.flags & (SYN | RST | ACK) == ACK;
+        if goes_on && self.flows.find(flow, now_s).is_some_and(|state| state.is_broken) {
+            let (local, remote) = flow.ends();
+            self.late = Some(Late { local, remote, expected: segment.acknowledged });
+        }
+    }
+
     /// Ends connections that `cannot_go_on` among the given places of the table, told by whose tunnel they began by and where they go; stops after `most`.
     pub(crate) fn break_connections(
         &mut self,

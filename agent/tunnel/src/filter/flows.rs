@@ -113,6 +113,8 @@ pub(super) struct State {
     pub(super) ended_here: bool,
     pub(super) ended_there: bool,
     pub(super) is_reset: bool,
+    /// By us: whoever goes on has missed it.
+    pub(super) is_broken: bool,
     /// TCP's: what each side has sent, by its [`Way`].
     pub(super) sides: [Progress; 2],
     /// Whose tunnel it took when it began.
@@ -122,7 +124,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(kind: Kind, via: Via) -> Self {
         let sides = [Progress::default(); 2];
-        Self { kind, ended_here: false, ended_there: false, is_reset: false, sides, via }
+        Self { kind, ended_here: false, ended_there: false, is_reset: false, is_broken: false, sides, via }
     }
 }
 
@@ -264,7 +266,7 @@ impl Flows {
     /// Breaks off the connection at a place.
     pub(super) fn reset(&mut self, place: usize) {
         let Some(entry) = self.entries.get_mut(place) else { return };
-        entry.state.is_reset = true;
+        (entry.state.is_reset, entry.state.is_broken) = (true, true);
         let over = entry.state.kind.over();
         self.turn(place as u32, over);
     }

@@ -27,7 +27,7 @@ use std::{
 };
 
 pub use broken::Via;
-pub(crate) use broken::{Broken, Looked};
+pub(crate) use broken::{Broken, Late, Looked};
 use flows::{Flow, Flows, Kind, State};
 use fragments::Fragments;
 use header::{ACK, Ends, FIN, RST, SYN, View};
@@ -58,6 +58,7 @@ pub struct Filter {
     flows: Flows,
     fragments: Fragments,
     recent: Recent,
+    late: Option<Late>,
     started_at: Instant,
     swept_s: u32,
 }
@@ -67,7 +68,7 @@ impl Filter {
     pub fn new(rules: Vec<Rule>, now: Instant) -> Self {
         let (rules, flows, fragments) = (Rules::new(rules), Flows::default(), Fragments::default());
         let recent = Recent::default();
-        Self { rules, flows, fragments, recent, started_at: now, swept_s: 0 }
+        Self { rules, flows, fragments, recent, late: None, started_at: now, swept_s: 0 }
     }
 
     /// Other rules. A connection from outside that these would not allow is over.
@@ -225,6 +226,7 @@ impl Filter {
             None => return false,
         }
         self.advance_tcp(&flow, segment, now_s, Way::In);
+        self.note_late(&flow, segment, now_s);
         true
     }
 

@@ -12,7 +12,8 @@ pub(super) struct Segment {
     pub(super) flags: u8,
     /// What its receiver has when it has this: its last number and one.
     end: u32,
-    acknowledged: u32,
+    /// What its sender expects next, if it has the flag for it.
+    pub(super) acknowledged: u32,
 }
 
 impl Segment {

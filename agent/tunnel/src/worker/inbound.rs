@@ -7,7 +7,7 @@ use std::{
 
 use super::{Worker, handshakes::MAX_READ};
 use crate::{
-    Drops, Event, PeerDrops, Policy, Refusal, Via,
+    Drops, Event, Filter, PeerDrops, Policy, Refusal, Via,
     capture::{Direction, Fate},
     initiation::{self, Sender},
     noise::{Admission, Kind, Opened},
@@ -142,6 +142,9 @@ impl Worker {
         match verdict {
             Verdict::Deliver => {
                 self.writer.keep(len);
+                if let Some(late) = self.filter.as_mut().and_then(Filter::take_late) {
+                    self.reset_late(id, &late);
+                }
                 self.on_data(id, len);
             }
             Verdict::Message => self.deliver_message(id, path, len),

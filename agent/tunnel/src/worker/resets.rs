@@ -1,7 +1,7 @@
 //! Connections that cannot go on, since another peer has their prefix now, are broken off at both ends. The table may hold many thousands: a turn looks at
 //! some of them and breaks off a few, so packets do not wait.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, net::SocketAddr};
 
 use ipnet::IpNet;
 
@@ -9,7 +9,7 @@ use super::Worker;
 use crate::{
     Event, PublicKey,
     capture::{Direction, Fate},
-    filter::{Broken, Looked, Via},
+    filter::{Broken, Late, Looked, Via},
     peer::PeerId,
     reset,
 };
@@ -125,22 +125,29 @@ impl Worker {
 
     /// The program at the former node, if that can be reached still.
     fn reset_there(&mut self, connection: &Broken, moved: &Moved) {
-        let Some(state) = self.peers.get(moved.id).filter(|state| state.key == moved.key) else { return };
-        let Some(path) = state.path.filter(|_| state.live.as_ref().is_some_and(|live| live.is_established))
-        else {
-            return;
-        };
-        for sequence in connection.expected_there.into_iter().flatten() {
-            let mut packet = vec![0; ROOM];
-            let Some(len) = reset::write(connection.local, connection.remote, sequence, &mut packet) else {
-                continue;
-            };
-            packet.truncate(len);
-            if !self.taps.is_empty() {
-                self.taps.note(moved.key, Direction::Outbound, Fate::Passed, &packet);
+        if self.peers.get(moved.id).is_some_and(|state| state.key == moved.key) {
+            for sequence in connection.expected_there.into_iter().flatten() {
+                self.tell_over(moved.id, connection.local, connection.remote, sequence);
             }
-            self.seal_copy(moved.id, packet, path);
         }
+    }
+
+    fn tell_over(&mut self, id: PeerId, from: SocketAddr, to: SocketAddr, sequence: u32) {
+        let Some(state) = self.peers.get(id) else { return };
+        let is_established = state.live.as_ref().is_some_and(|live| live.is_established);
+        let (key, Some(path)) = (state.key, state.path.filter(|_| is_established)) else { return };
+        let mut packet = vec![0; ROOM];
+        let Some(len) = reset::write(from, to, sequence, &mut packet) else { return };
+        packet.truncate(len);
+        if !self.taps.is_empty() {
+            self.taps.note(key, Direction::Outbound, Fate::Passed, &packet);
+        }
+        self.seal_copy(id, packet, path);
+    }
+
+    /// Who sends by a connection that was broken off without its hearing of it.
+    pub(super) fn reset_late(&mut self, id: PeerId, late: &Late) {
+        self.tell_over(id, late.local, late.remote, late.expected);
     }
 
     fn tell_reset(&mut self, moved: &Moved) {

@@ -13,8 +13,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::{Command, Output, Stdio},
     sync::mpsc::{self, Receiver, Sender},
     thread::{self, JoinHandle},
@@ -320,4 +320,26 @@ impl Pair {
             tx >= before + count * size as u64 && rx == tx && right == (tx, rx)
         });
     }
+}
+
+/// With its far end, accepted by `listener`.
+pub fn dial(netns: &Netns, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let to = listener.local_addr().unwrap();
+    let stream = netns.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
+    let accepted = listener.accept().unwrap().0;
+    [&stream, &accepted].into_iter().for_each(|end| end.set_read_timeout(Some(PATIENCE)).unwrap());
+    (stream, accepted)
+}
+
+/// On one address of a namespace.
+pub fn listen(netns: &Netns, address: IpAddr, port: u16) -> TcpListener {
+    netns.run(move || TcpListener::bind((address, port)).unwrap())
+}
+
+/// A word gets through.
+pub fn carries(mut from: &TcpStream, mut to: &TcpStream) {
+    from.write_all(b"word").unwrap();
+    let mut bytes = [0; 4];
+    to.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"word");
 }
