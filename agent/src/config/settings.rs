@@ -129,6 +129,12 @@ impl Settings {
         }
         let sharing = sharing(&options)?;
         let claims = claims(&options)?;
+        if claims.is_empty() && options.exclusive == Some(true) {
+            warnings.push(
+                "--exclusive is kept and does nothing while this node claims nothing; what is claimed next is claimed exclusively unless --exclusive=false is given"
+                    .to_owned(),
+            );
+        }
         let checking = checking(&options)?;
         let hooks = HookLines {
             on_serving: options.on_serving.and_then(|hook| hook.0),
@@ -298,7 +304,11 @@ mod tests {
 
     #[test]
     fn claims_can_be_taken_back_while_exclusive_is_kept() {
-        assert_eq!(settings("claim = 'none'\nexclusive = true").unwrap().claims, []);
+        let kept = settings("claim = 'none'\nexclusive = true").unwrap();
+        assert_eq!(kept.claims, []);
+        assert!(kept.warnings[0].contains("--exclusive is kept"), "{:?}", kept.warnings);
+        assert!(settings("claim = 'none'\nexclusive = false").unwrap().warnings.is_empty());
+        assert!(settings("claim = '10.0.0.1'\nexclusive = true").unwrap().warnings.is_empty());
     }
 
     #[test]
