@@ -79,9 +79,9 @@ impl Holdings {
         self.of(&told.prefix).copied() != before
     }
 
-    /// Forgets what was heard of those who may not hold it any more.
-    pub fn retain_heard(&mut self, may_hold: impl Fn(&Holding) -> bool) {
-        self.heard.retain(|_, heard| may_hold(&heard.holding));
+    /// Forgets what was heard of those who may not hold it any more. Who is gone altogether (`None`) held it all the same: until a server knows better, it is no former holder's again.
+    pub fn retain_heard(&mut self, may_hold: impl Fn(&Holding) -> Option<bool>) {
+        self.heard.retain(|_, heard| may_hold(&heard.holding).unwrap_or(!heard.is_refuted));
         self.believe();
     }
 

@@ -304,7 +304,10 @@ impl NetMap {
     pub fn forget_former_holders(&mut self) {
         if self.holdings.heard().next().is_some() {
             let members = &self.members;
-            self.holdings.retain_heard(|heard| members.values().any(|member| member.may_hold(heard)));
+            self.holdings.retain_heard(|heard| {
+                let mut known = members.values().filter(|member| member.membership.node_id == heard.node);
+                known.next().map(|member| member.may_hold(heard))
+            });
         }
     }
 

@@ -54,6 +54,11 @@ impl Agent {
         &self.held.fences
     }
 
+    /// Who holds a prefix that is claimed exclusively, by the highest fence that is believed here.
+    pub fn holding(&self, prefix: &IpNet) -> Option<&Holding> {
+        self.netmap.holdings().of(prefix)
+    }
+
     fn own_id(&self) -> Option<NodeId> {
         self.membership.as_ref().map(|(_, membership)| membership.node_id)
     }

@@ -215,13 +215,14 @@ impl Agent {
         for peer in saved.peers() {
             self.peers.insert(peer.key, Peer::new(Paths::restored(&peer.endpoints)));
         }
-        if let Some(cached) = cached {
-            let changes = self.netmap.restore(cached);
+        let changes = cached.map(|cached| self.netmap.restore(cached));
+        // Before anything is routed to those that the map names.
+        self.netmap.restore_heard(saved.heard(), self.now);
+        if let Some(changes) = changes {
             self.on_rules_changed(changes.rules);
             self.tell_rules();
             self.on_map_changes(changes);
         }
-        self.netmap.restore_heard(saved.heard(), self.now);
         self.peers.retain(|key, _| self.netmap.member(key).is_some());
         for peer in saved.peers().filter(|peer| peer.live) {
             self.with_peer(&peer.key, |peer, now| peer.greet(now));

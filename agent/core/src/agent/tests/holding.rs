@@ -196,14 +196,42 @@ fn a_fence_that_no_server_confirms_is_believed_no_longer_than_it_takes_to_know()
 #[test]
 fn what_a_peer_told_of_itself_goes_with_its_claim() {
     let shared = Claim { exclusive: false, ..exclusive() };
-    for (put, drop) in [(Vec::new(), vec![ObjectId::peer(key(2))]), (vec![claimer(2, shared)], Vec::new())] {
-        let mut bench = rival();
-        bench.tell(3, vec![holdings(1, 5)], Vec::new());
-        bench.hear(2, Body::Holdings(vec![held(2, 9)]));
-        assert!(!serves(&bench));
-        bench.tell(4, put, drop);
-        assert!(serves(&bench));
-    }
+    let mut bench = rival();
+    bench.tell(3, vec![holdings(1, 5)], Vec::new());
+    bench.hear(2, Body::Holdings(vec![held(2, 9)]));
+    assert!(!serves(&bench));
+    bench.tell(4, vec![claimer(2, shared)], Vec::new());
+    assert!(serves(&bench));
+}
+
+#[test]
+fn what_a_successor_held_that_is_gone_is_not_its_predecessors_until_a_server_had_the_time_to_say_so() {
+    let mut bench = rival();
+    bench.tell(3, vec![holdings(1, 5)], Vec::new());
+    bench.hear(2, Body::Holdings(vec![held(2, 6)]));
+    bench.tell(4, Vec::new(), vec![ObjectId::peer(key(2))]);
+    assert!(!serves(&bench), "it may be somebody else's by now");
+    bench.now = bench.agent.holding_deadline().unwrap();
+    bench.heartbeat(version(4), NOW_S + 5);
+    bench.agent.look_at_holdings();
+    assert!(serves(&bench), "servers know better");
+    assert_eq!(bench.agent.netmap.holdings().heard().count(), 0);
+}
+
+#[test]
+fn after_a_start_nothing_goes_to_whom_the_map_names_where_a_successor_was_heard_of() {
+    let mut before = Bench::served();
+    let claimers = vec![holdings(2, 5), claimer(2, exclusive()), claimer(3, exclusive())];
+    before.tell(3, claimers, Vec::new());
+    before.hear(3, Body::Holdings(vec![held(3, 6)]));
+    let cache = cache::decode(&before.agent.map_cache()).unwrap();
+    let mut again = Bench::started(before.agent.saved(), Some(cache));
+    let outputs = again.outputs();
+    let given = |node| {
+        let is_given = |output: &Output| matches!(output, Output::Tunnel(TunnelCommand::Upsert { peer, allowed_ips, .. }) if *peer == key(node) && allowed_ips.contains(&vip()));
+        outputs.iter().any(is_given)
+    };
+    assert_eq!((given(2), given(3)), (false, true));
 }
 
 #[test]
