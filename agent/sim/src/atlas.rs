@@ -1,8 +1,10 @@
 //! Everything the servers know, as of one version: the objects of every map. An agent's map is all of them but its own entry.
 
-use crate::{claims::Claimed, members, rules::Policy};
+use crate::{claims::Claimed, holders::Holdings, members, rules::Policy};
+use ipnet::IpNet;
 use proto::{
     claim::Claim,
+    holding::Holding,
     key::PublicKey,
     map::{Content, ContentHash, Delta, Map, MapDigest, MapVersion, Network, Object, ObjectId, Peer},
     receipt::{Mark, Receipt},
@@ -11,7 +13,9 @@ use proto::{
     time::UnixTime,
     wire::ObjectKind,
 };
-use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, rc::Rc, time::Duration};
+use std::{
+    cmp::Reverse, collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, rc::Rc, time::Duration,
+};
 
 /// A version of everything.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +33,7 @@ pub(crate) struct Atlas {
     /// Of certificates; `None`: they never end.
     lifetime: Option<Duration>,
     claims: Rc<[Claimed]>,
+    pub(crate) holdings: Holdings,
 }
 
 /// A node.
@@ -41,6 +46,8 @@ struct Known {
     confirmed: usize,
     /// It claims nothing for now.
     is_withdrawn: bool,
+    /// It gives way to whoever else claims the same.
+    yields: bool,
 }
 
 /// A node's certificate, by what makes it another.
@@ -70,6 +77,9 @@ pub(crate) enum Change {
     Renew(usize),
     /// It claims nothing any more, or again what it may.
     Withdraw(usize, bool),
+    Yield(usize, bool),
+    /// The prefix is held by this node from now on.
+    Grant(IpNet, usize),
     /// The next root.
     Rotate,
     /// The next that is under a former root is signed anew.
@@ -109,6 +119,11 @@ impl Atlas {
             Change::Withdraw(agent, is_withdrawn) => {
                 next.change(*agent, |node| node.is_withdrawn = *is_withdrawn);
             }
+            Change::Yield(agent, yields) => next.change(*agent, |node| node.yields = *yields),
+            Change::Grant(prefix, agent) => {
+                next.holdings.grant(*prefix, *agent, next.version, at);
+                next.put_holdings();
+            }
             Change::Rotate => next.newest_root += 1,
             Change::SignAnew => next.sign_anew(),
             Change::Confirm(agent, root) => next.change(*agent, |node| node.confirmed = *root),
@@ -129,14 +144,21 @@ impl Atlas {
         for key in &lost {
             self.put_node(members::agent_of(key), past.nodes[key].clone());
         }
-        !removed.is_empty() || !lost.is_empty()
+        let is_held_back = self.holdings.put_back(&past.holdings);
+        if is_held_back {
+            self.put_holdings();
+        }
+        is_held_back || !removed.is_empty() || !lost.is_empty()
     }
 
     fn enrol(&mut self, agent: usize, at: UnixTime) {
         let issued_at = if self.lifetime.is_some() { at } else { members::FOUNDED };
         let certificate = Certificate { root: self.newest_root, issued_at };
         let (name, endpoints, confirmed) = (format!("agent{agent}"), Vec::new(), self.first_root);
-        self.put_node(agent, Known { name, endpoints, certificate, confirmed, is_withdrawn: false });
+        self.put_node(
+            agent,
+            Known { name, endpoints, certificate, confirmed, is_withdrawn: false, yields: false },
+        );
     }
 
     fn change(&mut self, agent: usize, change: impl FnOnce(&mut Known)) {
@@ -157,7 +179,7 @@ impl Atlas {
             agent_version: String::new(),
             expires_at: None,
             ephemeral: false,
-            claims: if node.is_withdrawn { Vec::new() } else { self.claims_of(agent) },
+            claims: if node.is_withdrawn { Vec::new() } else { self.told_claims(agent, node.yields) },
         };
         put(&mut self.map, &Content::Peer(peer), member.key.0.to_vec());
         self.nodes.insert(member.key, node);
@@ -175,6 +197,10 @@ impl Atlas {
         let signed = members::removal(agent, root, at);
         put(&mut self.map, &Content::Removal(signed.clone()), key.0.to_vec());
         self.removals.insert(key, Removed { root, at, signed });
+    }
+
+    fn put_holdings(&mut self) {
+        put(&mut self.map, &Content::Holdings(self.holdings.told()), Vec::new());
     }
 
     fn put_policy(&mut self, policy: Policy) {
@@ -241,7 +267,7 @@ impl Atlas {
     }
 
     /// What a node wants to serve.
-    fn claims_of(&self, agent: usize) -> Vec<Claim> {
+    pub(crate) fn claims_of(&self, agent: usize) -> Vec<Claim> {
         let mut claims: Vec<Claim> = self
             .claims
             .iter()
@@ -250,6 +276,43 @@ impl Atlas {
             .collect();
         claims.sort();
         claims
+    }
+
+    fn told_claims(&self, agent: usize, yields: bool) -> Vec<Claim> {
+        let claims = self.claims_of(agent).into_iter();
+        claims.map(|claim| Claim { yields: yields && claim.exclusive, ..claim }).collect()
+    }
+
+    pub(crate) fn yields(&self, agent: usize) -> bool {
+        self.nodes.get(&members::of(agent).key).is_some_and(|node| node.yields)
+    }
+
+    /// Who may have what is claimed exclusively, the best first: who does not yield, then the higher priority, then the lower number.
+    pub(crate) fn exclusive_claimers(&self, prefix: &IpNet) -> Vec<(usize, Claim)> {
+        let of =
+            self.claims.iter().filter(|claimed| claimed.claim.prefix == *prefix && claimed.claim.exclusive);
+        let may = of.filter(|claimed| claimed.is_granted && self.claims_now(claimed.agent));
+        let mut claimers: Vec<(usize, Claim)> = may
+            .map(|claimed| (claimed.agent, Claim { yields: self.yields(claimed.agent), ..claimed.claim }))
+            .collect();
+        claimers.sort_by_key(|(agent, claim)| (claim.yields, Reverse(claim.priority), *agent));
+        claimers
+    }
+
+    fn claims_now(&self, agent: usize) -> bool {
+        self.is_member_for_good(agent) && !self.is_withdrawn(agent)
+    }
+
+    /// One that was removed and enrols again has a certificate that nobody believes, unless it is dated.
+    pub(crate) fn is_member_for_good(&self, agent: usize) -> bool {
+        let key = &members::of(agent).key;
+        self.is_member(key) && self.removal(key).is_none()
+    }
+
+    /// Who holds a prefix, if whoever was given it still claims it.
+    pub(crate) fn holder(&self, prefix: &IpNet) -> Option<Holding> {
+        let holding = self.holdings.of(prefix)?;
+        self.claims_now(members::agent_of_node(holding.node)).then_some(holding)
     }
 
     pub(crate) fn is_withdrawn(&self, agent: usize) -> bool {

@@ -28,6 +28,10 @@ pub(crate) struct Caller {
     pub(crate) answered_at: BootTime,
     /// Who could answer, and since when; see `claims`.
     pub(crate) good_since: BTreeMap<usize, BootTime>,
+    /// Who has withdrawn, and could say so, since when; see `withdrawn`.
+    pub(crate) withdrawn_since: BTreeMap<usize, BootTime>,
+    /// Whom its requests go to, and since when.
+    pub(crate) goes_to: Option<(usize, BootTime)>,
     sent: u64,
     answered: u64,
     longest_gap: Duration,
@@ -63,6 +67,8 @@ impl World {
             started_at: self.now,
             answered_at: self.now,
             good_since: BTreeMap::new(),
+            withdrawn_since: BTreeMap::new(),
+            goes_to: None,
             sent: 0,
             answered: 0,
             longest_gap: Duration::ZERO,
@@ -129,7 +135,8 @@ impl World {
         if id < FIRST_ID {
             return false;
         }
-        let (now, caller) = (self.now, &mut self.callers[((id ^ FIRST_ID) >> 32) as usize]);
+        let at = ((id ^ FIRST_ID) >> 32) as usize;
+        let (now, caller) = (self.now, &mut self.callers[at]);
         if caller.outstanding.remove(&id) {
             caller.answered += 1;
             caller.longest_gap = caller.longest_gap.max(now.since(caller.answered_at));
@@ -137,6 +144,7 @@ impl World {
             if caller.answered_by.last() != Some(&by) {
                 caller.answered_by.push(by);
             }
+            self.check_answerer(at, by);
         }
         true
     }

@@ -11,7 +11,7 @@
 //! 9. Nobody is left behind on a root that is trusted no more; who is served believes the newest, and after everything is healed nothing needs a former one (`roots`).
 //! 10. What one agent knows of removals, those know soon that it has steady tunnels to (`gossip`).
 //! 11. Who is served lets in whom the newest rules allow, and nobody else, soon after they change; requests that they allow as before go on to be answered (`rules`).
-//! 12. Prefixes go to who was granted them, and lead somewhere (`claims`).
+//! 12. Prefixes go to who was granted them, and lead somewhere (`claims`), to nobody who has withdrawn (`withdrawn`), and to the holder where they are claimed exclusively (`exclusive`).
 
 use crate::{event::Event, members, network::Host, stream::StreamId, traffic::Flow, world::World};
 use agent_core::{Agent, BootTime, cache, io::TunnelCommand};
@@ -113,7 +113,7 @@ impl World {
         let enrolled = node.agent.as_ref().is_some_and(Agent::is_enrolled);
         let member = it.state.is_member(&key) || (!enrolled && self.has_database(server));
         let named = !self.names_away || it.url.literal().is_some();
-        let wanted = self.database.head.removal(&key).is_none() && node.knows(&it.url);
+        let wanted = self.database.head.removal(&key).is_none() && node.knows(&it.url) && !node.is_leaving;
         member && named && wanted && self.shows_known_root(server, at) && self.is_good(server, at)
     }
 

@@ -5,6 +5,7 @@
 //! 3. After everything is healed, all clients that use a prefix have the same active node within [`AGREEMENT_BOUND`], whatever each of them saw fail before. Not among those who started
 //!    within about the tolerance of each other's starts: there delays decide what each client takes for the longer uptime. Nor where they spread.
 //! 4. Then nobody serves while one is preferred to it by configuration: a longer prefix, a higher priority, preempting.
+//! 5. Nobody is served by one that has withdrawn what it claims: see `withdrawn`.
 
 use crate::{callers::Caller, members, network::Host, world::World};
 use agent_core::{BootTime, io::TunnelCommand};
@@ -103,7 +104,8 @@ impl World {
         if let Some(prefix) = allowed_ips.iter().chain(sources).find(|prefix| !is_its(prefix)) {
             self.fail(&format!("agent {at} gives {prefix} to agent {owner}, which was not granted it"));
         }
-        if self.nodes[at].agent.as_ref().is_some_and(|agent| agent.knows_removal(peer)) {
+        let is_back = self.database.head.is_member(peer);
+        if !is_back && self.nodes[at].agent.as_ref().is_some_and(|agent| agent.knows_removal(peer)) {
             self.fail(&format!(
                 "agent {at} gives {allowed_ips:?} to agent {owner}, which it knows to be removed"
             ));
@@ -121,14 +123,22 @@ impl World {
         let good: BTreeMap<usize, BootTime> = claimers
             .into_iter()
             .filter(|claimer| are_open && self.could_answer(caller.from, *claimer))
+            .filter(|claimer| self.is_holder(*claimer, caller.to))
             .map(|claimer| (claimer, caller.good_since.get(&claimer).copied().unwrap_or(now)))
             .collect();
         self.callers[at].good_since = good;
     }
 
-    fn claimers(&self, caller: &Caller) -> Vec<usize> {
+    pub(crate) fn claimers(&self, caller: &Caller) -> Vec<usize> {
         let has = |agent: &usize| *agent != caller.from && self.has_address(*agent, caller.to);
         (0..self.nodes.len()).filter(has).collect()
+    }
+
+    /// .. of what is claimed exclusively; of all else it may be anybody.
+    fn is_holder(&self, claimer: usize, address: IpAddr) -> bool {
+        let mut exclusive = self.exclusive_prefixes().into_iter().filter(|prefix| prefix.contains(&address));
+        let node = members::of(claimer).node;
+        exclusive.all(|prefix| self.database.head.holder(&prefix).is_some_and(|holding| holding.node == node))
     }
 
     fn could_answer(&self, client: usize, claimer: usize) -> bool {
@@ -137,12 +147,14 @@ impl World {
             let node = &self.nodes[at];
             node.is_awake() && node.watch.synced_since.is_some() && !node.is_leaving && !removed(at)
         };
+        let serves = !self.nodes[claimer].is_failing;
         let clean = self.network.is_clean(Host::Agent(client), Host::Agent(claimer));
         let knows = self.knows(client, claimer) && self.knows(claimer, client);
         let claims = !self.database.head.is_withdrawn(claimer);
         clean
             && knows
             && claims
+            && serves
             && is_there(client)
             && is_there(claimer)
             && self.are_certified(client, claimer)
@@ -168,7 +180,10 @@ impl World {
         for caller in 0..self.callers.len() {
             self.watch_claimers(caller);
             self.check_caller(caller);
+            self.watch_withdrawn(caller);
+            self.check_withdrawn(caller);
         }
+        self.check_holders();
         for at in 0..self.nodes.len() {
             for claimed in &self.claims {
                 let owner = self.nodes[at].tunnel.owner(claimed.claim.prefix.addr());
@@ -190,7 +205,12 @@ impl World {
             return;
         }
         self.run_for(AGREEMENT_BOUND);
-        for at in 0..self.callers.len() {
+        self.settle_holders();
+        let shared = |at: &usize| {
+            !self.exclusive_prefixes().iter().any(|prefix| prefix.contains(&self.callers[*at].to))
+        };
+        let shared: Vec<usize> = (0..self.callers.len()).filter(shared).collect();
+        for at in shared {
             self.check_preference(at);
             for other in 0..at {
                 let (one, other) = (&self.callers[at], &self.callers[other]);
@@ -240,7 +260,7 @@ impl World {
         if claimers.iter().any(spreads) {
             return false;
         }
-        let started_at = |at: &usize| self.nodes[*at].watch.launched_at;
+        let started_at = |at: &usize| self.nodes[*at].watch.serving_since;
         let apart = |one: &usize, other: &usize| {
             let (one, other) = (started_at(one), started_at(other));
             one.since(other).max(other.since(one))

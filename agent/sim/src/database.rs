@@ -5,8 +5,13 @@ use crate::{
     claims::Claimed,
 };
 use agent_core::BootTime;
+use ipnet::IpNet;
 use proto::{map::MapVersion, receipt::Mark, session::SessionNumber, statement::NodeId, time::UnixTime};
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
 /// A server that did not renew its lease for so long counts as gone.
 const LEASE: Duration = Duration::from_secs(6);
@@ -30,6 +35,11 @@ pub(crate) struct Database {
     changes: u64,
     pub(crate) seats: BTreeMap<NodeId, Seat>,
     leases: Vec<Option<BootTime>>,
+    /// Until when a holder counts as there.
+    pub(crate) holders: BTreeMap<usize, BootTime>,
+    /// Every grant of whatever timeline: what, whose, with which fence.
+    pub(crate) granted: BTreeSet<(IpNet, usize, u64)>,
+    pub(crate) granted_at: BootTime,
 }
 
 impl Database {
@@ -44,6 +54,9 @@ impl Database {
             changes: 0,
             seats: BTreeMap::new(),
             leases: vec![None; servers],
+            holders: BTreeMap::new(),
+            granted: BTreeSet::new(),
+            granted_at: BootTime::default(),
         }
     }
 

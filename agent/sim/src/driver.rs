@@ -45,10 +45,12 @@ impl World {
         (node.told.initiations, node.told.signals) = (0, 0);
         node.watch.steady_since = now;
         node.watch.launched_at = now;
+        (node.watch.serving_since, node.watch.withdrawn_since) = (now, None);
         // What was not written before the kill is seen anew.
         node.watch.version = MapVersion::default();
         let endpoint = node.endpoint();
         self.drain(at);
+        self.tell_check(at);
         self.input(at, |agent, now| agent.handle_wall_clock(wall, now));
         self.input(at, |agent, now| agent.handle_endpoints(vec![endpoint], endpoint.port(), now));
     }
@@ -56,6 +58,7 @@ impl World {
     /// The process is killed: what it had not written is gone.
     pub(crate) fn stop_agent(&mut self, at: usize) {
         self.disturb(at, false);
+        self.forget_unsaved(at);
         let node = &mut self.nodes[at];
         node.agent = None;
         node.wake_at = None;
@@ -217,11 +220,11 @@ impl World {
                 }
             }
             Notice::Claim { prefix, active, before } => self.on_claim(at, *prefix, *active, *before),
+            Notice::Held { .. } => self.check_exclusive(at),
             Notice::Refused(_) => self.nodes[at].is_refused = true,
             Notice::Unserved
             | Notice::MapChanged { .. }
             | Notice::Enrolled
-            | Notice::Held { .. }
             | Notice::Reset { .. }
             | Notice::Pong { .. }
             | Notice::Users { .. } => {}

@@ -81,6 +81,11 @@ pub(crate) enum Event {
         node: NodeId,
         signal: Signal,
     },
+    /// A server looks at who holds what.
+    Round {
+        server: usize,
+        life: u32,
+    },
     DrainEnd {
         server: usize,
         life: u32,

@@ -52,6 +52,9 @@ pub enum Fault {
     /// A node claims nothing any more, or again what it may.
     Withdraw(usize),
     Claim(usize),
+    /// What a node serves is found wrong, or well again, by its own check.
+    CheckFails(usize),
+    CheckPasses(usize),
     /// The agent's machine gets another address.
     Move(usize),
     /// Its wall clock is set, seconds ahead of the truth.
@@ -109,11 +112,11 @@ impl World {
             Fault::Pause(agent) => self.pause(agent),
             Fault::Resume(agent) => self.resume(agent),
             Fault::Leave(agent) => self.leave(agent),
-            Fault::Withdraw(agent) => self.write_if_possible(&Change::Withdraw(agent, true)),
-            Fault::Claim(agent) if self.database.head.is_withdrawn(agent) => {
-                self.write_if_possible(&Change::Withdraw(agent, false));
-            }
+            Fault::Withdraw(agent) => self.set_claims(agent, false),
+            Fault::Claim(agent) if self.database.head.is_withdrawn(agent) => self.set_claims(agent, true),
             Fault::Claim(_) => {}
+            Fault::CheckFails(agent) => self.set_check(agent, true),
+            Fault::CheckPasses(agent) => self.set_check(agent, false),
             Fault::Move(agent) => self.move_agent(agent),
             Fault::WallClock(agent, ahead_s) => self.set_wall_clock(agent, ahead_s),
             Fault::Rename(agent) => self.rename(agent),
@@ -132,6 +135,16 @@ impl World {
         self.write_if_possible(&Change::Rename(agent, name));
     }
 
+    fn set_claims(&mut self, agent: usize, claims: bool) {
+        self.write_if_possible(&Change::Withdraw(agent, !claims));
+        let claims = match self.database.head.is_withdrawn(agent) {
+            true => Vec::new(),
+            false => self.database.head.claims_of(agent),
+        };
+        self.nodes[agent].config.facts.claims.clone_from(&claims);
+        self.input(agent, |a, now| a.set_claims(claims, now));
+    }
+
     fn remove(&mut self, agent: usize) {
         self.write_if_possible(&Change::Remove(agent));
         self.disturb(agent, true);
@@ -140,6 +153,8 @@ impl World {
     fn restore(&mut self) {
         let before = self.database.head.policy;
         self.database.restore_copy();
+        // Nobody restores a database that servers go on using.
+        self.servers.iter_mut().for_each(|server| server.rounds.on_database(false, self.now));
         self.on_policy_changed(before);
     }
 
@@ -157,6 +172,8 @@ impl World {
             | Change::Endpoints(agent, _)
             | Change::Renew(agent)
             | Change::Withdraw(agent, _)
+            | Change::Yield(agent, _)
+            | Change::Grant(_, agent)
             | Change::Confirm(agent, _) => known(agent),
             Change::Unseen | Change::Enrol(_) | Change::SignAnew | Change::Rules(_) => true,
             Change::Rotate => self.database.head.may_rotate(),
@@ -176,6 +193,7 @@ impl World {
         self.nodes[agent].asleep = false;
         self.disturb(agent, false);
         self.input(agent, |a, now| a.handle_network_changed(now));
+        self.tell_check(agent);
     }
 
     fn pause(&mut self, agent: usize) {
@@ -191,6 +209,7 @@ impl World {
         }
         // Its timers are late.
         self.input(agent, |_, _| {});
+        self.tell_check(agent);
     }
 
     fn leave(&mut self, agent: usize) {
@@ -241,6 +260,7 @@ impl World {
         }
         for agent in 0..self.nodes.len() {
             self.apply(&Fault::Claim(agent));
+            self.apply(&Fault::CheckPasses(agent));
             if self.nodes[agent].backlog.is_some() {
                 self.apply(&Fault::Resume(agent));
             }

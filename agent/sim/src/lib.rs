@@ -14,8 +14,10 @@ mod claims;
 mod database;
 mod driver;
 mod event;
+mod exclusive;
 mod faults;
 mod gossip;
+mod holders;
 mod members;
 mod network;
 mod news;
@@ -33,6 +35,7 @@ mod trace;
 mod traffic;
 mod tunnel;
 mod watch;
+mod withdrawn;
 mod world;
 
 pub use claims::Claimed;

@@ -1,6 +1,7 @@
 //! One agent's machine: the process, which may be down; its disk, which stays; its data plane.
 
 use crate::{
+    exclusive::Learnt,
     members,
     stream::StreamId,
     tunnel::{Body, Tunnel},
@@ -38,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) is_refused: bool,
     /// It told its peers that it goes.
     pub(crate) is_leaving: bool,
+    /// What it serves is found wrong by its own check.
+    pub(crate) is_failing: bool,
     pub(crate) told: Told,
     pub(crate) watch: Watch,
 }
@@ -76,8 +79,14 @@ pub(crate) struct Watch {
     pub(crate) last_synced_at: BootTime,
     pub(crate) last_served_at: BootTime,
     pub(crate) launched_at: BootTime,
+    /// Since when it serves what it claims, and since when its agent knows that it must not.
+    pub(crate) serving_since: BootTime,
+    pub(crate) withdrawn_since: Option<BootTime>,
     /// Per server: since when it would serve this agent.
     pub(crate) good_since: Vec<Option<BootTime>>,
+    /// What it followed and held of what is claimed exclusively.
+    pub(crate) followed: BTreeMap<IpNet, Learnt>,
+    pub(crate) held: BTreeMap<IpNet, Learnt>,
 }
 
 impl Node {
@@ -100,6 +109,7 @@ impl Node {
             streams: BTreeMap::new(),
             is_refused: false,
             is_leaving: false,
+            is_failing: false,
             told: Told::default(),
             watch: Watch { good_since: vec![None; servers], ..Watch::default() },
         }

@@ -48,6 +48,9 @@ impl Script {
         if seed % 5 == 2 && agents > 4 {
             writer.claims();
         }
+        if seed % 10 == 4 && agents > 4 {
+            writer.exclusive();
+        }
         writer.one_wrong_clock();
         writer.script.faults.sort_by_key(|(at, _)| *at);
         writer.script
@@ -220,14 +223,74 @@ impl Writer {
         for _ in 0..self.rng.random_range(1..=3) {
             let (client, claimer) = (self.rng.random_range(0..2), self.rng.random_range(2..self.agents));
             let (one, other) = (Host::Agent(client), Host::Agent(claimer));
-            match self.rng.random_range(0..7) {
+            match self.rng.random_range(0..10) {
                 5..=6 => self.leave(claimer),
+                7..=9 => self.checks(client, claimer),
                 0 => self.between(Fault::Block(one, other), Fault::Unblock(one, other)),
                 1 => self.between(Fault::Block(other, one), Fault::Unblock(other, one)),
                 2 => self.between(Fault::Stop(claimer), Fault::Launch(claimer)),
                 3 => self.between(Fault::Cut(other), Fault::Heal(other)),
                 _ => self.between(Fault::Withdraw(claimer), Fault::Claim(claimer)),
             }
+        }
+    }
+
+    /// Whoever holds what is claimed exclusively is lost, or does not hear of a successor; nobody may be granted anything for a while.
+    fn exclusive(&mut self) {
+        for _ in 0..self.rng.random_range(2..=5) {
+            let claimer = self.rng.random_range(2..self.agents);
+            match self.rng.random_range(0..10) {
+                0 => self.between(Fault::Stop(claimer), Fault::Launch(claimer)),
+                1 => self.between(Fault::Sleep(claimer), Fault::WakeUp(claimer)),
+                2 => self.between(Fault::Cut(Host::Agent(claimer)), Fault::Heal(Host::Agent(claimer))),
+                3 => self.apart(claimer),
+                4 => self.between(Fault::DatabaseAway, Fault::DatabaseBack),
+                5 => self.no_servers(),
+                6 => self.leave(claimer),
+                7 => self.checks(self.agents - 1, claimer),
+                8 => self.between(Fault::Withdraw(claimer), Fault::Claim(claimer)),
+                // A restart while nobody can say who holds it.
+                _ => {
+                    self.no_servers();
+                    self.between(Fault::Stop(claimer), Fault::Launch(claimer));
+                }
+            }
+        }
+    }
+
+    /// It reaches others, and no server.
+    fn apart(&mut self, agent: usize) {
+        let (start, end) = self.times();
+        for server in 0..self.servers {
+            let (one, other) = (Host::Agent(agent), Host::Server(server));
+            self.script.faults.push((start, Fault::Partition(one, other)));
+            self.script.faults.push((end, Fault::Join(one, other)));
+        }
+    }
+
+    fn no_servers(&mut self) {
+        let (start, end) = self.times();
+        for server in 0..self.servers {
+            self.script.faults.push((start, Fault::Kill(server)));
+            self.script.faults.push((end, Fault::Start(server)));
+        }
+    }
+
+    /// What one or all of them serve is found wrong for a while, or again and again; the words may be lost.
+    fn checks(&mut self, client: usize, claimer: usize) {
+        let all = self.rng.random_bool(0.3);
+        let failing = if all { 2..self.agents } else { claimer..claimer + 1 };
+        for claimer in failing {
+            for _ in 0..self.rng.random_range(1..=3) {
+                self.between(Fault::CheckFails(claimer), Fault::CheckPasses(claimer));
+            }
+        }
+        let (one, other) = (Host::Agent(client), Host::Agent(claimer));
+        match self.rng.random_range(0..4) {
+            0 => self.between(Fault::Block(other, one), Fault::Unblock(other, one)),
+            1 => self.between(Fault::Stop(claimer), Fault::Launch(claimer)),
+            2 => self.between(Fault::Sleep(claimer), Fault::WakeUp(claimer)),
+            _ => {}
         }
     }
 

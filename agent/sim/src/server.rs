@@ -6,6 +6,7 @@ use crate::{
     database::Seat,
     event::Event,
     faults::Fault,
+    holders::Rounds,
     members,
     network::Host,
     session::Session,
@@ -52,7 +53,7 @@ pub(crate) struct Server {
     pub(crate) atlas: Rc<Atlas>,
     pub(crate) seats: BTreeMap<NodeId, Seat>,
     pub(crate) sessions: BTreeMap<StreamId, Session>,
-    pub(crate) reports: BTreeMap<usize, Vec<SocketAddr>>,
+    pub(crate) reports: BTreeMap<usize, (Vec<SocketAddr>, bool)>,
     pub(crate) spread: Duration,
     /// The newest version that an agent has proved, and what it was.
     pub(crate) proved: Option<(MapVersion, Mark)>,
@@ -60,6 +61,7 @@ pub(crate) struct Server {
     pub(crate) past: Option<Rc<Atlas>>,
     /// The servers that live, as last read.
     pub(crate) live: Vec<usize>,
+    pub(crate) rounds: Rounds,
 }
 
 impl Server {
@@ -82,6 +84,7 @@ impl Server {
             proved: None,
             past: None,
             live: vec![at],
+            rounds: Rounds::default(),
         }
     }
 
@@ -112,7 +115,11 @@ impl World {
             Server { life: it.life + 1, spread: it.spread, ..Server::new(server, it.url.clone(), &head) };
         *it = Server { level_at: self.now, ..fresh };
         self.database.renew(server, self.now);
-        self.queue.push(self.now, Event::ServerTick { server, life: self.servers[server].life });
+        let life = self.servers[server].life;
+        self.queue.push(self.now, Event::ServerTick { server, life });
+        if self.claims.iter().any(|claimed| claimed.claim.exclusive) {
+            self.queue.push(self.now, Event::Round { server, life });
+        }
     }
 
     /// The process ends; the kernel resets its connections.
@@ -184,6 +191,7 @@ impl World {
         if self.has_database(server) {
             self.database.renew(server, self.now);
             self.save_seats(server);
+            self.renew_holders(server);
             self.keep_certificates(server);
         }
         self.end_silent(server);
@@ -301,15 +309,18 @@ impl World {
         self.notify_servers();
     }
 
-    /// Writes endpoints that differ from the row.
+    /// Writes endpoints and what else a node says of itself where the row has something else.
     pub(crate) fn on_report(&mut self, server: usize, life: u32) {
         if !self.runs(server, life) || !self.has_database(server) {
             return;
         }
-        for (agent, endpoints) in std::mem::take(&mut self.servers[server].reports) {
+        for (agent, (endpoints, yields)) in std::mem::take(&mut self.servers[server].reports) {
             let key = &members::of(agent).key;
             if self.database.head.endpoints(key).is_some_and(|held| held != endpoints) {
                 self.write(&Change::Endpoints(agent, endpoints));
+            }
+            if self.database.head.yields(agent) != yields {
+                self.write(&Change::Yield(agent, yields));
             }
         }
     }

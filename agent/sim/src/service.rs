@@ -13,7 +13,7 @@ use crate::{
 use proto::{
     map::{Delta, parse_refs},
     session::{
-        AgentMessage, HeartbeatAck, Hello, MapState, Reason, Refused, ServerList, ServerMessage,
+        AgentMessage, Facts, HeartbeatAck, Hello, MapState, Reason, Refused, ServerList, ServerMessage,
         SessionNumber, Signal, Welcome,
     },
     statement::{NodeId, Statement},
@@ -26,6 +26,10 @@ const REPORT_DELAY: Duration = Duration::from_millis(50);
 pub(crate) fn refused(reason: Reason, retry_after: Option<Duration>, removal: &[u8]) -> Said {
     let detail = format!("{reason:?}");
     Said::Refused(Box::new(Refused { reason, detail, retry_after, removal: removal.to_vec() }))
+}
+
+fn yields(facts: &Facts) -> bool {
+    facts.claims.iter().any(|claim| claim.yields)
 }
 
 impl World {
@@ -110,6 +114,7 @@ impl World {
             serving: None,
             floor: hello.map.version,
             endpoints: hello.endpoints,
+            yields: yields(&hello.facts),
             heard_at: self.now,
             drain_told: false,
             judged: it.state.version,
@@ -192,8 +197,8 @@ impl World {
             session.number = number;
             session.floor = session.floor.max(map.version);
             session.serving = Some(Serving::resuming(map));
-            let endpoints = session.endpoints.clone();
-            it.reports.insert(agent, endpoints);
+            let told = (session.endpoints.clone(), session.yields);
+            it.reports.insert(agent, told);
         }
         let life = it.life;
         self.queue.push(self.now + REPORT_DELAY, Event::Report { server, life });
@@ -220,15 +225,19 @@ impl World {
             AgentMessage::Activate { number, map } => self.on_activate(server, id, number, map),
             AgentMessage::Deactivate => self.step_back(server, id),
             AgentMessage::Signal(signal) => self.forward(server, agent, signal),
-            AgentMessage::Update { endpoints, .. } => {
+            AgentMessage::Update { endpoints, facts } => {
                 session.endpoints.clone_from(&endpoints);
+                session.yields = yields(&facts);
                 if session.serving.is_some() {
-                    self.servers[server].reports.insert(agent, endpoints);
+                    self.servers[server].reports.insert(agent, (endpoints, yields(&facts)));
                     let life = self.servers[server].life;
                     self.queue.push(self.now + REPORT_DELAY, Event::Report { server, life });
                 }
             }
-            AgentMessage::Leave { .. } => self.end_session(server, id, Said::Ended),
+            AgentMessage::Leave { .. } => {
+                self.end_session(server, id, Said::Ended);
+                self.release(server, agent);
+            }
             AgentMessage::Removal(signed) => self.on_removal_told(server, &signed),
         }
     }

@@ -18,6 +18,8 @@ pub(crate) struct Session {
     /// Nothing older is told.
     pub(crate) floor: MapVersion,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// Of what it claims exclusively.
+    pub(crate) yields: bool,
     pub(crate) heard_at: BootTime,
     pub(crate) drain_told: bool,
     /// Its node was looked at in this version.

@@ -96,7 +96,7 @@ impl World {
                 if !self.has_address(at, to) {
                     self.fail(&format!("a packet to {to} went to agent {at}, which does not have it"));
                 }
-                if self.on_told(id, at) {
+                if !self.serves_address(at, to) || self.on_told(id, at) {
                     return;
                 }
                 let reply = Header { id, from: to, to: source };

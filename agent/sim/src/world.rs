@@ -117,9 +117,10 @@ fn servers(agent: usize, setup: &Setup) -> Vec<ServerUrl> {
 }
 
 fn config(at: usize, setup: &Setup) -> Config {
+    let claims = setup.claims.iter().filter(|claimed| claimed.agent == at).map(|claimed| claimed.claim);
     Config {
         servers: servers(at, setup),
-        facts: Facts { hostname: format!("agent{at}"), ..Facts::default() },
+        facts: Facts { hostname: format!("agent{at}"), claims: claims.collect(), ..Facts::default() },
         control: ControlConfig::default(),
         peer: PeerConfig { mode: setup.peer_mode, ..PeerConfig::default() },
         claims: setup.choosing.clone(),
@@ -239,6 +240,7 @@ impl World {
             Event::Publish { server, life } => self.on_publish(server, life),
             Event::Report { server, life } => self.on_report(server, life),
             Event::Mail { server, node, signal } => self.on_mail(server, node, signal),
+            Event::Round { server, life } => self.on_round(server, life),
             Event::DrainEnd { server, life } => self.on_drain_end(server, life),
             Event::Flow(flow) => self.on_flow(flow),
             Event::Call(caller) => self.on_call(caller),

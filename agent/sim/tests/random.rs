@@ -47,6 +47,9 @@ fn choosing(seed: u64) -> ClaimsConfig {
 
 /// Two clients, three who claim an address, one of them by a shorter prefix now and then, or above others, or spread; a client that wants it, too, and has no leave.
 fn claims(seed: u64) -> Vec<Claimed> {
+    if seed % 10 == 4 {
+        return exclusive(seed);
+    }
     if seed % 5 != 2 {
         return Vec::new();
     }
@@ -61,6 +64,23 @@ fn claims(seed: u64) -> Vec<Claimed> {
         _ => {}
     }
     claims.push(Claimed { is_granted: false, ..Claimed::new(1, "10.9.0.1/32") });
+    claims
+}
+
+/// Three who claim an address so that one serves it for all, alike or one above the others; and one who has no leave.
+fn exclusive(seed: u64) -> Vec<Claimed> {
+    let claim = |agent| {
+        let mut claimed = Claimed::new(agent, "10.9.0.1/32");
+        claimed.claim.exclusive = true;
+        claimed
+    };
+    let mut claims: Vec<Claimed> = (2..5).map(claim).collect();
+    match seed / 10 % 3 {
+        0 => claims[1].claim.priority = 7,
+        1 => (claims[2].claim.priority, claims[2].claim.preempt) = (7, true),
+        _ => {}
+    }
+    claims.push(Claimed { is_granted: false, ..claim(1) });
     claims
 }
 
