@@ -39,13 +39,13 @@ pub enum Unclaimable {
         "{0} is every address, which an exit node would serve, and there are none yet: claim the networks behind the node"
     )]
     Everything(IpNet),
-    #[error("{0} is loopback: every machine's own")]
+    #[error("{0} covers loopback addresses, which are every machine's own")]
     Loopback(IpNet),
-    #[error("{0} is multicast: it has no owner")]
+    #[error("{0} covers multicast addresses, which have no owner")]
     Multicast(IpNet),
-    #[error("{0} is link-local: it has a meaning on one link only")]
+    #[error("{0} covers link-local addresses, which have a meaning on one link only")]
     LinkLocal(IpNet),
-    #[error("{0} is no address of a host")]
+    #[error("{0} covers what is no address of a host")]
     Unspecified(IpNet),
     #[error(
         "{0} holds the whole overlay, where every node has its own address: claim the part that is to be shared"

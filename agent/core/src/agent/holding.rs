@@ -187,9 +187,19 @@ impl Agent {
         Facts { claims: self.config.facts.claims.iter().map(yields).collect(), ..self.config.facts.clone() }
     }
 
+    fn gives_way(&self, claim: &Claim) -> bool {
+        !claim.exclusive && self.claims.is_exclusive(&claim.prefix)
+    }
+
+    /// Own claims that give way to others' exclusive ones.
+    pub(super) fn given_way(&self) -> Vec<IpNet> {
+        let claims = self.config.facts.claims.iter();
+        claims.filter(|claim| self.gives_way(claim)).map(|claim| claim.prefix).collect()
+    }
+
     /// Why a claim gives way to others' exclusive ones.
     pub(super) fn refusal_by_exclusive(&self, claim: &Claim) -> Option<String> {
-        if claim.exclusive || !self.claims.is_exclusive(&claim.prefix) {
+        if !self.gives_way(claim) {
             return None;
         }
         let claims_it = |other: &Claim| other.exclusive && other.prefix == claim.prefix;

@@ -112,6 +112,16 @@ impl Agent {
             || self.netmap.members().any(|(_, member)| has(&member.membership))
     }
 
+    /// The other node whose own address it is, as a grant around it may be older than that node.
+    fn owner_of(&self, prefix: &IpNet) -> Option<&str> {
+        if !is_host(prefix) || !self.overlay().iter().any(|overlay| overlay.contains(prefix)) {
+            return None;
+        }
+        let mut members = self.netmap.members();
+        let (_, owner) = members.find(|(_, member)| member.membership.addresses.contains(&prefix.addr()))?;
+        Some(&owner.peer.name)
+    }
+
     /// Why an own claim is not served, for people.
     pub(super) fn refusal(&self, claim: &Claim) -> Option<String> {
         let prefix = claim.prefix;
@@ -123,6 +133,9 @@ impl Agent {
         }
         if is_host(&prefix) && addresses.contains(&prefix.addr()) {
             return Some("it is this node's own address, which nobody can share".to_owned());
+        }
+        if let Some(owner) = self.owner_of(&prefix) {
+            return Some(format!("it is the own address of {owner}, which nobody else can serve"));
         }
         if let Some(reason) = self.refusal_by_exclusive(claim) {
             return Some(reason);

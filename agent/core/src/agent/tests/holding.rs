@@ -283,6 +283,33 @@ fn who_shares_what_another_claims_exclusively_is_refused_by_name() {
     assert!(!serves(&bench) && reason.contains("p2 claims it exclusively"), "{reason}");
 }
 
+/// What the machine is to serve, as last ordered.
+fn ordered(outputs: &[Output]) -> Option<Vec<IpNet>> {
+    outputs.iter().rev().find_map(|output| {
+        let Output::Configure { served, .. } = output else { return None };
+        Some(served.clone())
+    })
+}
+
+#[test]
+fn who_gave_way_to_an_exclusive_claim_gets_its_address_back_when_that_is_shared_or_gone() {
+    let others =
+        [(vec![claimer(2, Claim::new(vip()))], Vec::new()), (Vec::new(), vec![ObjectId::peer(key(2))])];
+    for holder in [None, Some(2)] {
+        for (put, gone) in others.clone() {
+            let mut bench = Bench::served();
+            bench.agent.set_claims(vec![Claim::new(vip())], bench.now);
+            bench.say(ConnId(0), ServerMessage::Membership(granted(1)));
+            bench.tell(2, vec![claimer(2, Claim::new(vip()))], Vec::new());
+            let held = holder.map(|node| holdings(node, 5)).into_iter();
+            let outputs = bench.tell(3, held.chain([claimer(2, exclusive())]).collect(), Vec::new());
+            assert_eq!(ordered(&outputs), Some(Vec::new()), "it gives way");
+            let outputs = bench.tell(4, put, gone);
+            assert_eq!(ordered(&outputs), Some(vec![vip()]), "it serves again");
+        }
+    }
+}
+
 #[test]
 fn status_says_who_can_take_over_and_who_cannot() {
     let mut bench = rival();

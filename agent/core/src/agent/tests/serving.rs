@@ -109,6 +109,18 @@ fn a_claim_is_served_once_it_is_granted_and_says_before_what_to_do() {
 }
 
 #[test]
+fn the_own_address_of_another_node_is_not_served_whatever_was_granted() {
+    let mut bench = Bench::served();
+    bench.tell(2, vec![network(), claimer(2, &[])], Vec::new());
+    bench.agent.set_claims(vec![claim("100.64.0.2/32"), claim("100.64.0.3/32")], bench.now);
+    bench.say(ConnId(0), ServerMessage::Membership(granted(1, NOW_S, &["100.64.0.2/31"])));
+    let outputs = bench.outputs();
+    assert_eq!(configured(&outputs).unwrap().1, [net("100.64.0.3/32")], "the other one is free");
+    let reason = bench.agent.status(bench.now).own.claims[0].reason.clone().unwrap();
+    assert!(reason.contains("own address of p2"), "{reason}");
+}
+
+#[test]
 fn the_own_address_is_not_claimed_on_top() {
     let mut bench = Bench::served();
     bench.agent.set_claims(vec![claim("100.64.0.1/32")], bench.now);
