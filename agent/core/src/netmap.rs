@@ -116,6 +116,8 @@ pub struct NetMap {
     removals: Removals,
     network: Option<Network>,
     holdings: Holdings,
+    /// Something of the newest step is missing.
+    is_incomplete: bool,
 }
 
 impl NetMap {
@@ -133,6 +135,7 @@ impl NetMap {
             removals: Removals::default(),
             network: None,
             holdings: Holdings::default(),
+            is_incomplete: false,
         }
     }
 
@@ -300,9 +303,9 @@ impl NetMap {
         self.forget_former_holders();
     }
 
-    /// What peers told of themselves goes with their leave to hold it.
+    /// What peers told of themselves goes with their leave to hold it; not in the middle of a step, whose later part may say who holds it now.
     pub fn forget_former_holders(&mut self) {
-        if self.holdings.heard().next().is_some() {
+        if !self.is_incomplete && self.holdings.heard().next().is_some() {
             let members = &self.members;
             self.holdings.retain_heard(|heard| {
                 let mut known = members.values().filter(|member| member.membership.node_id == heard.node);
@@ -329,6 +332,7 @@ impl NetMap {
         if delta.version < self.version {
             return Applied::Stale;
         }
+        self.is_incomplete = true;
         let mut changes = Changes::default();
         let begins_epoch = delta.version.epoch > self.version.epoch;
         for id in &delta.drop {
@@ -347,6 +351,7 @@ impl NetMap {
         if self.map.digest() != delta.digest {
             return Applied::Diverged(changes);
         }
+        self.is_incomplete = false;
         self.version = delta.version;
         self.on_level(delta.version);
         self.on_seen(delta.version, delta.receipt);

@@ -282,6 +282,9 @@ impl Agent {
         self.gossip.look_at_map();
         self.tell_rules();
         self.level_at = Some(self.now);
+        if self.netmap.holdings().heard().next().is_some() {
+            self.on_holdings_changed();
+        }
         self.on_confirmed();
         self.save_map_soon();
         let revision = self.netmap.state().version.revision;

@@ -205,6 +205,21 @@ fn what_a_peer_told_of_itself_goes_with_its_claim() {
 }
 
 #[test]
+fn in_the_middle_of_a_map_that_comes_in_parts_nobody_is_back_at_a_former_holder() {
+    let shared = Claim { exclusive: false, ..exclusive() };
+    let mut bench = rival();
+    bench.tell(3, vec![holdings(1, 5)], Vec::new());
+    bench.hear(2, Body::Holdings(vec![held(2, 6)]));
+    let whole = bench.step(4, vec![claimer(2, shared)], Vec::new());
+    bench.say(ConnId(0), ServerMessage::Map(Delta { last: false, ..whole }));
+    bench.outputs();
+    assert!(!serves(&bench), "the next part may say who holds it now");
+    bench.tell(4, vec![holdings(3, 7)], Vec::new());
+    assert!(!serves(&bench));
+    assert_eq!(bench.agent.netmap.holdings().heard().count(), 0);
+}
+
+#[test]
 fn what_a_successor_held_that_is_gone_is_not_its_predecessors_until_a_server_had_the_time_to_say_so() {
     let mut bench = rival();
     bench.tell(3, vec![holdings(1, 5)], Vec::new());
