@@ -142,6 +142,12 @@ impl World {
             false => self.database.head.claims_of(agent),
         };
         self.nodes[agent].config.facts.claims.clone_from(&claims);
+        self.tell_claims(agent);
+    }
+
+    /// One that stands still hears it when it goes on.
+    fn tell_claims(&mut self, agent: usize) {
+        let claims = self.nodes[agent].config.facts.claims.clone();
         self.input(agent, |a, now| a.set_claims(claims, now));
     }
 
@@ -194,6 +200,7 @@ impl World {
         self.disturb(agent, false);
         self.input(agent, |a, now| a.handle_network_changed(now));
         self.tell_check(agent);
+        self.tell_claims(agent);
     }
 
     fn pause(&mut self, agent: usize) {
@@ -210,6 +217,7 @@ impl World {
         // Its timers are late.
         self.input(agent, |_, _| {});
         self.tell_check(agent);
+        self.tell_claims(agent);
     }
 
     fn leave(&mut self, agent: usize) {

@@ -21,7 +21,12 @@ use proto::{
     session::{MapState, ServerId},
     statement::NodeId,
 };
-use std::{collections::BTreeMap, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
 
 const SERVING_SILENCE: Duration = Duration::from_secs(10);
 const STANDBY_SILENCE: Duration = Duration::from_secs(40);
@@ -219,8 +224,11 @@ impl World {
         }
     }
 
-    /// What was not written while the database was away is.
+    /// What was not written while the database was away is: who came, and who went.
     fn save_seats(&mut self, server: usize) {
+        let here: BTreeSet<NodeId> =
+            self.servers[server].sessions.values().map(|session| members::of(session.agent).node).collect();
+        self.database.seats.retain(|node, seat| seat.server != server || here.contains(node));
         for session in self.servers[server].sessions.values().filter(|s| s.serving.is_some()) {
             let seat = Seat { server, number: session.number };
             self.database.take_seat(members::of(session.agent).node, seat);

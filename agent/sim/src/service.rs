@@ -68,7 +68,7 @@ impl World {
                 if !self.has_database(server) {
                     return self.hang_up(id, refused(Reason::Database, Some(Duration::from_secs(2)), &[]));
                 }
-                self.write(&Change::Enrol(agent));
+                self.enrol(agent);
                 // The server that wrote it need not hear of it first.
                 let head = self.database.head.clone();
                 self.servers[server].state = head;
@@ -84,6 +84,15 @@ impl World {
             self.say(id, Lane::Down, Said::Enrolled(Box::new(enrolled)));
         }
         self.say(id, Lane::Down, Said::Opened(self.servers[server].id));
+    }
+
+    /// With what it says that it claims now.
+    fn enrol(&mut self, agent: usize) {
+        self.write(&Change::Enrol(agent));
+        let claims_nothing = self.nodes[agent].config.facts.claims.is_empty();
+        if claims_nothing && !self.database.head.claims_of(agent).is_empty() {
+            self.write(&Change::Withdraw(agent, true));
+        }
     }
 
     fn publish_soon(&mut self, server: usize) {
@@ -137,7 +146,7 @@ impl World {
         let (key, head) = (members::of(agent).key, &self.database.head);
         let outside = head.is_member(&key) || head.removal(&key).is_some() || hello.membership.is_empty();
         if self.has_database(server) && self.database.recovered && !outside {
-            self.write(&Change::Enrol(agent));
+            self.enrol(agent);
             self.servers[server].state = self.database.head.clone();
             self.publish_soon(server);
         }
