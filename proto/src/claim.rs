@@ -1,6 +1,10 @@
 //! What nodes claim: prefixes that they serve, perhaps beside others.
 
-use crate::{Invalid, wire};
+use crate::{
+    Invalid,
+    prefix::{self, PrefixError},
+    wire,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +57,15 @@ pub enum Unclaimable {
     Overlay(IpNet),
 }
 
+/// Text that names nothing that can be claimed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadClaim {
+    #[error(transparent)]
+    Unclaimable(#[from] Unclaimable),
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+}
+
 impl Claim {
     /// With nothing asked for beyond the prefix.
     pub fn new(prefix: IpNet) -> Self {
@@ -91,6 +104,18 @@ impl Claim {
             (any(["0.0.0.0/8", "::/128"]) || overlaps("240.0.0.0/4"), Unclaimable::Unspecified(*prefix)),
         ];
         cases.into_iter().find(|(is_it, _)| *is_it).map_or(Ok(()), |(_, why)| Err(why))
+    }
+
+    /// Reads a prefix to claim as people write it, an address alone included.
+    ///
+    /// # Errors
+    /// It is no prefix, it has host bits, or nobody can claim it.
+    pub fn parse_prefix(text: &str) -> Result<IpNet, BadClaim> {
+        let parsed = prefix::parse(text);
+        if let Ok(prefix) | Err(PrefixError::HostBits(prefix)) = &parsed {
+            Self::check_prefix(&prefix.trunc())?;
+        }
+        Ok(parsed?)
     }
 
     pub(crate) fn to_wire(self) -> wire::Claim {
@@ -159,6 +184,17 @@ mod tests {
         for good in ["10.0.0.0/8", "100.64.0.9/32", "192.168.1.0/24", "fd00::/48", "2001:db8::1/128"] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
+    }
+
+    #[test]
+    fn of_what_nobody_can_claim_nothing_else_is_told() {
+        for (text, reason) in
+            [("0.0.0.7/0", "exit node"), ("127.0.0.1/8", "loopback"), ("10.1.0.7/24", "10.1.0.7/32 is meant")]
+        {
+            let error = Claim::parse_prefix(text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+        assert_eq!(Claim::parse_prefix("10.99.0.1"), Ok("10.99.0.1/32".parse().unwrap()));
     }
 
     fn wire(prefix: &str) -> wire::Claim {

@@ -16,6 +16,7 @@ pub mod holding;
 pub mod key;
 pub mod map;
 pub mod peer_message;
+pub mod prefix;
 pub mod receipt;
 pub mod root;
 pub mod root_list;

@@ -326,8 +326,8 @@ impl FromStr for AddressRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let range = text.parse::<IpAddr>().map(IpNet::from).ok().or_else(|| text.parse().ok());
-        range.map(Self).ok_or_else(|| format!("{text:?} is no address: write 192.0.2.1 or 192.0.2.0/24"))
+        let range = proto::prefix::parse(text).map(Self);
+        range.map_err(|error| error.to_string())
     }
 }
 
@@ -446,7 +446,10 @@ mod tests {
         let limits = args.resolve().unwrap().0.limits;
         assert_eq!(limits.max_connections, 10);
         assert_eq!(limits.proxies, ["192.0.2.1/32".parse().unwrap(), "10.0.0.0/8".parse().unwrap()]);
-        assert!("balancer".parse::<AddressRange>().unwrap_err().contains("balancer"));
+        for (bad, reason) in [("balancer", "balancer"), ("10.0.0.7/8", "10.0.0.0/8 or 10.0.0.7/32 is meant")]
+        {
+            assert!(bad.parse::<AddressRange>().unwrap_err().contains(reason));
+        }
     }
 
     #[test]

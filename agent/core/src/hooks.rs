@@ -54,6 +54,8 @@ struct Hook {
     fence: Option<u64>,
     /// As was told last: by a run that began, if it is over or not.
     told: State,
+    /// There is another command for it since.
+    is_news: bool,
     is_running: bool,
     /// The last run began a [`PACE`] earlier.
     not_before: Option<BootTime>,
@@ -86,6 +88,13 @@ impl Hooks {
         self.forget_quiet();
     }
 
+    /// There is another command to be told of users: what is claimed and in use is told to it as well.
+    pub fn tell_users_again(&mut self, claimed: &[IpNet]) {
+        let is_told = |prefix: &IpNet, hook: &Hook| hook.told != State::Idle && claimed.contains(prefix);
+        let told = self.hooks.iter_mut().filter(|(prefix, hook)| is_told(prefix, hook));
+        told.for_each(|(_, hook)| hook.is_news = true);
+    }
+
     /// Nobody uses anything any more, which is told without delay.
     pub fn end(&mut self) {
         for hook in self.hooks.values_mut() {
@@ -104,6 +113,7 @@ impl Hooks {
         let mut due = self.hooks.iter_mut().filter(|(_, hook)| hook.is_due());
         let (prefix, hook) = due.find(|(_, hook)| hook.not_before.is_none())?;
         (hook.told, hook.is_running, hook.not_before) = (hook.state(), true, Some(now + PACE));
+        hook.is_news = false;
         let turn = match hook.told {
             State::Idle => Turn::Idle,
             State::Used | State::Held { .. } => Turn::Serving,
@@ -161,7 +171,8 @@ impl Hook {
     }
 
     fn is_due(&self) -> bool {
-        !self.is_running && self.told != self.state()
+        let is_news = self.is_news && self.state() != State::Idle;
+        !self.is_running && (is_news || self.told != self.state())
     }
 }
 
@@ -256,6 +267,30 @@ mod tests {
         hooks.handle_done(&prefix(1), Ok(()));
         hooks.end();
         assert_eq!(hooks.poll_run(at(1)), run(Idle, 0), "at once");
+    }
+
+    #[test]
+    fn another_command_is_told_once_of_what_is_in_use_and_of_nothing_else() {
+        let mut hooks = Hooks::default();
+        hooks.set_users(prefix(1), 2);
+        assert_eq!(hooks.poll_run(START), run(Serving, 2));
+        hooks.tell_users_again(&[prefix(1)]);
+        assert_eq!(hooks.poll_run(at(2)), None, "never two at once");
+        hooks.handle_done(&prefix(1), Ok(()));
+        assert_eq!(hooks.poll_run(at(2)), run(Serving, 2));
+        hooks.handle_done(&prefix(1), Ok(()));
+        assert_eq!((hooks.poll_run(at(3)), hooks.is_quiet()), (None, true));
+        hooks.tell_users_again(&[prefix(2)]);
+        assert!(hooks.is_quiet(), "it is claimed no more");
+        hooks.tell_users_again(&[prefix(1)]);
+        assert_eq!(hooks.poll_run(at(3)), run(Serving, 2));
+        hooks.tell_users_again(&[prefix(1)]);
+        hooks.set_users(prefix(1), 0);
+        hooks.handle_done(&prefix(1), Ok(()));
+        assert_eq!(hooks.poll_run(at(4)), run(Idle, 0), "nobody is served by then");
+        hooks.handle_done(&prefix(1), Ok(()));
+        hooks.tell_users_again(&[prefix(1)]);
+        assert_eq!((hooks.poll_run(at(5)), hooks.is_quiet()), (None, true));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{
     Context,
     failure::Failure,
     output,
-    view::{Holder, Peer, View},
+    view::{Claim, Holder, Peer, View},
 };
 use crate::{
     local::{ClientError, Request},
@@ -145,19 +145,40 @@ fn claims(text: &mut String, view: &View) -> std::fmt::Result {
         writeln!(text, "claims {} {}{reason}{holder}", claim.prefix, claim.state)?;
     }
     if view.own.users > 0 {
-        writeln!(text, "used by {} peers", view.own.users)?;
+        let peers = if view.own.users == 1 { "peer" } else { "peers" };
+        writeln!(text, "used by {} {peers}", view.own.users)?;
     }
     for claim in &view.claims {
-        let active = claim.active.as_deref().unwrap_or("nobody");
-        let others: Vec<&str> =
-            claim.candidates.iter().map(String::as_str).filter(|name| *name != active).collect();
-        let others = if others.is_empty() { String::new() } else { format!(", else {}", others.join(", ")) };
-        let unused = claim.unused.as_ref().map_or_else(String::new, |why| format!("; not used: {why}"));
         let holder = claim.holder.as_ref().map_or_else(String::new, held);
-        let switches = claim.switches;
-        writeln!(text, "{} served by {active}{others}; {switches} switches{holder}{unused}", claim.prefix)?;
+        match &claim.unused {
+            Some(why) => {
+                let names = claim.candidates.join(", ");
+                writeln!(text, "{} claimed by {names}{holder}; not used: {why}", claim.prefix)?;
+            }
+            None => writeln!(text, "{} {}{holder}", claim.prefix, serving(view, claim))?,
+        }
     }
     Ok(())
+}
+
+/// Who serves it this node, and who else could.
+fn serving(view: &View, claim: &Claim) -> String {
+    let active = claim.active.as_deref().unwrap_or("nobody");
+    let others = claim.candidates.iter().filter(|name| *name != active);
+    let others: Vec<String> = others.map(|name| candidate(view, name)).collect();
+    let others = if others.is_empty() { String::new() } else { format!(", else {}", others.join(", ")) };
+    let switches =
+        if claim.switches == 1 { "1 switch".to_owned() } else { format!("{} switches", claim.switches) };
+    format!("served by {active}{others}; {switches}")
+}
+
+/// Only who is served hears who is online.
+fn candidate(view: &View, name: &str) -> String {
+    let is_gone = |peer: &Peer| peer.name == name && !peer.online;
+    match view.served_by().is_some() && view.peers.iter().any(is_gone) {
+        true => format!("{name} (offline)"),
+        false => name.to_owned(),
+    }
 }
 
 /// Who holds what is claimed exclusively.
@@ -260,8 +281,8 @@ mod tests {
             "warning: the clock is off",
             "standby s2:7443; 1 failovers",
             "claims 10.7.0.0/24 refused: not granted\nclaims 10.99.0.1/32 served\nused by 2 peers\n",
-            "10.1.0.0/24 served by b, else c; 1 switches; exclusive: held by b for 2 min, fence 7; the database is away\n",
-            "10.2.0.0/24 served by c; 0 switches; not used: subnets\n",
+            "10.1.0.0/24 served by b, else c (offline); 1 switch; exclusive: held by b for 2 min, fence 7; the database is away\n",
+            "10.2.0.0/24 claimed by c; not used: subnets\n",
             "dropped packets: 7 queue full, 2 bad source\n",
             "map live, revision 7, confirmed 2 s ago",
             "server s3:7443 down (connection refused)",

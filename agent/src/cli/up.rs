@@ -55,7 +55,11 @@ pub(super) async fn run(global: Global, args: Args) -> Result<(), Failure> {
     let outcome = follow(watch, args.timeout.0, &progress).await;
     drop(progress);
     match outcome {
-        Ok(message) => Ok(output::line(&message)?),
+        Ok((message, view)) => {
+            output::line(&message)?;
+            view.refused_claims().iter().for_each(|refused| output::warn(refused));
+            Ok(())
+        }
         Err(failure) => {
             if started && !failure.enrolled {
                 // Nothing is left behind by a start that came to nothing.
@@ -124,7 +128,7 @@ struct NotUp {
     error: anyhow::Error,
 }
 
-async fn follow(mut watch: Watch, timeout: Duration, progress: &Progress) -> Result<String, NotUp> {
+async fn follow(mut watch: Watch, timeout: Duration, progress: &Progress) -> Result<(String, View), NotUp> {
     let begun = Instant::now();
     let mut last: Option<View> = None;
     loop {
@@ -140,7 +144,9 @@ async fn follow(mut watch: Watch, timeout: Duration, progress: &Progress) -> Res
         };
         let view: View = serde_json::from_str(&line).map_err(|error| not_up(error.into()))?;
         if let Some(url) = view.ready_by() {
-            return Ok(format!("up: {} ({}), served by {url}", view.own.name, view.own.addresses.join(", ")));
+            let message =
+                format!("up: {} ({}), served by {url}", view.own.name, view.own.addresses.join(", "));
+            return Ok((message, view));
         }
         if let Some(refused) = view.control.refused.as_ref().filter(|_| !view.is_enrolled()) {
             return Err(NotUp {
@@ -154,18 +160,19 @@ async fn follow(mut watch: Watch, timeout: Duration, progress: &Progress) -> Res
 }
 
 /// The time is over.
-fn gave_up(last: Option<View>, timeout: Duration) -> Result<String, NotUp> {
+fn gave_up(last: Option<View>, timeout: Duration) -> Result<(String, View), NotUp> {
     let Some(view) = last else {
         return Err(NotUp { enrolled: false, error: anyhow!("the agent said nothing within {timeout:?}") });
     };
     if view.has_cached_map() {
         let age = view.control.map_age_seconds.map_or_else(String::new, |age| format!(", {age} s old"));
-        return Ok(format!(
+        let message = format!(
             "up: {} ({}), not served ({}); tunnels are up from the cached map{age}",
             view.own.name,
             view.own.addresses.join(", "),
             view.troubles()
-        ));
+        );
+        return Ok((message, view));
     }
     let error = anyhow!("not served within {}: {}", Span(timeout), view.troubles());
     Err(NotUp { enrolled: view.is_enrolled(), error })

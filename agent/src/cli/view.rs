@@ -124,6 +124,14 @@ impl View {
         self.control.server.as_ref().filter(|_| connected).map(|server| server.url.as_str())
     }
 
+    /// What this node claims and may not serve, and why.
+    pub(super) fn refused_claims(&self) -> Vec<String> {
+        let refused = self.own.claims.iter().filter(|claim| claim.state == "refused");
+        let told =
+            refused.map(|claim| (&claim.prefix, claim.reason.as_deref().unwrap_or("no reason is told")));
+        told.map(|(prefix, reason)| format!("the claim of {prefix} is refused: {reason}")).collect()
+    }
+
     pub(super) fn has_cached_map(&self) -> bool {
         self.is_enrolled() && self.control.map_source == "cache"
     }

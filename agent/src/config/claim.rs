@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use proto::claim::Claim;
 use serde::{Serialize, Serializer};
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, str::FromStr};
 
 /// One entry of `--claim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,27 +24,14 @@ impl FromStr for ClaimRule {
             Some((prefix, priority)) => (prefix, priority_of(priority)?),
             None => (text, 0),
         };
-        Ok(Self::Prefix { prefix: prefix_of(prefix)?, priority })
+        let prefix = Claim::parse_prefix(prefix).map_err(|error| error.to_string())?;
+        Ok(Self::Prefix { prefix, priority })
     }
 }
 
 fn priority_of(text: &str) -> Result<u16, String> {
     text.parse()
         .map_err(|_| format!("{text:?} is no priority: a number from 0 to 65535, the higher the better"))
-}
-
-fn prefix_of(text: &str) -> Result<IpNet, String> {
-    let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    let prefix = parsed.map_err(|_| format!("{text:?} is no prefix: write 10.1.0.0/24 or 10.99.0.1"))?;
-    let address = IpNet::from(prefix.addr());
-    Claim::check_prefix(&prefix.trunc()).map_err(|error| error.to_string())?;
-    if prefix != prefix.trunc() {
-        return Err(format!(
-            "{prefix} has bits set behind its length: {} or {address} is meant",
-            prefix.trunc()
-        ));
-    }
-    Ok(prefix)
 }
 
 impl fmt::Display for ClaimRule {

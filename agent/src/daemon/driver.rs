@@ -6,6 +6,7 @@ use super::{
     connection::{Connections, Credentials, Enrolment},
     hooking::Hooked,
     plane,
+    users_logged::UsersLogged,
 };
 use crate::{
     config::Settings,
@@ -102,6 +103,7 @@ pub(super) struct Driver<'w> {
     pub(super) pings: BTreeMap<u64, (String, oneshot::Sender<Answer>)>,
     pub(super) last_ping: u64,
     pub(super) own_endpoints: Vec<SocketAddr>,
+    pub(super) users_logged: UsersLogged,
     listen_port: u16,
     /// The network was left.
     pub(super) left: bool,
@@ -159,6 +161,7 @@ impl<'w> Driver<'w> {
             pings: BTreeMap::new(),
             last_ping: 0,
             own_endpoints: Vec::new(),
+            users_logged: UsersLogged::default(),
             listen_port: 0,
             left: false,
             leaving: None,

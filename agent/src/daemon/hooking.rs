@@ -38,11 +38,15 @@ impl Hooking {
         }
     }
 
-    /// Other settings, from the next change on.
+    /// Other settings, from the next change on; but another `--on-serving` is told of the users that there are.
     pub(super) fn take(&mut self, settings: &Settings) {
-        self.lines = settings.hooks.clone();
+        let lines = std::mem::replace(&mut self.lines, settings.hooks.clone());
         let claimed: Vec<IpNet> = settings.claims.iter().map(|claim| claim.prefix).collect();
         self.machine.set_claims(&claimed);
+        if self.lines.on_serving.is_some() && self.lines.on_serving != lines.on_serving {
+            self.machine.tell_users_again(&claimed);
+            self.start_due(boot_time());
+        }
     }
 
     pub(super) fn set_users(&mut self, prefix: IpNet, users: u64) {

@@ -18,6 +18,7 @@ mod renewals;
 mod resolve;
 mod rules;
 mod serving;
+mod users_logged;
 mod watchers;
 
 use crate::{

@@ -35,7 +35,10 @@ impl Driver<'_> {
             }
             Notice::Claim { prefix, active, before } => self.on_claim(prefix, active, before),
             Notice::Users { prefix, users } => {
-                tracing::info!(%prefix, users, "peers use what this node serves");
+                match self.users_logged.is_due(prefix, boot_time()) {
+                    true => tracing::info!(%prefix, users, "peers use what this node serves"),
+                    false => tracing::debug!(%prefix, users, "peers use what this node serves"),
+                }
                 let is_it = |claim: &Claim| claim.exclusive && claim.prefix == prefix;
                 // Who holds it serves it, whoever uses it.
                 if !self.settings.claims.iter().any(is_it) {

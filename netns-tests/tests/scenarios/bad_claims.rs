@@ -33,11 +33,19 @@ pub(crate) fn are_refused(s: &mut Scenario) -> Result<()> {
     let own = agent.status()?.own.addresses.first().cloned().context("it has an address")?;
     for (prefix, reason) in UNCLAIMABLE {
         refused(&agent.command(&["set", "--claim", prefix])?, Some(WRONG_USAGE), &[reason])?;
-        refused(&server.command(&["node", "allow-claim", "a1", &full(prefix)])?, None, &[reason])?;
-        refused(&server.command(&["setup-key", "create", "--claims", &full(prefix)])?, None, &[reason])?;
+        refused(&server.command(&["node", "allow-claim", "a1", prefix])?, None, &[reason])?;
+        refused(&server.command(&["setup-key", "create", "--claims", prefix])?, None, &[reason])?;
+    }
+    let meant = ["10.1.0.0/24 or 10.1.0.7/32 is meant"];
+    for command in [
+        &["node", "allow-claim", "a1", "10.1.0.7/24"][..],
+        &["node", "disallow-claim", "a1", "10.1.0.7/24"],
+        &["setup-key", "create", "--claims", "10.2.0.0/24,10.1.0.7/24"],
+    ] {
+        refused(&server.command(command)?, Some(WRONG_USAGE), &meant)?;
     }
     refused(&server.command(&["node", "allow-claim", "a2", "100.64.0.0/10"])?, None, &["overlay"])?;
-    refused(&server.command(&["node", "allow-claim", "a2", &full(&own)])?, None, &["a1"])?;
+    refused(&server.command(&["node", "allow-claim", "a2", &own])?, None, &["a1"])?;
     let contradictory = ["set", "--claim", "10.9.0.1@1", "--claim", "10.9.0.1@2"];
     refused(&agent.command(&contradictory)?, Some(WRONG_USAGE), &["10.9.0.1/32", "two priorities"])?;
     for (line, words) in [
@@ -102,11 +110,6 @@ fn update(claims: Vec<Claim>) -> AgentMessage {
         claims,
     };
     AgentMessage::Update { facts, endpoints: Vec::new() }
-}
-
-/// With its length.
-fn full(prefix: &str) -> String {
-    prefix.parse::<IpAddr>().map_or_else(|_| prefix.to_owned(), |address| IpNet::from(address).to_string())
 }
 
 fn refused(output: &Output, code: Option<i32>, words: &[&str]) -> Result<()> {

@@ -158,7 +158,7 @@ pub(crate) fn by_commands_that_misbehave(s: &mut Scenario) -> Result<()> {
     Ok(())
 }
 
-/// Commands run in order with the right numbers, also at the end of the agent and after its restart; one that fails is shown and harms nothing.
+/// Commands run in order with the right numbers, also at the end of the agent and after its restart, and another one is told of users that are there; one that fails is shown and harms nothing.
 pub(crate) fn hooks_are_told_of_users(s: &mut Scenario) -> Result<()> {
     s.expect_warning("the command of --on-serving failed");
     let file = s.directory.join("told");
@@ -185,19 +185,22 @@ pub(crate) fn hooks_are_told_of_users(s: &mut Scenario) -> Result<()> {
     lines(&file, &[&told[..], &["idle 10.99.0.1/32 0 hf0"]].concat())?;
     mesh.agents[0].start()?;
     lines(&file, &[&told[..], &["idle 10.99.0.1/32 0 hf0", "serving 10.99.0.1/32 1 hf0"]].concat())?;
-    mesh.agents[0].ask(&["set", "--on-serving", "exit 3"])?;
-    mesh.agents[2].stop()?;
-    let status = mesh.agents[0].wait_now(TIMEOUT, "has no user", |status| status.own.users == 0)?;
-    ensure!(status.warnings.is_empty(), "nothing failed yet: {:?}", status.warnings);
-    // Who is back within the second that is between two runs was never gone.
-    let again = ["idle 10.99.0.1/32 0 hf0", "serving 10.99.0.1/32 1 hf0", "idle 10.99.0.1/32 0 hf0"];
+    let other = tell("other");
+    mesh.agents[0].ask(&["set", "--on-serving", &other])?;
+    let mut again = vec!["idle 10.99.0.1/32 0 hf0", "serving 10.99.0.1/32 1 hf0", "other 10.99.0.1/32 1 hf0"];
     lines(&file, &[&told[..], &again].concat())?;
-    mesh.agents[2].start()?;
-    let _pinger = use_it(&mesh)?;
+    // The same again is no other.
+    mesh.agents[0].ask(&["set", "--on-serving", &other])?;
+    mesh.agents[0].ask(&["set", "--on-serving", "exit 3"])?;
     mesh.agents[0].wait_now(TIMEOUT, "shows the command that failed", |status| {
         status.warnings.iter().any(|warning| warning.contains("failed for 10.99.0.1/32: exit code 3"))
     })?;
-    Ok(())
+    mesh.agents[2].stop()?;
+    mesh.agents[0].wait_now(TIMEOUT, "shows no failure of the past", |status| {
+        status.own.users == 0 && status.warnings.is_empty()
+    })?;
+    again.push("idle 10.99.0.1/32 0 hf0");
+    lines(&file, &[&told[..], &again].concat())
 }
 
 /// Pings every 5 ms from the client, answered.

@@ -198,4 +198,23 @@ mod tests {
         let Err(error) = Cli::try_parse_from(args) else { panic!("an unknown flag was taken") };
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
+
+    #[test]
+    fn a_prefix_to_claim_may_be_an_address_and_has_no_host_bits() {
+        for command in ["node allow-claim a", "node disallow-claim a", "setup-key create --claims"] {
+            let parse = |prefix: &str| {
+                let words = std::iter::once("server").chain(command.split(' ')).chain([prefix]);
+                Cli::try_parse_from(words).map(drop).map_err(|error| error.to_string())
+            };
+            for good in ["10.99.0.1", "10.99.0.1/32", "10.1.0.0/24", "fd00::1"] {
+                assert_eq!(parse(good), Ok(()), "{command}");
+            }
+            for (bad, reason) in
+                [("10.1.0.7/24", "10.1.0.0/24 or 10.1.0.7/32"), ("lan", "no prefix"), ("::1", "loopback")]
+            {
+                let error = parse(bad).unwrap_err();
+                assert!(error.contains(reason), "{command} {bad}: {error}");
+            }
+        }
+    }
 }

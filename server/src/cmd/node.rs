@@ -7,7 +7,7 @@ use crate::{
 };
 use clap::Subcommand;
 use ipnet::IpNet;
-use proto::{statement::NodeId, time::UnixTime};
+use proto::{claim::Claim, statement::NodeId, time::UnixTime};
 use serde::Serialize;
 use std::{collections::BTreeSet, net::IpAddr, net::SocketAddr};
 
@@ -43,6 +43,7 @@ pub(crate) enum Command {
     /// Let a node claim a prefix
     AllowClaim {
         node: String,
+        #[arg(value_parser = Claim::parse_prefix)]
         prefix: IpNet,
         #[command(flatten)]
         common: CommonArgs,
@@ -50,6 +51,7 @@ pub(crate) enum Command {
     /// Take such leave back
     DisallowClaim {
         node: String,
+        #[arg(value_parser = Claim::parse_prefix)]
         prefix: IpNet,
         #[command(flatten)]
         common: CommonArgs,
@@ -111,13 +113,13 @@ pub(crate) async fn run(command: Command) -> Result<(), Failure> {
         Command::AllowClaim { node, prefix, common } => {
             let change = |state: &State, node: &Node, now| allow_claim(state, node, prefix, now);
             let cluster = common.database.load_to_sign().await?;
-            let done = |node: &Node| format!("{} may claim {}", node.name, prefix.trunc());
+            let done = |node: &Node| format!("{} may claim {prefix}", node.name);
             change_node(&node, cluster, common.json, change, done).await
         }
         Command::DisallowClaim { node, prefix, common } => {
             let change = |state: &State, node: &Node, now| disallow_claim(state, node, prefix, now);
             let cluster = common.database.load_to_sign().await?;
-            let done = |node: &Node| format!("{} may no longer claim {}", node.name, prefix.trunc());
+            let done = |node: &Node| format!("{} may no longer claim {prefix}", node.name);
             change_node(&node, cluster, common.json, change, done).await
         }
     }

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, anyhow};
 use clap::Subcommand;
 use ipnet::IpNet;
-use proto::{setup_key::SetupSecret, time::UnixTime};
+use proto::{claim::Claim, setup_key::SetupSecret, time::UnixTime};
 use serde::Serialize;
 
 #[derive(Subcommand)]
@@ -41,7 +41,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_delimiter = ',', value_name = "GROUP")]
     groups: Vec<String>,
     /// Prefixes that its nodes may claim
-    #[arg(long, value_delimiter = ',', value_name = "PREFIX")]
+    #[arg(long, value_delimiter = ',', value_name = "PREFIX", value_parser = Claim::parse_prefix)]
     claims: Vec<IpNet>,
     /// How long it lets nodes in: 90s, 12h, 7d, or `never`
     #[arg(long, default_value = "7d", value_name = "SPAN", value_parser = lifetime)]
