@@ -37,6 +37,9 @@ pub(crate) fn address_answers_and_goes_with_its_node(s: &mut Scenario) -> Result
             reason.contains(&format!("allow-claim {} {CLAIM}", status.own.addresses[0])),
             "it says: {reason}"
         );
+        let output = claimer.command(&["set", "--claim", "10.99.0.1@5"])?;
+        let warned = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && warned.contains(&reason), "`set` warned: {warned}");
         ensure!(!has_address(claimer)?, "{} has an address that it was not granted", claimer.name);
     }
     grant(&mesh, CLAIM)?;
