@@ -22,7 +22,10 @@ use proto::{
     statement::{Membership, Removal, Statement, StatementError},
     time::UnixTime,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// A peer with its verified certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +114,8 @@ pub struct NetMap {
     /// The newest whose map this is, as servers told in this start.
     level: MapVersion,
     members: BTreeMap<PublicKey, Member>,
+    /// Whose own address each is.
+    owners: BTreeMap<IpAddr, PublicKey>,
     /// Members that a new epoch's map lacks: the database may have lost them, and only a removal or the end of its certificate ends a member.
     lingering: BTreeSet<PublicKey>,
     removals: Removals,
@@ -131,6 +136,7 @@ impl NetMap {
             receipt: Receipt::default(),
             level: MapVersion::default(),
             members: BTreeMap::new(),
+            owners: BTreeMap::new(),
             lingering: BTreeSet::new(),
             removals: Removals::default(),
             network: None,
@@ -323,6 +329,11 @@ impl NetMap {
         self.members.get(key)
     }
 
+    /// Whose own address it is.
+    pub fn owner_of(&self, address: &IpAddr) -> Option<&Member> {
+        self.members.get(self.owners.get(address)?)
+    }
+
     pub fn members(&self) -> impl Iterator<Item = (&PublicKey, &Member)> {
         self.members.iter()
     }
@@ -499,7 +510,11 @@ impl NetMap {
         }
         self.lingering.remove(&key);
         self.make_room(&member, changes);
-        self.members.insert(key, member);
+        let addresses = member.membership.addresses.clone();
+        if let Some(former) = self.members.insert(key, member) {
+            self.disown(&key, &former);
+        }
+        self.owners.extend(addresses.into_iter().map(|address| (address, key)));
         changes.removed.retain(|removed| *removed != key);
         changes.upserted.push(key);
     }
@@ -532,10 +547,19 @@ impl NetMap {
         }
     }
 
+    fn disown(&mut self, key: &PublicKey, member: &Member) {
+        for address in &member.membership.addresses {
+            if self.owners.get(address) == Some(key) {
+                self.owners.remove(address);
+            }
+        }
+    }
+
     fn remove_member(&mut self, id: &ObjectId, changes: &mut Changes) {
         let Some(key) = key_of(id) else { return };
         self.lingering.remove(&key);
-        if self.members.remove(&key).is_some() {
+        if let Some(former) = self.members.remove(&key) {
+            self.disown(&key, &former);
             changes.upserted.retain(|upserted| *upserted != key);
             changes.removed.push(key);
         }

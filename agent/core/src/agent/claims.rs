@@ -7,7 +7,7 @@ use crate::{
     io::{self, Notice, TunnelCommand},
 };
 use ipnet::IpNet;
-use proto::{claim::Claim, key::PublicKey, peer_message::ProbeReply, statement::NodeId};
+use proto::{key::PublicKey, peer_message::ProbeReply};
 
 impl Agent {
     /// Does what the machine of claims asks for.
@@ -38,17 +38,7 @@ impl Agent {
         let Some(member) = self.netmap.member(key) else { return };
         let claims = if usable { member.granted_claims() } else { Vec::new() };
         let node = member.membership.node_id;
-        self.users.judge_anew();
-        self.put_claims(key, node, claims);
-    }
-
-    /// An own claim that gives way to an exclusive one, or no longer, does so on the machine, too: who is sent to may stay the same.
-    pub(super) fn put_claims(&mut self, key: &PublicKey, node: NodeId, claims: Vec<Claim>) {
-        let given_way = self.given_way();
         self.claims.handle_claims(*key, node, claims, self.now);
-        if self.given_way() != given_way {
-            self.configure_interface();
-        }
     }
 
     /// First the new one: what it is given, the former has no more.

@@ -191,12 +191,6 @@ impl Agent {
         !claim.exclusive && self.claims.is_exclusive(&claim.prefix)
     }
 
-    /// Own claims that give way to others' exclusive ones.
-    pub(super) fn given_way(&self) -> Vec<IpNet> {
-        let claims = self.config.facts.claims.iter();
-        claims.filter(|claim| self.gives_way(claim)).map(|claim| claim.prefix).collect()
-    }
-
     /// Why a claim gives way to others' exclusive ones.
     pub(super) fn refusal_by_exclusive(&self, claim: &Claim) -> Option<String> {
         if !self.gives_way(claim) {

@@ -140,6 +140,7 @@ impl Agent {
             self.with_peer(&key, |peer, now| peer.set_usable(usable, &config, now));
         }
         self.drain_claims();
+        self.follow_members();
         self.judge_expiry();
     }
 
@@ -226,7 +227,7 @@ impl Agent {
             clock_ahead_seconds: self.time.wall_ahead(now),
             draining: self.draining,
             claims: self.own_claims_status(),
-            users: self.users.count(now) as u64,
+            users: self.users.counted(now) as u64,
         }
     }
 

@@ -129,6 +129,8 @@ pub struct Agent {
     state_saving: Saving,
     map_saving: Saving,
     users: Users,
+    /// As the machine was last told to.
+    serving: Vec<IpNet>,
     draining: bool,
     /// Until those who use us have moved.
     leaving: Option<Leaving>,
@@ -188,6 +190,7 @@ impl Agent {
             state_saving: Saving::default(),
             map_saving: Saving::default(),
             users: Users::default(),
+            serving: Vec::new(),
             draining: false,
             leaving: None,
             withdrawn: Withdrawn::default(),

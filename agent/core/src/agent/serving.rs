@@ -46,6 +46,10 @@ impl Agent {
         let (node, addresses) = (membership.node_id, membership.addresses.clone());
         self.claims.set_client(node);
         let served = self.served();
+        if self.serving != served {
+            self.serving.clone_from(&served);
+            self.users.judge_anew();
+        }
         self.tell_users();
         let mut overlay = self.overlay();
         let routed: Vec<IpNet> =
@@ -54,6 +58,13 @@ impl Agent {
         let served = served.iter().copied().chain(self.stood_in_for(&served)).collect();
         self.put_configure(Output::Configure { addresses, overlay, served });
         self.confine_rules();
+    }
+
+    /// Whether an own claim is served depends on others, too: who claims the same exclusively, and whose own address it is.
+    pub(super) fn follow_members(&mut self) {
+        if self.serving != self.served() {
+            self.configure_interface();
+        }
     }
 
     /// Takes the place of one that was not done yet: a whole map brings many.
@@ -107,9 +118,8 @@ impl Agent {
     }
 
     fn is_own_of_a_node(&self, host: &IpNet) -> bool {
-        let has = |membership: &Membership| membership.addresses.contains(&host.addr());
-        self.membership.as_ref().is_some_and(|(_, own)| has(own))
-            || self.netmap.members().any(|(_, member)| has(&member.membership))
+        let is_ours = |(_, own): &(Vec<u8>, Membership)| own.addresses.contains(&host.addr());
+        self.membership.as_ref().is_some_and(is_ours) || self.netmap.owner_of(&host.addr()).is_some()
     }
 
     /// The other node whose own address it is, as a grant around it may be older than that node.
@@ -117,9 +127,7 @@ impl Agent {
         if !is_host(prefix) || !self.overlay().iter().any(|overlay| overlay.contains(prefix)) {
             return None;
         }
-        let mut members = self.netmap.members();
-        let (_, owner) = members.find(|(_, member)| member.membership.addresses.contains(&prefix.addr()))?;
-        Some(&owner.peer.name)
+        self.netmap.owner_of(&prefix.addr()).map(|owner| owner.peer.name.as_str())
     }
 
     /// Why an own claim is not served, for people.

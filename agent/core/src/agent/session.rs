@@ -316,6 +316,7 @@ impl Agent {
         }
         if changes.holdings || !changes.upserted.is_empty() || !changes.removed.is_empty() {
             self.on_holdings_changed();
+            self.follow_members();
         }
     }
 

@@ -267,7 +267,7 @@ impl Agent {
             self.forget_user(key);
         }
         // What waits for it goes to who serves in its place.
-        self.put_claims(key, NodeId(0), Vec::new());
+        self.claims.handle_claims(*key, NodeId(0), Vec::new(), self.now);
         self.drain_claims();
         self.tunnel(TunnelCommand::Remove { peer: *key });
     }

@@ -1,6 +1,8 @@
 //! Who uses what this node serves. Each probe says what its sender uses of the one it asks, every few seconds; who has not repeated it for [`USE_LASTS`] uses nothing any more.
 //!
-//! A member may say what it likes. So only who may open something counts: for claims that the rules let it reach, as far as it uses them or a part of them. Rules that changed are looked at with its next word.
+//! Whoever says so is waited for when this node goes, and told again what it withdraws: what it answers to hosts behind this node comes here, too. But a member may say what it likes, and programs start and stop by the
+//! number of users. So only who may open something counts: for claims that the rules let it reach, as far as it uses them or a part of them. Rules that changed are looked at with its next word, and however often a
+//! peer says something else, it is judged once in [`JUDGED_FOR`].
 //!
 //! The number of users of each claim is told when it changes: programs may wait for the first and the last.
 
@@ -15,20 +17,38 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// Three checks, and a little.
 const USE_LASTS: Duration = Duration::from_secs(7);
+/// To look through thousands of rules takes its time.
+const JUDGED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct User {
     said_at: BootTime,
     uses: Uses,
-    /// The claims of ours that it counts for.
+    /// What it uses is of these claims of ours.
+    claims: Vec<IpNet>,
+    /// And counts for these.
     counts: Vec<IpNet>,
-    /// By which state of rules and claims.
-    judged_by: u64,
+    judged: Judged,
+    /// It said something else since, too soon to be judged again.
+    is_behind: bool,
+}
+
+/// What a user was judged by, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Judged {
+    at: BootTime,
+    state: u64,
+    sources: Vec<IpNet>,
 }
 
 impl User {
     fn is_one(&self, now: BootTime) -> bool {
-        !self.counts.is_empty() && now < self.said_at + USE_LASTS
+        self.uses.is_any() && now < self.said_at + USE_LASTS
+    }
+
+    fn look_at(&self) -> BootTime {
+        let over = self.said_at + USE_LASTS;
+        if self.is_behind { over.min(self.judged.at + JUDGED_FOR) } else { over }
     }
 }
 
@@ -36,31 +56,41 @@ impl User {
 #[derive(Debug, Default)]
 pub(super) struct Users {
     users: BTreeMap<PublicKey, User>,
-    /// Nobody's word is over before this.
+    /// There is nothing to do before this.
     look_at: Option<BootTime>,
     /// As last told; none of them zero.
     told: BTreeMap<IpNet, u64>,
-    /// Counts the changes of what users are judged by.
+    /// Counts the changes of rules and own claims.
     state: u64,
 }
 
 impl Users {
-    /// Rules, our claims, or what a peer may send from, may have changed.
+    /// Rules or our claims may have changed.
     pub(super) fn judge_anew(&mut self) {
         self.state += 1;
     }
 
     fn expire(&mut self, now: BootTime) {
         self.users.retain(|_, user| now < user.said_at + USE_LASTS);
-        self.look_at = self.users.values().map(|user| user.said_at + USE_LASTS).min();
+        self.look_at = self.users.values().map(User::look_at).min();
+    }
+
+    fn look_no_later(&mut self, at: BootTime) {
+        self.look_at = Some(self.look_at.map_or(at, |look_at| look_at.min(at)));
     }
 
     pub(super) fn deadline(&self) -> Option<BootTime> {
         self.look_at
     }
 
+    /// Those who say that they are, whether they count or not.
     pub(super) fn count(&self, now: BootTime) -> usize {
         self.now(now).count()
+    }
+
+    /// Those who count.
+    pub(super) fn counted(&self, now: BootTime) -> usize {
+        self.users.values().filter(|user| user.is_one(now) && !user.counts.is_empty()).count()
     }
 
     /// Of this claim.
@@ -79,7 +109,7 @@ impl Users {
         now: BootTime,
     ) -> impl Iterator<Item = PublicKey> {
         let users = self.users.iter().filter(move |(_, user)| user.is_one(now));
-        users.filter(move |(_, user)| user.counts.iter().any(&is_one)).map(|(peer, _)| *peer)
+        users.filter(move |(_, user)| user.claims.iter().any(&is_one)).map(|(peer, _)| *peer)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -90,36 +120,71 @@ impl Users {
 impl Agent {
     /// A peer said what it uses of what we serve.
     pub(super) fn on_use_told(&mut self, peer: PublicKey, uses: Uses) {
-        let state = self.users.state;
-        let known = self.users.users.get_mut(&peer);
-        if !uses.is_any() {
-            self.forget_user(&peer);
-        } else if let Some(user) = known.filter(|user| user.uses == uses && user.judged_by == state) {
-            user.said_at = self.now;
-        } else {
-            let counts = self.counts(&peer, &uses);
-            self.users.users.insert(peer, User { said_at: self.now, uses, counts, judged_by: state });
-            self.users.look_at.get_or_insert(self.now + USE_LASTS);
-            self.tell_users();
+        let (now, state, sources) = (self.now, self.users.state, self.sources_of(&peer));
+        match self.users.users.get_mut(&peer) {
+            None if !uses.is_any() => {}
+            None => {
+                let judged = Judged { at: now, state, sources };
+                let (claims, counts) = (Vec::new(), Vec::new());
+                let user = User { said_at: now, uses, claims, counts, judged, is_behind: true };
+                self.users.users.insert(peer, user);
+                self.users.look_no_later(now + USE_LASTS);
+                self.judge(&peer);
+            }
+            Some(user)
+                if user.uses == uses && user.judged.state == state && user.judged.sources == sources =>
+            {
+                user.said_at = now;
+            }
+            Some(user) => {
+                (user.said_at, user.uses, user.is_behind) = (now, uses, true);
+                self.on_use_changed(&peer);
+            }
         }
         self.on_users_counted();
     }
 
-    /// What is used counts for the longest claim around it.
-    fn counts(&self, peer: &PublicKey, uses: &Uses) -> Vec<IpNet> {
-        let claims = || self.config.facts.claims.iter().map(|claim| claim.prefix);
-        let claim_of =
-            |used: &IpNet| claims().filter(|claim| claim.contains(used)).max_by_key(IpNet::prefix_len);
-        let mut used: Vec<IpNet> = match uses {
+    fn on_use_changed(&mut self, peer: &PublicKey) {
+        let claims = self.claims_used(peer);
+        let Some(user) = self.users.users.get_mut(peer) else { return };
+        user.counts.retain(|claim| claims.contains(claim));
+        user.is_behind = user.counts != claims;
+        user.claims = claims;
+        let again_at = user.judged.at + JUDGED_FOR;
+        match (user.is_behind, self.now < again_at) {
+            (true, false) => self.judge(peer),
+            (true, true) => self.users.look_no_later(again_at),
+            (false, _) => {}
+        }
+        self.tell_users();
+    }
+
+    /// What a peer uses is of the longest served claim around it.
+    fn claims_used(&self, peer: &PublicKey) -> Vec<IpNet> {
+        let Some(user) = self.users.users.get(peer) else { return Vec::new() };
+        let served = self.served();
+        let claim_of = |used: &IpNet| {
+            served.iter().filter(|claim| claim.contains(used)).max_by_key(|claim| claim.prefix_len())
+        };
+        let mut used: Vec<IpNet> = match &user.uses {
             Uses::None => Vec::new(),
-            Uses::These(these) => these.iter().filter_map(claim_of).collect(),
-            Uses::Some => claims().collect(),
+            Uses::These(these) => these.iter().filter_map(claim_of).copied().collect(),
+            Uses::Some => served,
         };
         used.sort_unstable();
         used.dedup();
-        let sources = self.sources_of(peer);
-        used.retain(|claim| self.rules_let_reach(&sources, claim));
         used
+    }
+
+    fn judge(&mut self, peer: &PublicKey) {
+        let (state, sources, claims) = (self.users.state, self.sources_of(peer), self.claims_used(peer));
+        let reached = claims.iter().filter(|claim| self.rules_let_reach(&sources, claim));
+        let counts = reached.copied().collect();
+        if let Some(user) = self.users.users.get_mut(peer) {
+            (user.claims, user.counts, user.is_behind) = (claims, counts, false);
+            user.judged = Judged { at: self.now, state, sources };
+        }
+        self.tell_users();
     }
 
     pub(super) fn forget_user(&mut self, peer: &PublicKey) {
@@ -129,10 +194,16 @@ impl Agent {
     }
 
     pub(super) fn look_at_users(&mut self) {
-        if self.users.look_at.is_some_and(|at| self.now >= at) {
-            self.users.expire(self.now);
-            self.tell_users();
+        if self.users.look_at.is_none_or(|at| self.now < at) {
+            return;
         }
+        let is_due = |user: &User| user.is_behind && self.now >= user.judged.at + JUDGED_FOR;
+        let due = self.users.users.iter().filter(|(_, user)| is_due(user)).map(|(peer, _)| *peer);
+        for peer in due.collect::<Vec<_>>() {
+            self.judge(&peer);
+        }
+        self.users.expire(self.now);
+        self.tell_users();
     }
 
     /// Tells where the number of users is another than before. What is not served has none.

@@ -118,6 +118,11 @@ fn the_own_address_of_another_node_is_not_served_whatever_was_granted() {
     assert_eq!(configured(&outputs).unwrap().1, [net("100.64.0.3/32")], "the other one is free");
     let reason = bench.agent.status(bench.now).own.claims[0].reason.clone().unwrap();
     assert!(reason.contains("own address of p2"), "{reason}");
+    let outputs = bench.tell(3, Vec::new(), vec![ObjectId::peer(key(2))]);
+    let both = [net("100.64.0.2/32"), net("100.64.0.3/32")];
+    assert_eq!(configured(&outputs).unwrap().1, both, "its owner is gone");
+    let outputs = bench.tell(4, vec![claimer(2, &[])], Vec::new());
+    assert_eq!(configured(&outputs).unwrap().1, [net("100.64.0.3/32")], "its owner is back");
 }
 
 #[test]
@@ -388,21 +393,49 @@ fn who_may_open_nothing_at_a_claim_is_no_user_of_it_whatever_it_says() {
     // Node 2 may open the second one only, and node 3 anything.
     let rules = vec![rule(1, &["100.64.0.2/32"], &["10.9.0.2/32"]), rule(2, &["100.64.0.3/32"], &[])];
     bench.tell(11, rules, Vec::new());
-    let mut says = |uses: Uses| {
+    let mut says = |second: u64, uses: Uses| {
+        bench.at(Duration::from_secs(second));
         bench.hear(2, Body::Probe(Probe { id: 1, uses }));
         let users = bench.agent.status(bench.now).own;
         (users.claims.iter().map(|claim| claim.users).collect::<Vec<u64>>(), users.users)
     };
-    assert_eq!(says(Uses::These(vec![mine])), (vec![0, 0], 0));
-    assert_eq!(says(Uses::These(vec![mine, others])), (vec![0, 1], 1));
-    assert_eq!(says(Uses::Some), (vec![0, 1], 1));
+    assert_eq!(says(0, Uses::These(vec![mine])), (vec![0, 0], 0));
+    assert_eq!(says(1, Uses::These(vec![mine, others])), (vec![0, 1], 1));
+    assert_eq!(says(2, Uses::Some), (vec![0, 1], 1));
     // Rules that end it are looked at with its next word.
     bench.tell(12, Vec::new(), vec![ObjectId::rule(vec![1])]);
+    bench.at(Duration::from_secs(3));
     bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::Some }));
     assert_eq!(bench.agent.status(bench.now).own.users, 0);
     bench.agent.drain(bench.now);
-    bench.at(Duration::from_millis(300));
-    assert!(bench.agent.has_left(), "nobody waits for it");
+    bench.at(Duration::from_millis(3300));
+    assert!(!bench.agent.has_left(), "it may answer what hosts behind this node have opened");
+    bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::None }));
+    bench.at(Duration::from_millis(3600));
+    assert!(bench.agent.has_left());
+}
+
+#[test]
+fn however_often_a_peer_says_something_else_it_is_judged_once_a_second() {
+    let mut bench = serving();
+    bench.agent.set_claims(vec![claim("10.9.0.1/32"), claim("10.9.0.2/32")], bench.now);
+    let counted = |bench: &Bench| -> Vec<u64> {
+        bench.agent.status(bench.now).own.claims.iter().map(|claim| claim.users).collect()
+    };
+    let these = |claim: &str| Uses::These(vec![net(claim)]);
+    for (uses, expected) in [
+        (these("10.9.0.1/32"), [1, 0]),
+        (these("10.9.0.2/32"), [0, 0]),
+        (Uses::None, [0, 0]),
+        (these("10.9.0.2/32"), [0, 0]),
+    ] {
+        bench.hear(2, Body::Probe(Probe { id: 1, uses }));
+        assert_eq!(counted(&bench), expected);
+    }
+    bench.at(Duration::from_millis(999));
+    assert_eq!(counted(&bench), [0, 0]);
+    bench.at(Duration::from_secs(1));
+    assert_eq!(counted(&bench), [0, 1], "without another word");
 }
 
 #[test]
@@ -411,7 +444,10 @@ fn use_of_a_part_counts_for_the_longest_claim_around_it() {
     let claims = ["10.9.0.0/31", "10.9.0.0/24"].map(claim).to_vec();
     bench.agent.set_claims(claims, bench.now);
     // Those of whom it stands in, as they are gone.
-    for (used, users) in [("10.9.0.1/32", [1, 0]), ("10.9.0.2/32", [0, 1]), ("10.9.1.0/24", [0, 0])] {
+    for (second, used, users) in
+        [(0, "10.9.0.1/32", [1, 0]), (1, "10.9.0.2/32", [0, 1]), (2, "10.9.1.0/24", [0, 0])]
+    {
+        bench.at(Duration::from_secs(second));
         bench.hear(2, Body::Probe(Probe { id: 1, uses: Uses::These(vec![net(used)]) }));
         let counted: Vec<u64> =
             bench.agent.status(bench.now).own.claims.iter().map(|claim| claim.users).collect();
@@ -435,12 +471,13 @@ fn the_number_of_users_of_each_claim_is_told_when_it_changes() {
     let first = ("10.9.0.1/32".to_owned(), 1);
     assert_eq!(told(&bench.hear(2, Body::Probe(Probe { id: 1, uses: one.clone() }))), [first]);
     assert_eq!(told(&bench.hear(2, Body::Probe(Probe { id: 2, uses: one.clone() }))), []);
+    bench.at(Duration::from_secs(1));
     let all = told(&bench.hear(2, Body::Probe(Probe { id: 3, uses: Uses::Some })));
     assert_eq!(all, [("10.9.0.2/32".to_owned(), 1)], "who names none counts for all");
     let back = told(&bench.hear(2, Body::Probe(Probe { id: 4, uses: one })));
     assert_eq!(back, [("10.9.0.2/32".to_owned(), 0)]);
-    assert_eq!(told(&bench.at(Duration::from_secs(6))), []);
-    assert_eq!(told(&bench.at(Duration::from_secs(7))), [("10.9.0.1/32".to_owned(), 0)]);
+    assert_eq!(told(&bench.at(Duration::from_secs(7))), []);
+    assert_eq!(told(&bench.at(Duration::from_secs(8))), [("10.9.0.1/32".to_owned(), 0)]);
 }
 
 #[test]
