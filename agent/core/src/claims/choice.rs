@@ -12,6 +12,7 @@ use super::{
     rank::Candidate,
 };
 use crate::time::BootTime;
+use std::time::Duration;
 
 /// What is known of a candidate, in the order of rank.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +36,8 @@ impl Standing<'_> {
     /// Since when it is there and serves. Who is restored is a newcomer, however long it answered before.
     fn there_since(&self) -> Option<BootTime> {
         let healthy_since = self.pulse.healthy_since()?;
-        Some(healthy_since.max(self.candidate.up_since.unwrap_or(healthy_since)))
+        let up_since = self.candidate.up_since.map(|since| since.after(Duration::ZERO));
+        Some(healthy_since.max(up_since.unwrap_or(healthy_since)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One that claims prefixes, as this client knows it: what it claims, what it tells of itself, and whether it failed.
 
-use super::{ClaimsConfig, choice::Standing, pulse::Pulse, rank::Candidate};
+use super::{ClaimsConfig, choice::Standing, pulse::Pulse, rank::Candidate, since::Since};
 use crate::time::BootTime;
 use ipnet::IpNet;
 use proto::{claim::Claim, peer_message::Apart, statement::NodeId};
@@ -28,11 +28,11 @@ pub(super) struct Claimant {
     pub(super) node: NodeId,
     pub(super) claims: Vec<Claim>,
     pub(super) boot: Option<u64>,
-    pub(super) up_since: Option<BootTime>,
+    pub(super) up_since: Option<Since>,
     pub(super) is_leaving: bool,
     pub(super) is_withdrawn: bool,
     /// Claims that stand otherwise: since when they are served again; `None`: they are withdrawn.
-    apart: BTreeMap<IpNet, Option<BootTime>>,
+    apart: BTreeMap<IpNet, Option<Since>>,
     pub(super) has_failed: bool,
     pub(super) pulse: Pulse,
     /// As last asked of the data plane.
@@ -63,9 +63,9 @@ impl Claimant {
         }
         self.boot = Some(told.boot);
         // The first word counts: the delay of later ones differs. But one that was withdrawn and restored is up since then, also for those who missed it.
-        let up_since = now - told.uptime;
+        let up_since = Since::told(told.uptime, now);
         let is_restored = self.is_withdrawn && !told.is_withdrawn;
-        if is_restored || self.up_since.is_some_and(|known| up_since > known + RESTORED) {
+        if is_restored || self.up_since.is_some_and(|known| up_since.is_later_than(known, RESTORED)) {
             (self.up_since, self.has_failed) = (None, true);
         }
         self.up_since.get_or_insert(up_since);
@@ -80,10 +80,10 @@ impl Claimant {
     }
 
     /// Here, too, the first word counts.
-    fn restored_at(&self, apart: &Apart, now: BootTime) -> Option<BootTime> {
-        let since = now - apart.uptime?;
+    fn restored_at(&self, apart: &Apart, now: BootTime) -> Option<Since> {
+        let since = Since::told(apart.uptime?, now);
         let known = self.apart.get(&apart.prefix).copied().flatten();
-        Some(known.filter(|known| since <= *known + RESTORED).unwrap_or(since))
+        Some(known.filter(|known| !since.is_later_than(*known, RESTORED)).unwrap_or(since))
     }
 
     /// What it says that it does not serve: everything, or these claims.
@@ -115,7 +115,8 @@ impl Claimant {
     pub(super) fn on_time(&mut self, config: &ClaimsConfig, now: BootTime) {
         self.has_failed |= self.pulse.is_dead();
         let healthy_since = self.pulse.healthy_since();
-        let there_since = healthy_since.map(|since| since.max(self.up_since.unwrap_or(since)));
+        let up_at = |since: Since| since.after(Duration::ZERO);
+        let there_since = healthy_since.map(|since| since.max(self.up_since.map_or(since, up_at)));
         if self.stays() && there_since.is_some_and(|since| now >= since + config.return_hold) {
             self.has_failed = false;
         }
@@ -137,7 +138,7 @@ impl Claimant {
         let prefix = &candidate.claim.prefix;
         let is_withdrawn = self.has_withdrawn(prefix);
         let restored_at = self.apart.get(prefix).copied().flatten();
-        let is_newcomer = restored_at.is_some_and(|since| now < since + config.return_hold);
+        let is_newcomer = restored_at.is_some_and(|since| now < since.after(config.return_hold));
         Standing {
             candidate,
             pulse: &self.pulse,

@@ -2,6 +2,7 @@
 //!
 //! - `rank`: the order of those who claim a prefix, the same for every client
 //! - `pulse`: whether one of them is there, by round trips inside its tunnel
+//! - `since`: since when each of them serves, by the clock of this client
 //! - `claimed`: who claims what, and so who may serve it
 //! - `claimant`: what one of them says of itself, and whether it failed
 //! - `choice`: who serves, and who is kept ready
@@ -26,6 +27,7 @@ mod config;
 mod needs;
 mod pulse;
 mod rank;
+mod since;
 
 use crate::time::{BootTime, Cause, Deadline, earliest};
 use choice::{Decision, Standing};

@@ -3,7 +3,7 @@
 //! The longer prefix first, then the higher priority, then who asks to preempt, then who is up longest, then the lower node id. Who restarted is up shortest, so it ranks last.
 //! Where all that are equal by prefix and priority ask to spread, each client has an order of its own: rendezvous hashing (Thaler and Ravishankar, 1998).
 
-use crate::time::BootTime;
+use super::since::Since;
 use blake2::{Blake2s256, Digest as _};
 use proto::{claim::Claim, statement::NodeId};
 use std::{cmp::Reverse, time::Duration};
@@ -16,8 +16,8 @@ const UPTIME_TOLERANCE: Duration = Duration::from_secs(2);
 pub(super) struct Candidate {
     pub(super) node: NodeId,
     pub(super) claim: Claim,
-    /// When it started, by our clock, once it told.
-    pub(super) up_since: Option<BootTime>,
+    /// When it started, once it told.
+    pub(super) up_since: Option<Since>,
 }
 
 impl Candidate {
@@ -57,7 +57,7 @@ fn order_equals(candidates: &[Candidate], equals: &[usize], client: NodeId, orde
     });
     while let Some(first) = equals.first().map(|place| candidates[*place].up_since) {
         let is_alike = |place: &&usize| match (first, candidates[**place].up_since) {
-            (Some(first), Some(other)) => other.since(first) <= UPTIME_TOLERANCE,
+            (Some(first), Some(other)) => !other.is_later_than(first, UPTIME_TOLERANCE),
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
@@ -79,10 +79,13 @@ fn weight(client: NodeId, node: NodeId) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::BootTime;
+    use proptest::prelude::*;
 
     fn candidate(node: u64, prefix: &str, up_since_s: Option<u64>) -> Candidate {
         let claim = Claim::new(prefix.parse().unwrap());
-        let up_since = up_since_s.map(|seconds| BootTime::from_duration(Duration::from_secs(seconds)));
+        let clock = |seconds| BootTime::from_duration(Duration::from_secs(seconds));
+        let up_since = up_since_s.map(|seconds| Since::told(Duration::ZERO, clock(seconds)));
         Candidate { node: NodeId(node), claim, up_since }
     }
 
@@ -159,6 +162,34 @@ mod tests {
             let mut turned = all;
             turned.rotate_left(turn);
             assert_eq!(nodes(&turned), expected);
+        }
+    }
+
+    /// What a client knows whose machine started at that moment of the true time, of nodes that started at theirs.
+    fn told(starts: &[i64], booted_s: i64, now_s: i64) -> Vec<Candidate> {
+        let now = BootTime::from_duration(Duration::from_secs((now_s - booted_s).unsigned_abs()));
+        let uptime = |start: &i64| Duration::from_secs((now_s - start).unsigned_abs());
+        let since = starts.iter().map(|start| Since::told(uptime(start), now));
+        let claim = Claim::new("10.0.0.1/32".parse().unwrap());
+        let candidate = |(node, since)| Candidate { node: NodeId(node), claim, up_since: Some(since) };
+        (1..).zip(since).map(candidate).collect()
+    }
+
+    #[test]
+    fn a_client_that_started_after_the_nodes_ranks_them_like_one_that_started_before() {
+        let day = 86_400;
+        for booted_s in [-60 * day, 0] {
+            assert_eq!(nodes(&told(&[-10 * day, -30 * day], booted_s, 60)), [2, 1]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn clients_rank_alike_whenever_they_started(
+            starts in prop::collection::vec(-1000_i64..0, 1..6),
+            booted in prop::array::uniform2(-2000_i64..0),
+        ) {
+            prop_assert_eq!(nodes(&told(&starts, booted[0], 0)), nodes(&told(&starts, booted[1], 0)));
         }
     }
 }

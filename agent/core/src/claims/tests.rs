@@ -16,7 +16,9 @@ struct Node {
     key: PublicKey,
     rtt: Duration,
     boot: u64,
-    started_at: BootTime,
+    /// By the client's clock, if it was not before that began: then it is up for so much longer than that.
+    started_at: Option<BootTime>,
+    older: Duration,
     hears: bool,
     is_heard: bool,
     is_leaving: bool,
@@ -51,7 +53,10 @@ struct World {
 
 impl Node {
     fn told(&self, now: BootTime) -> Told {
-        let uptime = now.since(self.started_at);
+        let uptime = match self.started_at {
+            Some(started_at) => now.since(started_at),
+            None => now.since_boot() + self.older,
+        };
         let uptime_of = |(prefix, since): (&IpNet, &Option<BootTime>)| Apart {
             prefix: *prefix,
             uptime: since.map(|since| now.since(since)),
@@ -76,9 +81,9 @@ fn claim(text: &str) -> Claim {
 const ADDRESS: &str = "10.9.0.1/32";
 
 impl World {
-    /// Nodes with their claims; the first is up longest.
+    /// Nodes with their claims; all are up for longer than the client's machine, the first longest.
     fn new(claims: &[Claim]) -> Self {
-        let now = BootTime::from_duration(Duration::from_secs(100_000));
+        let now = BootTime::from_duration(Duration::from_secs(1000));
         let mut world = Self {
             claims: Claims::new(NodeId(99), ClaimsConfig::default()),
             nodes: Vec::new(),
@@ -99,14 +104,15 @@ impl World {
             broken: Vec::new(),
         };
         for (number, claim) in (1..).zip(claims) {
-            let started_at = now - Duration::from_secs(10_000 - 100 * u64::from(number));
+            let older = Duration::from_secs(10_000 - 100 * u64::from(number));
             let rtt = Duration::from_millis(1);
             let key = key(number);
             world.nodes.push(Node {
                 key,
                 rtt,
                 boot: 1,
-                started_at,
+                started_at: None,
+                older,
                 hears: true,
                 is_heard: true,
                 is_leaving: false,
@@ -131,7 +137,7 @@ impl World {
     fn restart(&mut self, number: u8) {
         let now = self.now;
         let node = self.node(number);
-        (node.hears, node.is_heard, node.started_at) = (true, true, now);
+        (node.hears, node.is_heard, node.started_at) = (true, true, Some(now));
         node.is_leaving = false;
         node.boot += 1;
     }
@@ -200,7 +206,7 @@ impl World {
         let node = self.node(number);
         node.is_withdrawn = is_withdrawn;
         if !is_withdrawn {
-            node.started_at = now;
+            node.started_at = Some(now);
         }
         let (key, told) = (node.key, node.told(now));
         self.claims.handle_reply(&key, 0, told, now);
@@ -362,7 +368,8 @@ fn one_whose_machine_stood_still_is_up_for_less_and_not_returned_to() {
     world.kill(1);
     world.run(stood_still, Some(prefix(ADDRESS)));
     let node = world.node(1);
-    (node.hears, node.is_heard, node.started_at) = (true, true, node.started_at + stood_still);
+    (node.hears, node.is_heard) = (true, true);
+    node.older -= stood_still;
     world.use_for_s(100);
     assert_eq!((world.serving(), world.moves.len()), (2, 2));
 }
@@ -475,7 +482,7 @@ fn clients_agree_whomever_they_met_first() {
 #[test]
 fn who_is_up_longest_serves_though_its_number_is_higher() {
     let mut world = World::new(&[claim(ADDRESS); 3]);
-    world.node(3).started_at = BootTime::default();
+    world.node(3).older = Duration::from_secs(1_000_000);
     world.use_for_s(2);
     assert_eq!((world.serving(), world.moves.len()), (3, 2));
 }

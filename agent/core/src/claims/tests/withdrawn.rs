@@ -70,14 +70,14 @@ fn words_of_withdrawal_that_were_lost_are_made_good_by_answers() {
     world.use_for_s(3);
     assert_eq!(world.serving(), 2);
     let restored_at = world.now;
-    (world.node(1).is_withdrawn, world.node(1).started_at) = (false, restored_at);
+    (world.node(1).is_withdrawn, world.node(1).started_at) = (false, Some(restored_at));
     world.use_for_s(30);
     world.kill(2);
     world.use_for_s(5);
     assert_eq!(world.serving(), 1);
     // Withdrawn and restored while nobody looked: it is a newcomer all the same.
     let mut world = pair();
-    world.node(1).started_at = world.now;
+    world.node(1).started_at = Some(world.now);
     world.use_for_s(60);
     assert_eq!((world.serving(), world.moves.len()), (2, 2), "as for the clients that noticed");
     assert!(world.outage() <= TICK * 2);
