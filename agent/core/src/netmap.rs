@@ -121,8 +121,8 @@ pub struct NetMap {
     removals: Removals,
     network: Option<Network>,
     holdings: Holdings,
-    /// Something of the newest step is missing.
-    is_incomplete: bool,
+    /// Of a step of which something is missing, for all that is known.
+    incomplete: Option<MapVersion>,
 }
 
 impl NetMap {
@@ -141,7 +141,7 @@ impl NetMap {
             removals: Removals::default(),
             network: None,
             holdings: Holdings::default(),
-            is_incomplete: false,
+            incomplete: None,
         }
     }
 
@@ -217,9 +217,10 @@ impl NetMap {
         changes
     }
 
-    /// A server that serves us says that this is its map of that version.
-    pub fn on_level(&mut self, version: MapVersion) {
+    /// A server that serves us says that this is its map of that version. Whether only the end of a step was missing, with which another server was lost.
+    pub fn on_level(&mut self, version: MapVersion) -> bool {
         self.level = self.level.max(version);
+        self.incomplete.take_if(|incomplete| *incomplete <= version).is_some()
     }
 
     /// Whether the object had the effect that it asks for.
@@ -311,7 +312,7 @@ impl NetMap {
 
     /// What peers told of themselves goes with their leave to hold it; not in the middle of a step, whose later part may say who holds it now.
     pub fn forget_former_holders(&mut self) {
-        if !self.is_incomplete && self.holdings.heard().next().is_some() {
+        if self.incomplete.is_none() && self.holdings.heard().next().is_some() {
             let members = &self.members;
             self.holdings.retain_heard(|heard| {
                 let mut known = members.values().filter(|member| member.membership.node_id == heard.node);
@@ -343,7 +344,7 @@ impl NetMap {
         if delta.version < self.version {
             return Applied::Stale;
         }
-        self.is_incomplete = true;
+        self.incomplete = Some(delta.version);
         let mut changes = Changes::default();
         let begins_epoch = delta.version.epoch > self.version.epoch;
         for id in &delta.drop {
@@ -362,7 +363,6 @@ impl NetMap {
         if self.map.digest() != delta.digest {
             return Applied::Diverged(changes);
         }
-        self.is_incomplete = false;
         self.version = delta.version;
         self.on_level(delta.version);
         self.on_seen(delta.version, delta.receipt);

@@ -85,7 +85,9 @@ impl Agent {
     /// The server of `conn` has told us its map of this version in full.
     pub(super) fn on_map_told(&mut self, conn: ConnId, version: MapVersion) {
         if self.control.serving() == Some(conn) && self.fetching.is_none() {
-            self.netmap.on_level(version);
+            if self.netmap.on_level(version) {
+                self.on_holdings_changed();
+            }
             if version > MapVersion::default() {
                 self.on_confirmed();
             }

@@ -220,6 +220,22 @@ fn in_the_middle_of_a_map_that_comes_in_parts_nobody_is_back_at_a_former_holder(
 }
 
 #[test]
+fn a_map_of_which_only_the_end_was_lost_is_whole_once_a_server_says_that_it_is_its_map() {
+    let shared = Claim { exclusive: false, ..exclusive() };
+    let mut bench = rival();
+    bench.tell(3, vec![holdings(1, 5)], Vec::new());
+    bench.hear(2, Body::Holdings(vec![held(2, 6)]));
+    let whole = bench.step(4, vec![claimer(2, shared)], Vec::new());
+    bench.say(ConnId(0), ServerMessage::Map(Delta { last: false, ..whole }));
+    bench.told = version(3);
+    bench.heartbeat(version(4), NOW_S);
+    assert!(!serves(&bench), "the rest is under way");
+    bench.told = version(4);
+    bench.heartbeat(version(4), NOW_S);
+    assert!(serves(&bench));
+}
+
+#[test]
 fn what_a_successor_held_that_is_gone_is_not_its_predecessors_until_a_server_had_the_time_to_say_so() {
     let mut bench = rival();
     bench.tell(3, vec![holdings(1, 5)], Vec::new());
