@@ -151,7 +151,9 @@ pub(super) struct Entry {
 
 impl Entry {
     fn is_over(&self, now_s: u32) -> bool {
-        now_s.saturating_sub(self.used_s) >= self.state.kind.patience_s()
+        // The end that missed its reset may be silent for as long as one that goes on.
+        let kind = if self.state.is_broken { Kind::Stream } else { self.state.kind };
+        now_s.saturating_sub(self.used_s) >= kind.patience_s()
     }
 }
 

@@ -447,6 +447,20 @@ fn one_that_was_called_from_outside_breaks_as_well() {
 }
 
 #[test]
+fn who_missed_a_reset_is_told_so_for_as_long_as_the_connection_might_have_lasted() {
+    let mut lab = Lab::settled(vec![]);
+    let (here, there) = IDLE;
+    lab.connect(here, there, [10, 20]);
+    assert_eq!(lab.break_all(VIA).len(), 1);
+    lab.wait(Duration::from_secs(7200));
+    let goes_on = numbered(there, here, ACK, [21, 11], 5);
+    assert!(lab.passes(&goes_on));
+    assert_eq!(lab.filter.take_late().map(|late| late.expected), Some(11));
+    lab.wait(Duration::from_secs(7440));
+    assert!(!lab.passes(&goes_on) && lab.filter.take_late().is_none());
+}
+
+#[test]
 fn what_nobody_answered_is_left_to_its_retry() {
     let mut lab = Lab::settled(vec![]);
     let (here, there) = IDLE;
