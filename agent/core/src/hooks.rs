@@ -5,7 +5,8 @@
 //!   Idle ----------------------> Serving, a run  ------------------------> Idle, a run
 //! ```
 //!
-//! What is claimed exclusively is served from when it is held until it is lost, whoever uses it; another fence is another serving.
+//! What is claimed exclusively is served from when it is held until it is lost, whoever uses it; another fence is another serving, and all of that is told without delay: another node may serve next. Both are
+//! known of every claim at any time, as it may become exclusive, or no longer, while it is in use.
 //!
 //! For one claim never two run at once, and they run in order. What changed while one ran is told by the next: states that came and went meanwhile are skipped. A command that fails is not run again
 //! until the next change. So nothing grows: there is at most one state per claim, and as many runs at once as `AT_ONCE`. Users say themselves that they are some, as often as they like: for one claim runs begin
@@ -13,7 +14,11 @@
 
 use crate::time::BootTime;
 use ipnet::IpNet;
-use std::{collections::BTreeMap, time::Duration};
+use proto::claim::Claim;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// All claims may get their first user in one moment.
 const AT_ONCE: usize = 8;
@@ -48,8 +53,18 @@ enum State {
     },
 }
 
+impl State {
+    fn fence(self) -> Option<u64> {
+        match self {
+            Self::Held { fence } => Some(fence),
+            Self::Idle | Self::Used => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Hook {
+    is_exclusive: bool,
     users: u64,
     fence: Option<u64>,
     /// As was told last: by a run that began, if it is over or not.
@@ -66,33 +81,39 @@ struct Hook {
 #[derive(Debug, Clone, Default)]
 pub struct Hooks {
     hooks: BTreeMap<IpNet, Hook>,
+    exclusive: BTreeSet<IpNet>,
 }
 
 impl Hooks {
     /// So many use this claim now.
     pub fn set_users(&mut self, prefix: IpNet, users: u64) {
-        self.hooks.entry(prefix).or_default().users = users;
+        self.hook(prefix).users = users;
         self.forget_quiet();
     }
 
     /// This claim is held exclusively, with this fence; `None`: no more.
     pub fn set_held(&mut self, prefix: IpNet, fence: Option<u64>) {
-        self.hooks.entry(prefix).or_default().fence = fence;
+        self.hook(prefix).fence = fence;
         self.forget_quiet();
     }
 
-    /// Only these are claimed from now on: what went wrong with others is of no interest any more.
-    pub fn set_claims(&mut self, claimed: &[IpNet]) {
-        let gone = self.hooks.iter_mut().filter(|(prefix, _)| !claimed.contains(prefix));
-        gone.for_each(|(_, hook)| hook.trouble = None);
+    /// Only these are claimed from now on: nobody uses others, and what went wrong with those is of no interest any more.
+    pub fn set_claims(&mut self, claims: &[Claim]) {
+        let exclusive = claims.iter().filter(|claim| claim.exclusive);
+        self.exclusive = exclusive.map(|claim| claim.prefix).collect();
+        for (prefix, hook) in &mut self.hooks {
+            hook.is_exclusive = self.exclusive.contains(prefix);
+            if !claims.iter().any(|claim| claim.prefix == *prefix) {
+                (hook.users, hook.fence, hook.trouble) = (0, None, None);
+            }
+        }
         self.forget_quiet();
     }
 
-    /// There is another command to be told of users: what is claimed and in use is told to it as well.
-    pub fn tell_users_again(&mut self, claimed: &[IpNet]) {
-        let is_told = |prefix: &IpNet, hook: &Hook| hook.told != State::Idle && claimed.contains(prefix);
-        let told = self.hooks.iter_mut().filter(|(prefix, hook)| is_told(prefix, hook));
-        told.for_each(|(_, hook)| hook.is_news = true);
+    /// There is another command to be told of users: what is in use is told to it as well.
+    pub fn tell_users_again(&mut self) {
+        let told = self.hooks.values_mut().filter(|hook| hook.told != State::Idle);
+        told.for_each(|hook| hook.is_news = true);
     }
 
     /// Nobody uses anything any more, which is told without delay.
@@ -111,20 +132,20 @@ impl Hooks {
             return None;
         }
         let mut due = self.hooks.iter_mut().filter(|(_, hook)| hook.is_due());
-        let (prefix, hook) = due.find(|(_, hook)| hook.not_before.is_none())?;
+        let (prefix, hook) = due.find(|(_, hook)| hook.waits_until().is_none())?;
         (hook.told, hook.is_running, hook.not_before) = (hook.state(), true, Some(now + PACE));
         hook.is_news = false;
-        let turn = match hook.told {
-            State::Idle => Turn::Idle,
-            State::Used | State::Held { .. } => Turn::Serving,
+        let (turn, users) = match hook.told {
+            State::Idle => (Turn::Idle, 0),
+            State::Used | State::Held { .. } => (Turn::Serving, hook.users),
         };
-        Some(Run { prefix: *prefix, turn, users: hook.users, fence: hook.fence })
+        Some(Run { prefix: *prefix, turn, users, fence: hook.told.fence() })
     }
 
     /// When to ask for the next one.
     pub fn poll_timeout(&self) -> Option<BootTime> {
         let due = self.hooks.values().filter(|hook| hook.is_due() && self.running() < AT_ONCE);
-        due.filter_map(|hook| hook.not_before).min()
+        due.filter_map(Hook::waits_until).min()
     }
 
     /// How a run ended.
@@ -150,9 +171,14 @@ impl Hooks {
         self.hooks.values().filter(|hook| hook.is_running).count()
     }
 
+    fn hook(&mut self, prefix: IpNet) -> &mut Hook {
+        let is_exclusive = self.exclusive.contains(&prefix);
+        self.hooks.entry(prefix).or_insert_with(|| Hook { is_exclusive, ..Hook::default() })
+    }
+
     fn forget_quiet(&mut self) {
         self.hooks.retain(|_, hook| {
-            hook.state() != State::Idle
+            (hook.users, hook.fence) != (0, None)
                 || hook.told != State::Idle
                 || hook.is_running
                 || hook.not_before.is_some()
@@ -163,11 +189,17 @@ impl Hooks {
 
 impl Hook {
     fn state(&self) -> State {
-        match (self.fence, self.users) {
-            (Some(fence), _) => State::Held { fence },
-            (None, 0) => State::Idle,
-            (None, 1..) => State::Used,
+        match (self.is_exclusive, self.fence, self.users) {
+            (true, Some(fence), _) => State::Held { fence },
+            (true, None, _) | (false, _, 0) => State::Idle,
+            (false, _, 1..) => State::Used,
         }
+    }
+
+    /// Users come and go as they like. Whoever holds a claim next may serve it at once.
+    fn waits_until(&self) -> Option<BootTime> {
+        let is_held = self.is_exclusive || self.told.fence().is_some();
+        self.not_before.filter(|_| !is_held)
     }
 
     fn is_due(&self) -> bool {
@@ -189,6 +221,16 @@ mod tests {
 
     fn run(turn: Turn, users: u64) -> Option<Run> {
         Some(Run { prefix: prefix(1), turn, users, fence: None })
+    }
+
+    fn held(fence: u64, users: u64) -> Option<Run> {
+        Some(Run { prefix: prefix(1), turn: Serving, users, fence: Some(fence) })
+    }
+
+    fn exclusive() -> Hooks {
+        let mut hooks = Hooks::default();
+        hooks.set_claims(&[Claim { exclusive: true, ..Claim::new(prefix(1)) }]);
+        hooks
     }
 
     fn at(paces: u32) -> BootTime {
@@ -254,19 +296,46 @@ mod tests {
 
     #[test]
     fn a_holder_serves_without_users_and_each_fence_is_told() {
-        let mut hooks = Hooks::default();
-        let held = |fence| Some(Run { prefix: prefix(1), turn: Serving, users: 0, fence: Some(fence) });
+        let mut hooks = exclusive();
         hooks.set_held(prefix(1), Some(7));
-        assert_eq!(hooks.poll_run(START), held(7));
+        assert_eq!(hooks.poll_run(START), held(7, 0));
         for fence in [None, Some(8), None, Some(9)] {
             hooks.set_held(prefix(1), fence);
         }
         hooks.handle_done(&prefix(1), Ok(()));
-        assert_eq!((hooks.poll_run(START), hooks.poll_timeout()), (None, Some(at(1))));
-        assert_eq!(hooks.poll_run(at(1)), held(9));
+        assert_eq!(hooks.poll_run(START), held(9, 0));
         hooks.handle_done(&prefix(1), Ok(()));
-        hooks.end();
-        assert_eq!(hooks.poll_run(at(1)), run(Idle, 0), "at once");
+        hooks.set_held(prefix(1), None);
+        assert_eq!(hooks.poll_run(START), run(Idle, 0), "at once: another may hold it");
+    }
+
+    #[test]
+    fn a_claim_in_use_that_becomes_exclusive_is_idle_at_once_until_it_is_held_and_no_longer_exclusive_its_users_count()
+     {
+        let mut hooks = Hooks::default();
+        let next = |hooks: &mut Hooks| {
+            hooks.handle_done(&prefix(1), Ok(()));
+            hooks.poll_run(START)
+        };
+        hooks.set_claims(&[Claim::new(prefix(1))]);
+        hooks.set_users(prefix(1), 2);
+        assert_eq!(next(&mut hooks), run(Serving, 2));
+        hooks.set_claims(&[Claim { exclusive: true, ..Claim::new(prefix(1)) }]);
+        assert_eq!(next(&mut hooks), run(Idle, 0));
+        hooks.set_users(prefix(1), 0);
+        assert_eq!(next(&mut hooks), None);
+        hooks.set_held(prefix(1), Some(3));
+        assert_eq!(next(&mut hooks), held(3, 0));
+        hooks.set_users(prefix(1), 1);
+        hooks.set_claims(&[Claim::new(prefix(1))]);
+        assert_eq!(next(&mut hooks), run(Serving, 1));
+        hooks.set_held(prefix(1), None);
+        assert_eq!((next(&mut hooks), hooks.poll_timeout()), (None, None), "its clients are served");
+        hooks.set_claims(&[]);
+        assert_eq!((next(&mut hooks), hooks.poll_timeout()), (None, Some(at(1))));
+        assert_eq!(hooks.poll_run(at(1)), run(Idle, 0));
+        hooks.handle_done(&prefix(1), Ok(()));
+        assert!(hooks.poll_run(at(2)).is_none() && hooks.hooks.is_empty());
     }
 
     #[test]
@@ -274,22 +343,20 @@ mod tests {
         let mut hooks = Hooks::default();
         hooks.set_users(prefix(1), 2);
         assert_eq!(hooks.poll_run(START), run(Serving, 2));
-        hooks.tell_users_again(&[prefix(1)]);
+        hooks.tell_users_again();
         assert_eq!(hooks.poll_run(at(2)), None, "never two at once");
         hooks.handle_done(&prefix(1), Ok(()));
         assert_eq!(hooks.poll_run(at(2)), run(Serving, 2));
         hooks.handle_done(&prefix(1), Ok(()));
         assert_eq!((hooks.poll_run(at(3)), hooks.is_quiet()), (None, true));
-        hooks.tell_users_again(&[prefix(2)]);
-        assert!(hooks.is_quiet(), "it is claimed no more");
-        hooks.tell_users_again(&[prefix(1)]);
+        hooks.tell_users_again();
         assert_eq!(hooks.poll_run(at(3)), run(Serving, 2));
-        hooks.tell_users_again(&[prefix(1)]);
+        hooks.tell_users_again();
         hooks.set_users(prefix(1), 0);
         hooks.handle_done(&prefix(1), Ok(()));
         assert_eq!(hooks.poll_run(at(4)), run(Idle, 0), "nobody is served by then");
         hooks.handle_done(&prefix(1), Ok(()));
-        hooks.tell_users_again(&[prefix(1)]);
+        hooks.tell_users_again();
         assert_eq!((hooks.poll_run(at(5)), hooks.is_quiet()), (None, true));
     }
 

@@ -211,6 +211,8 @@ impl<'w> Driver<'w> {
                 self.connections.close_all();
             }
             self.do_outputs().await?;
+            self.log_users();
+            self.world.hooking.start_due(boot_time());
             if let Some(end) = self.ended() {
                 return Ok(end);
             }
@@ -290,7 +292,6 @@ impl<'w> Driver<'w> {
             self.agent.handle_timeout(now);
         }
         self.world.checking.start_due(now);
-        self.world.hooking.start_due(now);
         if self.world.metrics.due().is_some_and(|at| at <= now) {
             self.world.metrics.retry(now);
         }
@@ -366,7 +367,7 @@ impl<'w> Driver<'w> {
         let ending = self.ending.map(|ending| ending.give_up_at);
         let world = &self.world;
         let world = [world.watchers.due(), world.metrics.due(), world.checking.due(), world.hooking.due()];
-        let own = [self.renew_at, Some(self.wall_clock_at)];
+        let own = [self.renew_at, Some(self.wall_clock_at), self.users_logged.due()];
         own.into_iter().chain(world).chain([core, ending]).flatten().min()
     }
 

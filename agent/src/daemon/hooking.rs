@@ -30,33 +30,26 @@ pub(super) struct Hooking {
 
 impl Hooking {
     pub(super) fn new(interface: &str, settings: &Settings) -> Self {
-        Self {
-            machine: Hooks::default(),
-            lines: settings.hooks.clone(),
-            runs: JoinSet::new(),
-            interface: interface.to_owned(),
-        }
+        let mut machine = Hooks::default();
+        machine.set_claims(&settings.claims);
+        Self { machine, lines: settings.hooks.clone(), runs: JoinSet::new(), interface: interface.to_owned() }
     }
 
     /// Other settings, from the next change on; but another `--on-serving` is told of the users that there are.
     pub(super) fn take(&mut self, settings: &Settings) {
         let lines = std::mem::replace(&mut self.lines, settings.hooks.clone());
-        let claimed: Vec<IpNet> = settings.claims.iter().map(|claim| claim.prefix).collect();
-        self.machine.set_claims(&claimed);
+        self.machine.set_claims(&settings.claims);
         if self.lines.on_serving.is_some() && self.lines.on_serving != lines.on_serving {
-            self.machine.tell_users_again(&claimed);
-            self.start_due(boot_time());
+            self.machine.tell_users_again();
         }
     }
 
     pub(super) fn set_users(&mut self, prefix: IpNet, users: u64) {
         self.machine.set_users(prefix, users);
-        self.start_due(boot_time());
     }
 
     pub(super) fn set_held(&mut self, prefix: IpNet, fence: Option<u64>) {
         self.machine.set_held(prefix, fence);
-        self.start_due(boot_time());
     }
 
     /// The core starts anew, and knows of nobody.
@@ -109,6 +102,7 @@ impl Hooking {
         self.machine.poll_timeout()
     }
 
+    /// Once all that changed in a turn is known: a command is told no state between two.
     pub(super) fn start_due(&mut self, now: BootTime) {
         while let Some(run) = self.machine.poll_run(now) {
             let line = match run.turn {

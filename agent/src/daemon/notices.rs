@@ -7,7 +7,7 @@ use crate::{
 };
 use agent_core::{Notice, control::Served};
 use ipnet::IpNet;
-use proto::{claim::Claim, key::PublicKey};
+use proto::key::PublicKey;
 use std::{net::SocketAddr, time::Duration};
 
 impl Driver<'_> {
@@ -35,15 +35,9 @@ impl Driver<'_> {
             }
             Notice::Claim { prefix, active, before } => self.on_claim(prefix, active, before),
             Notice::Users { prefix, users } => {
-                match self.users_logged.is_due(prefix, boot_time()) {
-                    true => tracing::info!(%prefix, users, "peers use what this node serves"),
-                    false => tracing::debug!(%prefix, users, "peers use what this node serves"),
-                }
-                let is_it = |claim: &Claim| claim.exclusive && claim.prefix == prefix;
-                // Who holds it serves it, whoever uses it.
-                if !self.settings.claims.iter().any(is_it) {
-                    self.world.hooking.set_users(prefix, users);
-                }
+                tracing::debug!(%prefix, users, "peers use what this node serves");
+                self.users_logged.set_users(prefix, users);
+                self.world.hooking.set_users(prefix, users);
             }
             Notice::Held { prefix, fence } => {
                 match fence {
@@ -59,6 +53,13 @@ impl Driver<'_> {
             Notice::Pong { id, rtt, endpoint } => self.on_pong(id, rtt, endpoint),
         }
         Ok(())
+    }
+
+    pub(super) fn log_users(&mut self) {
+        let now = boot_time();
+        while let Some((prefix, users)) = self.users_logged.poll(now) {
+            tracing::info!(%prefix, users, "peers use what this node serves");
+        }
     }
 
     fn on_claim(&self, prefix: IpNet, active: Option<PublicKey>, before: Option<PublicKey>) {
