@@ -111,6 +111,9 @@ fn unpacked(bytes: &[u8]) -> Result<IpNet, Invalid> {
 /// At most so many claims are told apart: an answer is one small datagram.
 pub const MAX_APART: usize = 32;
 
+/// An answer lists at most so many claims.
+pub const MAX_LISTED: usize = 56;
+
 /// How one claim stands, where that is otherwise than its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Apart {
@@ -150,6 +153,8 @@ pub struct ProbeReply {
     pub is_withdrawn: bool,
     /// Claims that stand otherwise, at most [`MAX_APART`].
     pub apart: Vec<Apart>,
+    /// All that it claims, at most [`MAX_LISTED`]: the receiver's map may be old. `None`: there is no room, or it is an older program.
+    pub claims: Option<Vec<IpNet>>,
 }
 
 impl ProbeReply {
@@ -158,7 +163,16 @@ impl ProbeReply {
         self.is_withdrawn || self.apart.iter().any(|apart| apart.uptime.is_none())
     }
 
+    /// Whether an answer with so many claims apart, in bytes at worst 34 each, can list so many at 20 each.
+    pub const fn can_list(claims: usize, apart: usize) -> bool {
+        claims <= MAX_LISTED && claims * 20 + apart * 34 <= MAX_LEN - 60
+    }
+
     fn from_wire(reply: &wire::ProbeReply) -> Result<Self, Invalid> {
+        if reply.claims.len() > MAX_LISTED {
+            let found = reply.claims.len();
+            return Err(Invalid::new("listed claims", format_args!("{found}, at most {MAX_LISTED}")));
+        }
         if reply.apart.len() > MAX_APART {
             let found = reply.apart.len();
             return Err(Invalid::new("claims apart", format_args!("{found}, at most {MAX_APART}")));
@@ -169,6 +183,10 @@ impl ProbeReply {
             is_leaving: reply.leaving,
             is_withdrawn: reply.withdrawn,
             apart: reply.apart.iter().map(Apart::from_wire).collect::<Result<_, _>>()?,
+            claims: match reply.lists_claims {
+                true => Some(reply.claims.iter().map(|bytes| unpacked(bytes)).collect::<Result<_, _>>()?),
+                false => None,
+            },
         })
     }
 }
@@ -214,6 +232,8 @@ impl PeerMessage {
                 leaving: reply.is_leaving,
                 withdrawn: reply.is_withdrawn,
                 apart: reply.apart.iter().map(|apart| apart.to_wire()).collect(),
+                lists_claims: reply.claims.is_some(),
+                claims: reply.claims.iter().flatten().map(packed).collect(),
             })),
             Body::Endpoints(endpoints) => {
                 let endpoints = endpoints.iter().map(ToString::to_string).collect();
@@ -295,6 +315,7 @@ mod tests {
                     Apart { prefix: used[0], uptime: None },
                     Apart { prefix: used[2], uptime: Some(Duration::from_millis(7)) },
                 ],
+                claims: Some(used.to_vec()),
             }),
             Body::Endpoints(vec![endpoint]),
             Body::Leaving,
@@ -343,13 +364,16 @@ mod tests {
             prefixes.map(|prefix| Apart { prefix, uptime }).collect()
         };
         let longest = Some(Duration::from_millis(u64::MAX));
-        let message = |apart| {
+        let message = |apart: Vec<Apart>| {
             let (id, uptime) = (u64::MAX, Duration::from_millis(u64::MAX));
-            let reply = ProbeReply { id, uptime, is_leaving: true, is_withdrawn: true, apart };
+            let most = (0..).find(|count| !ProbeReply::can_list(count + 1, apart.len())).unwrap();
+            let listed = (0..most).map(|at| format!("fd01::{at:x}/128").parse().unwrap());
+            let claims = Some(listed.collect());
+            let reply = ProbeReply { id, uptime, is_leaving: true, is_withdrawn: true, apart, claims };
             PeerMessage { boot: u64::MAX, body: Body::ProbeReply(reply) }
         };
-        for uptime in [None, longest] {
-            let most = message(apart(MAX_APART, uptime));
+        for (count, uptime) in [(MAX_APART, None), (MAX_APART, longest), (20, longest), (0, None)] {
+            let most = message(apart(count, uptime));
             assert_eq!(PeerMessage::decode(&most.encode()), Ok(most));
         }
         assert!(PeerMessage::decode(&message(apart(MAX_APART + 1, None)).encode()).is_err());

@@ -101,7 +101,14 @@ impl Client {
         if let Some(id) = probe {
             let uptime = self.now.since(BootTime::default()) / u32::from(peer.0[1]);
             // Both started long ago, and neither ever again.
-            let told = Told { boot: 1, uptime, is_leaving: false, is_withdrawn: false, apart: Vec::new() };
+            let told = Told {
+                boot: 1,
+                uptime,
+                is_leaving: false,
+                is_withdrawn: false,
+                apart: Vec::new(),
+                claims: None,
+            };
             self.claims.handle_reply(&peer, id, told, self.now);
         }
     }

@@ -94,8 +94,8 @@ impl Agent {
     /// An agent answered a probe, whoever of us asked.
     pub(super) fn on_claimant_told(&mut self, key: &PublicKey, boot: u64, reply: ProbeReply) {
         let withdraws = reply.withdraws();
-        let ProbeReply { id, uptime, is_leaving, is_withdrawn, apart } = reply;
-        let told = Told { boot, uptime, is_leaving, is_withdrawn, apart };
+        let ProbeReply { id, uptime, is_leaving, is_withdrawn, apart, claims } = reply;
+        let told = Told { boot, uptime, is_leaving, is_withdrawn, apart, claims };
         self.claims.handle_reply(key, id, told, self.now);
         // It said so of its own accord, perhaps again, as it did not hear that we moved.
         if id == 0 && withdraws {

@@ -112,6 +112,21 @@ impl Users {
         users.filter(move |(_, user)| user.claims.iter().any(&is_one)).map(|(peer, _)| *peer)
     }
 
+    /// Those who say that they use one of these prefixes, claimed or not, or do not say what they use.
+    pub(super) fn naming(
+        &self,
+        is_one: impl Fn(&IpNet) -> bool,
+        now: BootTime,
+    ) -> impl Iterator<Item = PublicKey> {
+        let names = move |uses: &Uses| match uses {
+            Uses::None => false,
+            Uses::These(these) => these.iter().any(&is_one),
+            Uses::Some => true,
+        };
+        let users = self.users.iter().filter(move |(_, user)| user.is_one(now) && names(&user.uses));
+        users.map(|(peer, _)| *peer)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.users.len() + self.told.len()
     }

@@ -31,7 +31,7 @@ pub(super) struct Withdrawn {
     unserved: BTreeMap<IpNet, String>,
     /// Own claims that follow from that.
     claims: BTreeSet<IpNet>,
-    /// Single claims that are served again, since when.
+    /// Single claims that are served again, or claimed since this node serves, and since when.
     restored: BTreeMap<IpNet, BootTime>,
     /// Claimed by this process before, and perhaps still for those whom servers have not told.
     taken_back: BTreeSet<IpNet>,
@@ -91,25 +91,30 @@ impl Agent {
         unserved.get(claim).or_else(|| within.next().map(|(_, reason)| reason)).map(String::as_str)
     }
 
-    /// Own claims are others than before.
+    /// Own claims are others than before. What is claimed only now counts as if this node had just started: nobody who is served by another moves for it.
     pub(super) fn on_claims_changed(&mut self, before: &[Claim]) {
         let now = self.now;
-        let claims: BTreeSet<IpNet> = self.config.facts.claims.iter().map(|claim| claim.prefix).collect();
-        let former = before.iter().map(|claim| claim.prefix).filter(|prefix| !claims.contains(prefix));
-        let former: Vec<IpNet> = former.collect();
-        let is_first = before.is_empty();
-        let former_is_empty = former.is_empty();
-        self.withdrawn.on_taken_back(former);
-        let again: Vec<IpNet> =
-            claims.iter().filter(|prefix| self.withdrawn.taken_back.remove(*prefix)).copied().collect();
-        let is_told = !former_is_empty || !again.is_empty();
-        if is_first && !again.is_empty() {
+        let prefixes =
+            |claims: &[Claim]| claims.iter().map(|claim| claim.prefix).collect::<BTreeSet<IpNet>>();
+        let (before, claims) = (prefixes(before), prefixes(&self.config.facts.claims));
+        let former: Vec<IpNet> = before.difference(&claims).copied().collect();
+        let new: Vec<IpNet> = claims.difference(&before).copied().collect();
+        if before.is_empty() && !new.is_empty() {
             self.serving_since = now;
         }
-        self.withdrawn.restored.retain(|prefix, _| claims.contains(prefix));
-        self.withdrawn.restored.extend(again.into_iter().filter(|_| !is_first).map(|prefix| (prefix, now)));
+        let is_taken_back = !former.is_empty();
+        let withdrawn = &mut self.withdrawn;
+        withdrawn.on_taken_back(former);
+        withdrawn.taken_back.retain(|prefix| !claims.contains(prefix));
+        withdrawn.restored.retain(|prefix, _| claims.contains(prefix));
+        if !before.is_empty() {
+            withdrawn.restored.extend(new.iter().map(|prefix| (*prefix, now)));
+        }
         self.change_withdrawn(|_| {});
-        if is_told {
+        if is_taken_back {
+            self.withdrawn.repeat = Some((now + REPEAT_INTERVAL, now + REPEAT_TIME));
+        }
+        if is_taken_back || !new.is_empty() {
             self.tell_connected();
         }
     }
@@ -117,15 +122,17 @@ impl Agent {
     fn change_withdrawn(&mut self, change: impl FnOnce(&mut Withdrawn)) {
         let was_all = self.withdrawn.all.is_some();
         change(&mut self.withdrawn);
-        let claims = self.config.facts.claims.iter().map(|claim| claim.prefix);
-        let claims: BTreeSet<IpNet> = claims.filter(|prefix| self.unserved(prefix).is_some()).collect();
+        let own: BTreeSet<IpNet> = self.config.facts.claims.iter().map(|claim| claim.prefix).collect();
+        let claims: BTreeSet<IpNet> =
+            own.iter().filter(|prefix| self.unserved(prefix).is_some()).copied().collect();
         let withdrawn = &mut self.withdrawn;
         let before = std::mem::replace(&mut withdrawn.claims, claims);
         let is_all = withdrawn.all.is_some();
         if (was_all, &before) == (is_all, &withdrawn.claims) {
             return;
         }
-        let again = before.difference(&withdrawn.claims).map(|prefix| (*prefix, self.now));
+        let again = before.difference(&withdrawn.claims).filter(|prefix| own.contains(*prefix));
+        let again = again.map(|prefix| (*prefix, self.now));
         withdrawn.restored.extend(again);
         withdrawn.restored.retain(|prefix, _| !withdrawn.claims.contains(prefix));
         if was_all && !is_all {
@@ -154,23 +161,41 @@ impl Agent {
 
     /// How we stand, as every answer says.
     pub(super) fn reply(&self, id: u64) -> Body {
-        let Withdrawn { all, claims, restored, taken_back, .. } = &self.withdrawn;
-        let is_gone = self.config.facts.claims.is_empty() && !taken_back.is_empty();
+        let Withdrawn { all, claims, taken_back, .. } = &self.withdrawn;
+        let own = &self.config.facts.claims;
+        let is_gone = own.is_empty() && !taken_back.is_empty();
         let is_withdrawn = all.is_some() || is_gone || claims.len() > MAX_APART;
         let mut uptime = self.now.since(self.serving_since);
         let mut apart = Vec::new();
         if !is_withdrawn {
             apart.extend(claims.iter().map(|prefix| Apart { prefix: *prefix, uptime: None }));
-            let since = restored.iter().map(|(prefix, since)| (*prefix, self.now.since(*since)));
-            match apart.len() + restored.len() <= MAX_APART {
-                true => apart.extend(since.map(|(prefix, uptime)| Apart { prefix, uptime: Some(uptime) })),
-                // Too many to name: all are as new as the newest.
-                false => uptime = since.map(|(_, since)| since).min().unwrap_or(uptime),
+            match self.restored(MAX_APART - apart.len()) {
+                Ok(restored) => apart.extend(restored),
+                Err(newest) => uptime = newest,
             }
             let former = taken_back.iter().map(|prefix| Apart { prefix: *prefix, uptime: None });
             apart.extend(former.take(MAX_APART - apart.len()));
         }
-        Body::ProbeReply(ProbeReply { id, uptime, is_leaving: self.draining, is_withdrawn, apart })
+        // A process that knows of no former claims, and a client whose map does, are told so.
+        let is_listed = ProbeReply::can_list(own.len(), apart.len());
+        let claims = is_listed.then(|| own.iter().map(|claim| claim.prefix).collect());
+        Body::ProbeReply(ProbeReply { id, uptime, is_leaving: self.draining, is_withdrawn, apart, claims })
+    }
+
+    /// What is served again, the newest first, as far as there is room; or how long the newest is, where there is none for those that clients would not return to yet.
+    fn restored(&self, room: usize) -> Result<Vec<Apart>, Duration> {
+        let restored = self.withdrawn.restored.iter();
+        let mut since: Vec<(Duration, IpNet)> =
+            restored.map(|(prefix, since)| (self.now.since(*since), *prefix)).collect();
+        since.sort_unstable();
+        let hold = self.config.claims.return_hold;
+        match since.get(room).filter(|(uptime, _)| *uptime < hold).and(since.first()) {
+            Some((newest, _)) => Err(*newest),
+            None => {
+                let named = since.into_iter().take(room);
+                Ok(named.map(|(uptime, prefix)| Apart { prefix, uptime: Some(uptime) }).collect())
+            }
+        }
     }
 
     /// A peer with a new tunnel hears how one that serves stands: it may know us as gone, or not yet as going.
@@ -191,7 +216,12 @@ impl Agent {
         if self.now < next {
             return;
         }
-        let users: Vec<PublicKey> = self.users.of(|claim| self.withdrawn.has(claim), self.now).collect();
+        let (has, had) = (
+            |claim: &IpNet| self.withdrawn.has(claim),
+            |used: &IpNet| self.withdrawn.taken_back.iter().any(|former| former.contains(used)),
+        );
+        let users: BTreeSet<PublicKey> =
+            self.users.of(has, self.now).chain(self.users.naming(had, self.now)).collect();
         let is_due = !users.is_empty() && self.now < last;
         self.withdrawn.repeat = is_due.then(|| (self.now + REPEAT_INTERVAL, last));
         for peer in users {

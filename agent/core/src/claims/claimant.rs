@@ -21,6 +21,8 @@ pub struct Told {
     pub is_withdrawn: bool,
     /// Claims that stand otherwise than that.
     pub apart: Vec<Apart>,
+    /// All that it claims, if it says so.
+    pub claims: Option<Vec<IpNet>>,
 }
 
 #[derive(Debug, Clone)]
@@ -72,6 +74,11 @@ impl Claimant {
         self.is_withdrawn = told.is_withdrawn;
         let apart = told.apart.iter().map(|apart| (apart.prefix, self.restored_at(apart, now)));
         self.apart = apart.collect();
+        if let Some(listed) = &told.claims {
+            // The map may be older than its word.
+            let gone = self.claims.iter().map(|claim| claim.prefix).filter(|claim| !listed.contains(claim));
+            self.apart.extend(gone.map(|claim| (claim, None)));
+        }
         self.has_failed |= told.is_withdrawn;
         match told.is_leaving {
             true => self.leave(),

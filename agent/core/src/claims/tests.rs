@@ -25,6 +25,8 @@ struct Node {
     is_withdrawn: bool,
     /// Claims that are withdrawn alone, or served again since then.
     apart: BTreeMap<IpNet, Option<BootTime>>,
+    /// What it says that it claims.
+    listed: Option<Vec<IpNet>>,
 }
 
 struct World {
@@ -62,7 +64,8 @@ impl Node {
             uptime: since.map(|since| now.since(since)),
         };
         let apart = self.apart.iter().map(uptime_of).collect();
-        Told { boot: self.boot, uptime, is_leaving: self.is_leaving, is_withdrawn: self.is_withdrawn, apart }
+        let (is_leaving, is_withdrawn) = (self.is_leaving, self.is_withdrawn);
+        Told { boot: self.boot, uptime, is_leaving, is_withdrawn, apart, claims: self.listed.clone() }
     }
 }
 
@@ -118,6 +121,7 @@ impl World {
                 is_leaving: false,
                 is_withdrawn: false,
                 apart: BTreeMap::new(),
+                listed: None,
             });
             world.claims.handle_claims(key, NodeId(number.into()), vec![*claim], now);
         }

@@ -85,6 +85,7 @@ fn one_that_nobody_could_replace_is_asked_every_2_s_and_not_watched_until_anothe
         is_leaving,
         is_withdrawn,
         apart: BTreeMap::new(),
+        listed: None,
     });
     world.claims.handle_claims(key(2), NodeId(2), vec![claim("10.9.0.0/31")], now);
     world.use_for_s(5);

@@ -148,6 +148,24 @@ fn words_of_one_claim_that_were_lost_are_made_good_by_answers() {
 }
 
 #[test]
+fn what_a_claimant_does_not_list_it_does_not_serve_whatever_the_map_says_until_it_does() {
+    let mut world = pair_of_two();
+    world.node(1).listed = Some(vec![prefix(ADDRESS)]);
+    world.run(Duration::from_secs(3), Some(prefix(OTHER)));
+    assert_eq!((world.serving(), world.routes[&prefix(OTHER)]), (1, key(2)));
+    let moves = world.moves.len();
+    // As the standby, too, of whom no use is told.
+    world.run(Duration::from_secs(100), Some(prefix(OTHER)));
+    assert_eq!(world.moves.len(), moves);
+    world.withdraw_one(2, OTHER, true);
+    world.run(Duration::from_secs(30), Some(prefix(OTHER)));
+    assert_eq!(world.routes.get(&prefix(OTHER)), None, "nobody serves it");
+    world.node(1).listed = Some(vec![prefix(ADDRESS), prefix(OTHER)]);
+    world.run(Duration::from_secs(30), Some(prefix(OTHER)));
+    assert_eq!(world.routes[&prefix(OTHER)], key(1));
+}
+
+#[test]
 fn a_preferred_claim_that_is_restored_alone_serves_again_after_the_hold() {
     let mut world = World::new(&[Claim { priority: 1, ..claim(ADDRESS) }, claim(ADDRESS)]);
     world.use_for_s(20);
