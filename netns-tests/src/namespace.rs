@@ -19,7 +19,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A new, empty namespace with its loopback up.
+    /// A new, empty namespace with its loopback up, that does not forward.
     pub fn new() -> Result<Self> {
         let made = std::thread::spawn(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
@@ -28,6 +28,8 @@ impl Namespace {
         let file = made.join().map_err(|_| anyhow::anyhow!("the thread making a namespace panicked"))??;
         let namespace = Self { fd: Arc::new(file.into()) };
         namespace.ip("link set lo up")?;
+        // New ones take it from the machine, which may forward for reasons of its own.
+        namespace.sysctl("net/ipv4/ip_forward", "0")?;
         Ok(namespace)
     }
 

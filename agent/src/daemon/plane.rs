@@ -4,7 +4,7 @@
 use super::{MARK, rules, serving::Serving};
 use crate::{
     config::Settings,
-    platform::{self, Routes, UapiListener},
+    platform::{self, Routes, SharedRoutes, UapiListener},
     wg,
 };
 use agent_core::io::{TunnelCommand, TunnelEvent};
@@ -65,10 +65,8 @@ pub(super) struct Plane {
     device: Option<Device>,
     tunnel: Option<Arc<Tunnel>>,
     addresses: Vec<IpAddr>,
-    /// Those of them that the interface has: without IPv6 on this system, not all.
-    usable: Vec<IpAddr>,
     wanted: Wanted,
-    routes: Option<Routes>,
+    routes: SharedRoutes,
     serving: Serving,
     /// Shows the interface to `wg`.
     uapi: Option<JoinHandle<()>>,
@@ -99,6 +97,7 @@ impl Plane {
         let (sender, receiver) = mpsc::unbounded_channel();
         let queued = Arc::default();
         let events = Events { receiver, queued: Arc::clone(&queued) };
+        let routes = SharedRoutes::default();
         let plane = Self {
             interface: interface.to_owned(),
             listen_port: settings.listen_port,
@@ -107,10 +106,9 @@ impl Plane {
             device: Some(device),
             tunnel: None,
             addresses: Vec::new(),
-            usable: Vec::new(),
             wanted: Wanted::default(),
-            routes: None,
-            serving: Serving::start(platform::Serving::new(interface, state_dir)),
+            routes: Arc::clone(&routes),
+            serving: Serving::start(platform::Serving::new(interface, state_dir, routes)),
             uapi: None,
             sender: EventSender { sender, queued },
         };
@@ -149,10 +147,9 @@ impl Plane {
             Some(device) => device,
             None => create(&self.interface, self.workers).await?,
         };
-        let mut usable = Vec::new();
         for address in &addresses {
             match device.set_addresses(&[IpNet::from(*address)]) {
-                Ok(()) => usable.push(*address),
+                Ok(()) => {}
                 Err(error) if address.is_ipv6() => {
                     tracing::info!(%address, %error, "no IPv6 in the tunnel: this system has it switched off");
                 }
@@ -179,7 +176,6 @@ impl Plane {
         self.tunnel = Some(Arc::new(tunnel));
         self.show();
         self.addresses = addresses;
-        self.usable = usable;
         Ok(())
     }
 
@@ -196,16 +192,16 @@ impl Plane {
 
     /// Whether everything is routed.
     async fn route(&mut self, overlay: &[IpNet]) -> bool {
-        let mut routes =
-            match self.routes.take().map_or_else(|| Routes::new(&self.interface, &self.usable, MARK), Ok) {
-                Ok(routes) => routes,
+        let mut shared = self.routes.lock().await;
+        let routes =
+            match shared.take().map_or_else(|| Routes::new(&self.interface, &self.addresses, MARK), Ok) {
+                Ok(routes) => shared.insert(routes),
                 Err(error) => {
                     tracing::error!(%error, "nothing can be routed into the tunnel");
                     return false;
                 }
             };
         let routed = routes.set(overlay).await;
-        self.routes = Some(routes);
         if let Err(error) = &routed {
             tracing::error!(%error, "not everything can be routed into the tunnel");
         }
@@ -250,7 +246,8 @@ impl Plane {
     /// Takes away interface, routes and rules. What was sent before still goes out.
     pub(super) async fn stop(&mut self) {
         self.serving.clear().await;
-        if let Some(routes) = self.routes.take() {
+        let routes = self.routes.lock().await.take();
+        if let Some(routes) = routes {
             routes.remove().await;
         }
         if let Some(uapi) = self.uapi.take() {
@@ -260,7 +257,6 @@ impl Plane {
         }
         self.device = None;
         self.addresses.clear();
-        self.usable.clear();
         self.wanted = Wanted::default();
         let Some(mut tunnel) = self.tunnel.take() else { return };
         // A status that is being written may hold it for a moment; the last owner's drop ends the thread.

@@ -24,18 +24,26 @@ impl Default for Pace {
     }
 }
 
-/// At the end; longer than a program that hangs is waited for.
+/// At the end; longer than two programs that hang are waited for: one of the order before, one that takes back.
 const ENDING_TIME: Duration = Duration::from_secs(8);
+/// For all that is looked at where nothing is changed.
+const LOOK_TIME: Duration = Duration::from_secs(2);
 
 /// What serves.
 pub(super) trait Machine: Send + 'static {
     /// Makes it serve these and no others, whatever was done before.
     fn apply(&mut self, served: &[IpNet], masquerade: bool) -> impl Future<Output = Vec<Trouble>> + Send;
+    /// What of the machine may be in the way. Changes nothing, and may be dropped.
+    fn look(&mut self, served: &[IpNet]) -> impl Future<Output = Vec<Trouble>> + Send;
 }
 
 impl Machine for platform::Serving {
     fn apply(&mut self, served: &[IpNet], masquerade: bool) -> impl Future<Output = Vec<Trouble>> + Send {
         self.apply(served, masquerade)
+    }
+
+    fn look(&mut self, served: &[IpNet]) -> impl Future<Output = Vec<Trouble>> + Send {
+        Self::look(self, served)
     }
 }
 
@@ -157,16 +165,33 @@ async fn work(
     let mut retry = pace.first_retry;
     // Until there is something to serve, nothing is touched.
     while orders.changed().await.is_ok() {
+        let mut in_the_way = Vec::new();
         loop {
-            let order = orders.borrow_and_update().clone();
-            let troubles = machine.apply(&order.served, order.masquerade).await;
-            let pause = match (troubles.is_empty(), order.served.is_empty()) {
+            let Order { served, masquerade, number } = orders.borrow_and_update().clone();
+            let undone = machine.apply(&served, masquerade).await;
+            if served.is_empty() {
+                in_the_way.clear();
+            }
+            // What was seen holds until the next look, or it would be news each time.
+            tell(&outcomes, Outcome { number, troubles: [&undone[..], &in_the_way].concat() });
+            tokio::select! {
+                biased;
+                changed = orders.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                seen = time::timeout(LOOK_TIME, machine.look(&served)) => {
+                    in_the_way = seen.unwrap_or_default();
+                }
+            }
+            let troubles = [undone, in_the_way.clone()].concat();
+            let pause = match (troubles.is_empty(), served.is_empty()) {
                 (true, true) => None,
                 (true, false) => Some(pace.look_interval),
                 (false, _) => Some(retry),
             };
             retry = if troubles.is_empty() { pace.first_retry } else { (retry * 2).min(pace.last_retry) };
-            tell(&outcomes, Outcome { number: order.number, troubles });
+            tell(&outcomes, Outcome { number, troubles });
             let Some(pause) = pause else { break };
             tokio::select! {
                 changed = orders.changed() => match changed {
@@ -198,6 +223,15 @@ mod tests {
         log: Log,
         leave: Arc<Semaphore>,
         failures: usize,
+        looks: Looks,
+    }
+
+    /// How its looks end.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Looks {
+        Well,
+        Warning,
+        Never,
     }
 
     type Log = Arc<Mutex<Vec<(Instant, Vec<IpNet>)>>>;
@@ -214,6 +248,15 @@ mod tests {
                 }
             }
         }
+
+        async fn look(&mut self, served: &[IpNet]) -> Vec<Trouble> {
+            match self.looks {
+                Looks::Well => Vec::new(),
+                Looks::Warning if served.is_empty() => Vec::new(),
+                Looks::Warning => vec![Trouble { text: "a firewall".into(), unserved: Vec::new() }],
+                Looks::Never => std::future::pending().await,
+            }
+        }
     }
 
     fn prefix(number: u8) -> IpNet {
@@ -225,8 +268,13 @@ mod tests {
     }
 
     fn bench(leave: usize, failures: usize) -> (Serving, Log, Arc<Semaphore>) {
+        bench_that_looks(leave, failures, Looks::Well)
+    }
+
+    fn bench_that_looks(leave: usize, failures: usize, looks: Looks) -> (Serving, Log, Arc<Semaphore>) {
         let (log, leave) = (Log::default(), Arc::new(Semaphore::new(leave)));
-        let machine = Slow { log: Arc::clone(&log), leave: Arc::clone(&leave), failures: failures + 1 };
+        let machine =
+            Slow { log: Arc::clone(&log), leave: Arc::clone(&leave), failures: failures + 1, looks };
         let pace = Pace { first_retry: ms(5), last_retry: ms(20), look_interval: ms(30) };
         (Serving::start_at(pace, machine), log, leave)
     }
@@ -279,5 +327,39 @@ mod tests {
         serving.clear().await;
         assert_eq!(log.lock().unwrap().last().unwrap().1, []);
         assert!(!serving.orders.borrow().masquerade);
+    }
+
+    #[tokio::test]
+    async fn a_look_that_hangs_delays_nothing_and_is_dropped_when_something_else_is_ordered() {
+        let (mut serving, log, _leave) = bench_that_looks(100, 0, Looks::Never);
+        let begun = Instant::now();
+        serving.order(&[prefix(1)], false);
+        serving.changed().await;
+        serving.order(&[prefix(2)], false);
+        applied(&log, 2).await;
+        serving.clear().await;
+        assert!(begun.elapsed() < LOOK_TIME, "the look was waited for");
+        assert_eq!(log.lock().unwrap().last().unwrap().1, []);
+    }
+
+    #[tokio::test]
+    async fn a_look_that_never_ends_is_given_up() {
+        let (serving, log, _leave) = bench_that_looks(100, 0, Looks::Never);
+        serving.order(&[prefix(1)], false);
+        time::timeout(3 * LOOK_TIME, applied(&log, 2)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_in_the_way_is_told_once_and_not_at_the_end() {
+        let (mut serving, log, _leave) = bench_that_looks(100, 0, Looks::Warning);
+        serving.order(&[prefix(1)], false);
+        while serving.troubles().is_empty() {
+            serving.changed().await;
+        }
+        applied(&log, 3).await;
+        assert!(!serving.outcomes.has_changed().unwrap(), "it is told again");
+        serving.order(&[], false);
+        serving.outcomes.wait_for(|outcome| outcome.number == 2).await.unwrap();
+        assert!(serving.outcomes.borrow().troubles.is_empty());
     }
 }

@@ -11,11 +11,11 @@ mod unsupported;
 use unsupported as system;
 
 pub(crate) use system::{
-    Alarm, Leftovers, LocalListener, LocalStream, NetworkWatch, Routes, Serving, StopSignals, UapiListener,
-    boot_time, clean_up, connect_local, connect_uapi, create_new_private_file, create_private_dir,
-    create_private_file, detach, hostname, inherited, interface_index, is_open_to_others, is_others_to_write,
-    is_own_file, log_to_system, make_private, open_system_log, os_version, prepare_control_socket, recover,
-    run_shell,
+    Alarm, Leftovers, LocalListener, LocalStream, NetworkWatch, Routes, Serving, SharedRoutes, StopSignals,
+    UapiListener, boot_time, clean_up, connect_local, connect_uapi, create_new_private_file,
+    create_private_dir, create_private_file, detach, hostname, inherited, interface_index, is_open_to_others,
+    is_others_to_write, is_own_file, log_to_system, make_private, open_system_log, os_version,
+    prepare_control_socket, recover, run_shell,
 };
 
 use ipnet::IpNet;

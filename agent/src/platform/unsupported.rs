@@ -10,9 +10,10 @@ use std::{
     io,
     net::IpAddr,
     path::Path,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
+use tokio::sync::Mutex;
 
 /// Never made: nothing listens here.
 pub(crate) type LocalStream = tokio::io::DuplexStream;
@@ -159,6 +160,8 @@ impl NetworkWatch {
 #[derive(Debug)]
 pub(crate) struct Routes(Infallible);
 
+pub(crate) type SharedRoutes = Arc<Mutex<Option<Routes>>>;
+
 impl Routes {
     pub(crate) fn new(_interface: &str, _addresses: &[IpAddr], _mark: u32) -> io::Result<Self> {
         unsupported()
@@ -184,12 +187,17 @@ pub(crate) async fn clean_up() -> io::Result<()> {
 pub(crate) struct Serving;
 
 impl Serving {
-    pub(crate) fn new(_interface: &str, _directory: &Path) -> Self {
+    pub(crate) fn new(_interface: &str, _directory: &Path, _routes: SharedRoutes) -> Self {
         Self
     }
 
     #[expect(clippy::unused_async, reason = "the same function as on other systems")]
     pub(crate) async fn apply(&mut self, _served: &[IpNet], _masquerade: bool) -> Vec<Trouble> {
+        Vec::new()
+    }
+
+    #[expect(clippy::unused_async, reason = "the same function as on other systems")]
+    pub(crate) async fn look(&mut self, _served: &[IpNet]) -> Vec<Trouble> {
         Vec::new()
     }
 }

@@ -7,9 +7,10 @@
 //! ```
 
 use std::fs::Permissions;
-use std::net::Ipv4Addr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,10 @@ use netns_tests::wait::wait_until;
 use crate::shared::{CLAIM, SHARED, SUBNET, TIMEOUT, claimers, forwards, grant, masquerades, served};
 
 const ADDRESS_V6: &str = "fd77::1/128";
+const SUBNET_V6: &str = "fd78::/64";
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1));
+/// Nobody listens there.
+const CLOSED_PORT: u16 = 9;
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
 /// A mended machine is looked at after pauses that grow.
 const MENDED: Duration = Duration::from_secs(40);
@@ -83,7 +88,7 @@ pub(crate) fn without_nft_serves_its_other_claims(s: &mut Scenario) -> Result<()
     Ok(())
 }
 
-/// IPv6 is switched off on the node that serves: its IPv6 claim goes to the other one, its IPv4 claim stays. Switched on again, it serves both.
+/// IPv6 is switched off on the node that serves: its IPv6 claims, a subnet too, go to the other one, its IPv4 claim stays. Switched on again, it serves all, and answers.
 pub(crate) fn without_ipv6_serves_its_ipv4_claim(s: &mut Scenario) -> Result<()> {
     s.expect_warning("what this node claims may not be served");
     let mesh = claimers(s, &["--claim", "10.99.0.1", "--claim", "fd77::1"], &[])?;
@@ -94,18 +99,24 @@ pub(crate) fn without_ipv6_serves_its_ipv4_claim(s: &mut Scenario) -> Result<()>
     let victim = 0;
     mesh.agents[victim].ask(&["set", "--claim", "10.99.0.1@5", "--claim", "fd77::1@5"])?;
     all_are_served_by(&mesh, victim)?;
+    let own = own_v6(&mesh.agents[victim])?;
+    for address in [own, V6] {
+        answers(&mesh.agents[2], address)?;
+    }
     let switch = "net/ipv6/conf/hf0/disable_ipv6";
     mesh.agents[victim].host.namespace.sysctl(switch, "1")?;
     // It is looked at once a minute, and when something else is served.
     let router = &mesh.agents[victim];
-    grant_one(&mesh, &router.name, "10.99.0.7/32")?;
-    router.ask(&["set", "--claim", "10.99.0.1@5", "--claim", "fd77::1@5", "--claim", "10.99.0.7"])?;
+    grant_one(&mesh, &router.name, SUBNET_V6)?;
+    router.ask(&["set", "--claim", "10.99.0.1@5", "--claim", "fd77::1@5", "--claim", SUBNET_V6])?;
+    withdrawn(router, SUBNET_V6)?;
     let reason = withdrawn(&mesh.agents[victim], ADDRESS_V6)?;
     s.note(format!("told: {reason}"));
     ensure!(reason.contains(&format!("sysctl -w {switch}=0")), "it says: {reason}");
     wait_until("the other one serves IPv6", TIMEOUT, || {
         Ok((served(&mesh, ADDRESS_V6)? != victim).then_some(()))
     })?;
+    answers(&mesh.agents[2], V6)?;
     ensure!(served(&mesh, CLAIM)? == victim, "the IPv4 address moved as well");
     ensure!(state(&mesh.agents[victim], CLAIM)? == "served", "the IPv4 address is not served");
     mesh.agents[victim].host.namespace.sysctl(switch, "0")?;
@@ -116,6 +127,13 @@ pub(crate) fn without_ipv6_serves_its_ipv4_claim(s: &mut Scenario) -> Result<()>
     s.note(format!("served again {} s after the mend", mended.elapsed().as_secs()));
     let shown = mesh.agents[victim].host.namespace.output("ip", &["-6", "addr", "show", "dev", "hf0"])?;
     ensure!(shown.contains(ADDRESS_V6), "it says that it serves {ADDRESS_V6}, and has not got it: {shown}");
+    wait_until("it serves the client again", TIMEOUT, || {
+        Ok((served(&mesh, ADDRESS_V6)? == victim).then_some(()))
+    })?;
+    for address in [own, V6] {
+        answers(&mesh.agents[2], address)?;
+    }
+    ensure!(state(&mesh.agents[victim], SUBNET_V6)? == "served", "the IPv6 subnet is not served");
     let lost = pinger.finish()?.lost();
     s.note(format!("{lost} pings to the IPv4 address lost"));
     s.require(lost == 0, "a claim beside one that cannot be served lost packets");
@@ -128,6 +146,13 @@ pub(crate) fn behind_a_firewall_that_drops_says_so(s: &mut Scenario) -> Result<(
     let mesh = claimers(s, &["--claim", "10.99.0.1"], &[])?;
     let router = &mesh.agents[0];
     router.host.namespace.nft("add table ip filter")?;
+    for rule in [
+        "add chain ip filter INPUT { type filter hook input priority 0; policy accept; }",
+        "add rule ip filter INPUT iifname hf0 accept",
+    ] {
+        // It says nothing of what is forwarded.
+        router.host.namespace.nft(rule)?;
+    }
     router
         .host
         .namespace
@@ -169,8 +194,8 @@ pub(crate) fn forwards_until_its_last_agent_ends(s: &mut Scenario) -> Result<()>
         agent.wait_now(TIMEOUT, "serves its claim", |status| status.own.claims[0].state == "served")?;
     }
     // It is told before the machine is done with it.
-    let second = mesh.agents[1].host.namespace.run(|| std::fs::metadata("/proc/thread-self/ns/net"))??;
-    let note = format!("/run/holdfast/forwarding-{}-4", second.ino());
+    let pid = mesh.agents[1].process()?.pid();
+    let note = wait_until("the second needs it", TIMEOUT, || note_of(pid))?;
     wait_until("both need it", TIMEOUT, || Ok((holders(&note)? == 2).then_some(())))?;
     mesh.agents[0].kill()?;
     mesh.agents[0].options.retain(|option| !["--claim", "10.1.0.0/24"].contains(&&**option));
@@ -183,7 +208,42 @@ pub(crate) fn forwards_until_its_last_agent_ends(s: &mut Scenario) -> Result<()>
     mesh.agents[0].stop()?;
     ensure!(forwards(&mesh.agents[0])?, "an agent switched forwarding off under another");
     mesh.agents[1].stop()?;
-    forwarding_is(&mesh, false)
+    forwarding_is(&mesh, false)?;
+    ensure!(!note.exists(), "{} stays behind", note.display());
+    Ok(())
+}
+
+/// The file that an agent has open for as long as it needs IPv4 forwarding.
+fn note_of(pid: u32) -> Result<Option<PathBuf>> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let paths = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let is_note = |path: &PathBuf| {
+        let name = path.to_string_lossy();
+        name.starts_with("/run/holdfast/forwarding-") && name.ends_with("-4")
+    };
+    Ok(paths.into_iter().find(is_note))
+}
+
+/// The IPv6 address that is the node's own.
+fn own_v6(node: &Agent) -> Result<IpAddr> {
+    let own = node
+        .status()?
+        .own
+        .addresses
+        .iter()
+        .filter_map(|address| address.split('/').next()?.parse().ok())
+        .find(IpAddr::is_ipv6);
+    own.context("it has an IPv6 address")
+}
+
+/// Whoever has the address refuses a connection to a port that is closed.
+fn answers(client: &Agent, address: IpAddr) -> Result<()> {
+    let target = SocketAddr::new(address, CLOSED_PORT);
+    wait_until(&format!("{address} answers"), TIMEOUT, || {
+        let tried =
+            client.host.namespace.run(|| TcpStream::connect_timeout(&target, Duration::from_secs(1)))?;
+        Ok(tried.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused).then_some(()))
+    })
 }
 
 fn forwarding_is(mesh: &Mesh, wanted: bool) -> Result<()> {
@@ -192,7 +252,7 @@ fn forwarding_is(mesh: &Mesh, wanted: bool) -> Result<()> {
 }
 
 /// How many processes hold a lock on this file.
-fn holders(path: &str) -> Result<usize> {
+fn holders(path: &Path) -> Result<usize> {
     let inode = format!(":{} ", std::fs::metadata(path)?.ino());
     Ok(std::fs::read_to_string("/proc/locks")?.lines().filter(|line| line.contains(&inode)).count())
 }

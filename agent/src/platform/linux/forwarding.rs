@@ -1,19 +1,24 @@
 //! The kernel's switches for forwarding, which all agents in a network namespace share: the last one that needs it switches it off, if one of them had switched it on.
 //!
 //! ```text
-//! /run/holdfast/forwarding-NAMESPACE-4      a shared lock for each agent that needs it, so one that is killed holds nothing;
-//!                                           "on" in it: it was off before
+//! /run/holdfast/forwarding-PLACE-4      a shared lock for each agent that needs it, so one that is killed holds nothing;
+//!                                       "on" in it: it was off before; gone with the last of them
 //! ```
 
+use super::place::place;
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, Metadata, TryLockError},
     io::{self, Read, Seek, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::PathBuf,
+    time::Duration,
 };
 
 const DIRECTORY: &str = "/run/holdfast";
 const MARK: &str = "on\n";
+/// Whoever has the lock alone does one thing and lets go.
+const LOCK_TRIES: u32 = 30;
+const LOCK_TRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What became of forwarding that is needed here no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +49,7 @@ impl Switch {
     }
 
     fn at(path: &str, version: u8) -> Self {
-        let namespace = fs::metadata("/proc/self/ns/net").map_or(0, |found| found.ino());
-        let note = format!("{DIRECTORY}/forwarding-{namespace}-{version}");
+        let note = format!("{DIRECTORY}/forwarding-{}-{version}", place());
         Self { path: path.into(), note: note.into(), held: None }
     }
 
@@ -58,13 +62,10 @@ impl Switch {
     }
 
     /// Switches it on, if it is off, and keeps others from switching it off.
-    pub(super) fn hold(&mut self) -> io::Result<()> {
+    pub(super) async fn hold(&mut self) -> io::Result<()> {
         if self.held.is_none() {
             match self.open() {
-                Ok(note) => {
-                    note.try_lock_shared().map_err(|error| busy(error, "is just switching it off"))?;
-                    self.held = Some(note);
-                }
+                Ok(note) => self.held = Some(self.locked(note).await?),
                 // Better without a note than not at all.
                 Err(error) if self.is_on()? => {
                     tracing::debug!(%error, note = %self.note.display(), "cannot be noted");
@@ -82,8 +83,9 @@ impl Switch {
         fs::write(&self.path, "1")
     }
 
-    /// It is needed here no more. `is_ours`: we know of ourselves that it was off before.
+    /// It is needed here no more. `is_ours`: we know of ourselves that it was off before. After an error it is held as before.
     pub(super) fn release(&mut self, is_ours: bool) -> io::Result<Released> {
+        let was_held = self.is_held();
         let mut note = match self.held.take() {
             Some(note) => note,
             None if !is_ours && !self.note.exists() => return Ok(Released::NotOurs),
@@ -93,20 +95,40 @@ impl Switch {
                 Err(error) => return Err(error),
             },
         };
-        let is_marked = is_marked(&mut note)?;
+        match self.let_go(&mut note, is_ours) {
+            Ok(Some(released)) => Ok(released),
+            Ok(None) => self.release(is_ours),
+            Err(error) => {
+                if was_held {
+                    // Nobody else can have it alone now: at worst we have.
+                    let _ = note.try_lock_shared();
+                    self.held = Some(note);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// `None`: the last one took the note away, and there may be another.
+    fn let_go(&self, note: &mut File, is_ours: bool) -> io::Result<Option<Released>> {
+        let is_marked = is_marked(note)?;
         if is_ours && !is_marked {
             note.write_all(MARK.as_bytes())?;
         }
+        let must_be_off = is_ours || is_marked;
         match note.try_lock() {
-            Ok(()) if is_ours || is_marked => {
-                let released = self.switch_off()?;
-                note.set_len(0)?;
-                Ok(released)
-            }
-            Ok(()) => Ok(Released::NotOurs),
-            Err(TryLockError::WouldBlock) => Ok(Released::StaysOn),
-            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) if !self.is_there(note)? => return Ok(None),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) if must_be_off => return Ok(Some(Released::StaysOn)),
+            Err(TryLockError::WouldBlock) => return Ok(Some(Released::NotOurs)),
+            Err(TryLockError::Error(error)) => return Err(error),
         }
+        let released = if must_be_off { self.switch_off()? } else { Released::NotOurs };
+        note.set_len(0)?;
+        if let Err(error) = fs::remove_file(&self.note) {
+            tracing::debug!(%error, note = %self.note.display(), "an empty note stays");
+        }
+        Ok(Some(released))
     }
 
     fn switch_off(&self) -> io::Result<Released> {
@@ -121,6 +143,29 @@ impl Switch {
         let mut options = File::options();
         options.create(true).truncate(false).read(true).write(true).mode(0o600);
         options.custom_flags(libc::O_NOFOLLOW).open(&self.note)
+    }
+
+    /// Waits for whoever is just switching it off, and takes the note that comes after.
+    async fn locked(&self, mut note: File) -> io::Result<File> {
+        for _ in 0..LOCK_TRIES {
+            match note.try_lock_shared() {
+                Ok(()) if self.is_there(&note)? => return Ok(note),
+                Ok(()) => note = self.open()?,
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_TRY_INTERVAL).await,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        Err(io::Error::other("another agent is just switching it off"))
+    }
+
+    /// Whether others find the same file.
+    fn is_there(&self, note: &File) -> io::Result<bool> {
+        let id = |found: Metadata| (found.dev(), found.ino());
+        match fs::metadata(&self.note) {
+            Ok(found) => Ok(id(found) == id(note.metadata()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn mark(&mut self) -> io::Result<()> {
@@ -138,13 +183,6 @@ fn is_marked(note: &mut File) -> io::Result<bool> {
     note.rewind()?;
     note.take(16).read_to_end(&mut text)?;
     Ok(!text.is_empty())
-}
-
-fn busy(error: TryLockError, what: &str) -> io::Error {
-    match error {
-        TryLockError::WouldBlock => io::Error::other(format!("another agent {what}")),
-        TryLockError::Error(error) => error,
-    }
 }
 
 #[cfg(test)]
@@ -171,12 +209,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_last_of_two_agents_switches_it_off_whoever_switched_it_on() {
+    #[tokio::test]
+    async fn the_last_of_two_agents_switches_it_off_whoever_switched_it_on() {
         let machine = Machine::new(false);
         let (mut first, mut second) = (machine.agent(), machine.agent());
-        first.hold().unwrap();
-        second.hold().unwrap();
+        first.hold().await.unwrap();
+        second.hold().await.unwrap();
         assert_eq!(first.release(true).unwrap(), Released::StaysOn);
         assert!(machine.is_on());
         assert_eq!(second.release(false).unwrap(), Released::SwitchedOff);
@@ -184,12 +222,12 @@ mod tests {
         assert_eq!(machine.agent().release(false).unwrap(), Released::NotOurs);
     }
 
-    #[test]
-    fn one_that_was_killed_holds_nothing_and_its_successor_switches_off_only_what_nobody_needs() {
+    #[tokio::test]
+    async fn one_that_was_killed_holds_nothing_and_its_successor_switches_off_only_what_nobody_needs() {
         let machine = Machine::new(false);
         let (mut killed, mut other) = (machine.agent(), machine.agent());
-        killed.hold().unwrap();
-        other.hold().unwrap();
+        killed.hold().await.unwrap();
+        other.hold().await.unwrap();
         drop(killed);
         assert_eq!(machine.agent().release(true).unwrap(), Released::StaysOn);
         assert!(machine.is_on());
@@ -198,33 +236,81 @@ mod tests {
         assert!(!machine.is_on());
     }
 
-    #[test]
-    fn what_somebody_else_switched_on_stays_on() {
+    #[tokio::test]
+    async fn what_somebody_else_switched_on_stays_on() {
         let machine = Machine::new(true);
         let mut agent = machine.agent();
-        agent.hold().unwrap();
+        agent.hold().await.unwrap();
         assert_eq!(agent.release(false).unwrap(), Released::NotOurs);
         assert!(machine.is_on());
     }
 
-    #[test]
-    fn one_that_finds_it_off_while_it_holds_it_switches_it_on_again() {
+    #[tokio::test]
+    async fn one_that_finds_it_off_while_it_holds_it_switches_it_on_again() {
         let machine = Machine::new(false);
         let mut agent = machine.agent();
-        agent.hold().unwrap();
+        agent.hold().await.unwrap();
         fs::write(&agent.path, "0").unwrap();
-        agent.hold().unwrap();
+        agent.hold().await.unwrap();
         assert!(machine.is_on());
     }
 
-    #[test]
-    fn without_a_place_for_notes_it_is_switched_all_the_same() {
+    #[tokio::test]
+    async fn without_a_place_for_notes_it_is_switched_all_the_same() {
         let machine = Machine::new(false);
         fs::write(machine.0.path().join("run"), "").unwrap();
         let mut agent = machine.agent();
-        agent.hold().unwrap();
+        agent.hold().await.unwrap();
         assert!(machine.is_on());
         assert_eq!(agent.release(true).unwrap(), Released::SwitchedOff);
         assert!(!machine.is_on());
+    }
+
+    #[tokio::test]
+    async fn one_that_comes_while_another_has_the_lock_alone_waits_for_it() {
+        let machine = Machine::new(false);
+        let (mut agent, other) = (machine.agent(), machine.agent().open().unwrap());
+        other.try_lock().unwrap();
+        let (held, ()) = tokio::join!(agent.hold(), async {
+            tokio::time::sleep(3 * LOCK_TRY_INTERVAL).await;
+            fs::remove_file(&machine.agent().note).unwrap();
+            drop(other);
+        });
+        held.unwrap();
+        assert!(
+            agent.is_there(agent.held.as_ref().unwrap()).unwrap(),
+            "what it locked is not what others find"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_release_that_fails_is_held_on_and_can_be_done_again() {
+        let machine = Machine::new(false);
+        let (mut agent, path) = (machine.agent(), machine.agent().path);
+        agent.hold().await.unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(agent.release(true).is_err());
+        let mut other = machine.agent();
+        assert_eq!(other.release(false).unwrap(), Released::StaysOn, "it is held no more");
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, "1").unwrap();
+        other.hold().await.unwrap();
+        drop(other);
+        assert_eq!(agent.release(true).unwrap(), Released::SwitchedOff);
+    }
+
+    #[tokio::test]
+    async fn the_note_goes_with_the_last_one() {
+        for is_on in [false, true] {
+            let machine = Machine::new(is_on);
+            let (mut first, mut second) = (machine.agent(), machine.agent());
+            first.hold().await.unwrap();
+            second.hold().await.unwrap();
+            first.release(false).unwrap();
+            assert!(machine.agent().note.exists());
+            second.release(false).unwrap();
+            assert!(!machine.agent().note.exists());
+        }
     }
 }

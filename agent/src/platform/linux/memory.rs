@@ -1,6 +1,7 @@
 //! What this agent changed on the machine and must change back, kept beside its key so that the successor of a killed agent can. A restart of the machine undoes it all, and another
 //! network namespace never had it: a note of either is forgotten.
 
+use super::place::place;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -21,10 +22,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn load(directory: &Path) -> Self {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let namespace = fs::read_link("/proc/self/ns/net").unwrap_or_default();
-        let place = format!("{} {}", boot.trim(), namespace.display());
-        Self::read(directory.join(FILE), place)
+        Self::read(directory.join(FILE), place())
     }
 
     /// What cannot be read is as if nothing had been changed: nothing is undone on a guess.

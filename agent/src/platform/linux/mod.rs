@@ -10,6 +10,7 @@ mod memory;
 mod nat;
 mod network;
 mod nft;
+mod place;
 mod process;
 mod routes;
 mod serving;
@@ -24,6 +25,6 @@ pub(crate) use files::{
 pub(crate) use local::{LocalListener, LocalStream, connect_local};
 pub(crate) use network::{NetworkWatch, prepare_control_socket};
 pub(crate) use process::{StopSignals, detach, hostname, log_to_system, open_system_log, os_version};
-pub(crate) use routes::{Routes, clean_up};
+pub(crate) use routes::{Routes, SharedRoutes, clean_up};
 pub(crate) use serving::{Serving, recover};
 pub(crate) use uapi::{UapiListener, connect_uapi, inherited, interface_index};

@@ -5,8 +5,8 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 /// Services may have no `sbin` in their PATH.
 const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
-/// It answers within milliseconds.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// It answers within milliseconds. Two of them must end before an agent that goes gives up waiting.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs it to its end; what it printed.
 pub(super) async fn run(arguments: &[&str], script: &str) -> io::Result<Vec<u8>> {

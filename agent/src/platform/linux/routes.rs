@@ -19,14 +19,17 @@ use rtnetlink::{
         rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
     },
 };
-use std::{collections::BTreeSet, io, net::IpAddr};
-use tokio::task::AbortHandle;
+use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
+use tokio::{sync::Mutex, task::AbortHandle};
 
 /// How `ip rule` and `ip route` name us: proto 72.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(72);
 const TABLE_BASE: u32 = 52_000;
 /// Before the main table (32766).
 const PRIORITY: u32 = 5_200;
+
+/// The event loop sets them; who serves looks whether they are still there. Held for as long as the kernel takes.
+pub(crate) type SharedRoutes = Arc<Mutex<Option<Routes>>>;
 
 /// The routes of one interface.
 #[derive(Debug)]
@@ -39,7 +42,15 @@ pub(crate) struct Routes {
     addresses: Vec<IpAddr>,
     mark: u32,
     rules: Vec<RuleMessage>,
+    wanted: BTreeSet<IpNet>,
     routed: BTreeSet<IpNet>,
+}
+
+/// What becomes of a route to the same prefix that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Replaced,
+    Kept,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +61,8 @@ pub(crate) enum RouteError {
     NoInterface(String),
     #[error("{prefix} cannot be routed into {interface}: {source}")]
     Route { prefix: IpNet, interface: String, source: rtnetlink::Error },
+    #[error("the node's own address {address} cannot be set on {interface}: {source}")]
+    Address { address: IpAddr, interface: String, source: rtnetlink::Error },
     #[error("no routing rule can be made: {0}")]
     Rule(rtnetlink::Error),
 }
@@ -58,7 +71,7 @@ impl RouteError {
     /// Negative, as the kernel gives it.
     fn errno(&self) -> Option<i32> {
         match self {
-            Self::Route { source, .. } | Self::Rule(source) => errno(source),
+            Self::Route { source, .. } | Self::Address { source, .. } | Self::Rule(source) => errno(source),
             Self::Netlink(_) | Self::NoInterface(_) => None,
         }
     }
@@ -82,6 +95,7 @@ impl Routes {
             addresses: addresses.to_vec(),
             mark,
             rules: Vec::new(),
+            wanted: BTreeSet::new(),
             routed: BTreeSet::new(),
         })
     }
@@ -91,14 +105,14 @@ impl Routes {
     pub(crate) async fn set(&mut self, prefixes: &[IpNet]) -> Result<(), RouteError> {
         let wanted: BTreeSet<IpNet> = prefixes.iter().copied().collect();
         let mut failed = Ok(());
-        for prefix in wanted.difference(&self.routed.clone()) {
-            let Some(source) = source_for(prefix, &self.addresses) else { continue };
-            match self.add(prefix, source).await {
-                Ok(()) => drop(self.routed.insert(*prefix)),
-                Err(error) if source.is_ipv6() && error.errno().is_some_and(is_no_ipv6) => {
-                    tracing::info!(%error, "no IPv6 in the tunnel");
+        for own in self.addresses.clone() {
+            let is_new = |prefix: &&IpNet| source_for(prefix, &self.addresses) == Some(own);
+            let new: Vec<IpNet> = wanted.difference(&self.routed).filter(is_new).copied().collect();
+            if let Err(error) = self.add_all(own, &new, Existing::Replaced).await {
+                match own.is_ipv6() && error.errno().is_some_and(is_no_ipv6) {
+                    true => tracing::debug!(%error, "no IPv6 in the tunnel"),
+                    false => failed = Err(error),
                 }
-                Err(error) => failed = Err(error),
             }
         }
         for prefix in self.routed.difference(&wanted).copied().collect::<Vec<_>>() {
@@ -111,13 +125,63 @@ impl Routes {
                 tracing::debug!(%prefix, %error, "a route was gone already");
             }
         }
+        self.wanted = wanted;
         failed
     }
 
-    async fn add(&mut self, prefix: &IpNet, source: IpAddr) -> Result<(), RouteError> {
+    /// Puts back what somebody took away of own addresses and routes, as switching IPv6 off takes all of it. What is there is not touched. For each own address what it came to.
+    pub(crate) async fn look(&mut self) -> Vec<(IpAddr, Result<(), RouteError>)> {
+        let mut outcomes = Vec::new();
+        for own in self.addresses.clone() {
+            let is_of = |prefix: &&IpNet| source_for(prefix, &self.addresses) == Some(own);
+            let prefixes: Vec<IpNet> = self.wanted.iter().filter(is_of).copied().collect();
+            outcomes.push((own, self.add_all(own, &prefixes, Existing::Kept).await));
+        }
+        outcomes
+    }
+
+    /// All that can be, after the address that they are sent to from; the last error.
+    async fn add_all(
+        &mut self,
+        own: IpAddr,
+        prefixes: &[IpNet],
+        existing: Existing,
+    ) -> Result<(), RouteError> {
+        self.add_address(own).await?;
+        let mut failed = Ok(());
+        for prefix in prefixes {
+            match self.add(prefix, own, existing).await {
+                Ok(()) => drop(self.routed.insert(*prefix)),
+                Err(error) => failed = Err(error),
+            }
+        }
+        failed
+    }
+
+    async fn add_address(&self, address: IpAddr) -> Result<(), RouteError> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        match self.handle.address().add(self.index, address, length).execute().await {
+            Ok(()) => {
+                let interface = &self.interface;
+                tracing::info!(%address, "the node's own address was gone from {interface} and is set again");
+                Ok(())
+            }
+            Err(error) if errno(&error) == Some(-libc::EEXIST) => Ok(()),
+            Err(source) => Err(RouteError::Address { address, interface: self.interface.clone(), source }),
+        }
+    }
+
+    async fn add(&mut self, prefix: &IpNet, source: IpAddr, existing: Existing) -> Result<(), RouteError> {
         self.add_rule(family(source), TABLE_BASE + self.index, self.mark).await?;
         let Some(route) = self.route(prefix, source) else { return Ok(()) };
-        let added = self.handle.route().add(route).replace().execute().await;
+        let request = self.handle.route().add(route);
+        let added = match existing {
+            Existing::Replaced => request.replace().execute().await,
+            Existing::Kept => match request.execute().await {
+                Err(error) if errno(&error) == Some(-libc::EEXIST) => Ok(()),
+                added => added,
+            },
+        };
         added.map_err(|source| RouteError::Route {
             prefix: *prefix,
             interface: self.interface.clone(),

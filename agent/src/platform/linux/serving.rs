@@ -15,7 +15,7 @@ use super::{
     forwarding::{Released, Switch},
     memory::Memory,
     nat,
-    routes::open,
+    routes::{SharedRoutes, open},
 };
 use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
@@ -40,16 +40,18 @@ pub(crate) struct Serving {
     /// IPv4, IPv6.
     switches: [Switch; 2],
     addresses: BTreeSet<IpAddr>,
+    routes: SharedRoutes,
 }
 
 impl Serving {
-    /// `directory` keeps what a successor must take back.
-    pub(crate) fn new(interface: &str, directory: &Path) -> Self {
+    /// `directory` keeps what a successor must take back; `routes` are what answers leave by.
+    pub(crate) fn new(interface: &str, directory: &Path, routes: SharedRoutes) -> Self {
         Self {
             interface: interface.to_owned(),
             memory: Memory::load(directory),
             switches: [Switch::ipv4(), Switch::ipv6()],
             addresses: BTreeSet::new(),
+            routes,
         }
     }
 
@@ -57,7 +59,7 @@ impl Serving {
     pub(crate) async fn apply(&mut self, served: &[IpNet], masquerade: bool) -> Vec<Trouble> {
         let (hosts, subnets): (Vec<IpNet>, Vec<IpNet>) =
             served.iter().partition(|prefix| prefix.prefix_len() == prefix.max_prefix_len());
-        let mut troubles = Vec::new();
+        let mut troubles = self.ways_back(served).await;
         let wanted = hosts.iter().map(IpNet::addr).collect();
         if let Err(error) = self.set_addresses(wanted, &mut troubles).await {
             let text = format!("claimed addresses cannot be set on {}: {error}", self.interface);
@@ -65,14 +67,13 @@ impl Serving {
         }
         for family in [0, 1] {
             let unserved = of_family(&subnets, family);
-            if let Err(error) = self.forward(family, !unserved.is_empty()) {
+            if let Err(error) = self.forward(family, !unserved.is_empty()).await {
                 let family = FAMILIES[family];
                 let what = if unserved.is_empty() { "off again" } else { "on, which claimed subnets need" };
                 let text = format!("{family} forwarding cannot be switched {what}: {error}");
                 troubles.push(Trouble { text, unserved });
             }
         }
-        troubles.extend(self.dropped(&subnets).await);
         let unserved = if masquerade { subnets } else { Vec::new() };
         if let Err(error) = self.masquerade(&unserved).await {
             let text = match unserved.is_empty() {
@@ -84,9 +85,28 @@ impl Serving {
         troubles
     }
 
-    /// Another's firewall that may be in the way. Where `nft` cannot tell, nothing is said.
-    async fn dropped(&self, subnets: &[IpNet]) -> Vec<Trouble> {
-        let families = [0, 1].map(|family| !of_family(subnets, family).is_empty());
+    /// What answers need: own addresses and routes. A family without them serves nothing.
+    async fn ways_back(&self, served: &[IpNet]) -> Vec<Trouble> {
+        if served.is_empty() {
+            return Vec::new();
+        }
+        let Some(routes) = &mut *self.routes.lock().await else { return Vec::new() };
+        let mut troubles = Vec::new();
+        for (own, outcome) in routes.look().await {
+            let unserved = of_family(served, usize::from(own.is_ipv6()));
+            if let (Err(error), false) = (outcome, unserved.is_empty()) {
+                let text = format!("{error}{}", hint(own, &self.interface));
+                troubles.push(Trouble { text, unserved });
+            }
+        }
+        troubles
+    }
+
+    /// Another's firewall that may be in the way. Where `nft` cannot tell, nothing is said. May be dropped at any time.
+    pub(crate) async fn look(&self, served: &[IpNet]) -> Vec<Trouble> {
+        let is_subnet = |prefix: &&IpNet| prefix.prefix_len() < prefix.max_prefix_len();
+        let subnets: Vec<IpNet> = served.iter().filter(is_subnet).copied().collect();
+        let families = [0, 1].map(|family| !of_family(&subnets, family).is_empty());
         if families == [false; 2] {
             return Vec::new();
         }
@@ -123,6 +143,8 @@ impl Serving {
             *request.message_mut() = message(address, index);
             match request.replace().execute().await {
                 Ok(()) => drop(self.addresses.insert(address)),
+                // It is told why already.
+                Err(_) if troubles.iter().any(|trouble| trouble.unserved.contains(&address.into())) => {}
                 Err(error) => {
                     let interface = &self.interface;
                     let hint = hint(address, interface);
@@ -137,7 +159,7 @@ impl Serving {
     }
 
     /// Forwarding that somebody else switched on is left alone.
-    fn forward(&mut self, family: usize, wanted: bool) -> io::Result<()> {
+    async fn forward(&mut self, family: usize, wanted: bool) -> io::Result<()> {
         let is_ours = self.memory.forwarding[family];
         let switch = &mut self.switches[family];
         if wanted {
@@ -146,7 +168,7 @@ impl Serving {
                 self.memory.save()?;
                 tracing::info!("{} forwarding is switched on for claimed subnets", FAMILIES[family]);
             }
-            return switch.hold();
+            return switch.hold().await;
         }
         if is_ours || switch.is_held() {
             released(family, switch.release(is_ours)?);
@@ -198,8 +220,11 @@ fn released(family: usize, released: Released) {
 pub(crate) async fn recover(directory: &Path) {
     let mut memory = Memory::load(directory);
     for (family, mut switch) in [Switch::ipv4(), Switch::ipv6()].into_iter().enumerate() {
-        match switch.release(std::mem::take(&mut memory.forwarding[family])) {
-            Ok(done) => released(family, done),
+        match switch.release(memory.forwarding[family]) {
+            Ok(done) => {
+                memory.forwarding[family] = false;
+                released(family, done);
+            }
             Err(error) => {
                 let family = FAMILIES[family];
                 tracing::warn!(%error, family, "forwarding that a killed agent left cannot be switched off");
