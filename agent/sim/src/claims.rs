@@ -88,7 +88,7 @@ impl World {
         members::of(agent).address == address || self.claims_of(agent).any(|prefix| prefix.contains(&address))
     }
 
-    fn claims_of(&self, agent: usize) -> impl Iterator<Item = IpNet> {
+    pub(crate) fn claims_of(&self, agent: usize) -> impl Iterator<Item = IpNet> {
         let of = self.claims.iter().filter(move |claimed| claimed.agent == agent && claimed.is_granted);
         of.map(|claimed| claimed.claim.prefix)
     }
@@ -122,7 +122,7 @@ impl World {
         let are_open = present.all(|claimer| self.is_let_in(*claimer, caller.from));
         let good: BTreeMap<usize, BootTime> = claimers
             .into_iter()
-            .filter(|claimer| are_open && self.could_answer(caller.from, *claimer))
+            .filter(|claimer| are_open && self.could_answer(caller.from, *claimer, caller.to))
             .filter(|claimer| self.is_holder(*claimer, caller.to))
             .map(|claimer| (claimer, caller.good_since.get(&claimer).copied().unwrap_or(now)))
             .collect();
@@ -141,13 +141,13 @@ impl World {
         exclusive.all(|prefix| self.database.head.holder(&prefix).is_some_and(|holding| holding.node == node))
     }
 
-    fn could_answer(&self, client: usize, claimer: usize) -> bool {
+    fn could_answer(&self, client: usize, claimer: usize, address: IpAddr) -> bool {
         let removed = |at: usize| self.database.head.removal(&members::of(at).key).is_some();
         let is_there = |at: usize| {
             let node = &self.nodes[at];
             node.is_awake() && node.watch.synced_since.is_some() && !node.is_leaving && !removed(at)
         };
-        let serves = !self.nodes[claimer].is_failing;
+        let serves = !self.nodes[claimer].is_failing && !self.is_unserved(claimer, address);
         let clean = self.network.is_clean(Host::Agent(client), Host::Agent(claimer));
         let knows = self.knows(client, claimer) && self.knows(claimer, client);
         let claims = !self.database.head.is_withdrawn(claimer);
@@ -214,7 +214,7 @@ impl World {
             self.check_preference(at);
             for other in 0..at {
                 let (one, other) = (&self.callers[at], &self.callers[other]);
-                if one.to == other.to && self.is_order_certain(&self.claimers(one)) {
+                if one.to == other.to && self.is_order_certain(&self.claimers(one), one.to) {
                     self.check_agreement_on(one.to, one.from, other.from);
                 }
             }
@@ -254,13 +254,13 @@ impl World {
         claims.map(|claim| (claim.prefix.prefix_len(), claim.priority, claim.preempt)).max()
     }
 
-    fn is_order_certain(&self, claimers: &[usize]) -> bool {
+    fn is_order_certain(&self, claimers: &[usize], address: IpAddr) -> bool {
         let spreads =
             |at: &usize| self.claims.iter().any(|claimed| claimed.agent == *at && claimed.claim.spread);
         if claimers.iter().any(spreads) {
             return false;
         }
-        let started_at = |at: &usize| self.nodes[*at].watch.serving_since;
+        let started_at = |at: &usize| self.serving_since(*at, address);
         let apart = |one: &usize, other: &usize| {
             let (one, other) = (started_at(one), started_at(other));
             one.since(other).max(other.since(one))

@@ -31,6 +31,10 @@ impl World {
         }
         self.disturb(at, false);
         let node = &mut self.nodes[at];
+        // A start of the machine, as often as one of the process alone.
+        if node.life > 0 && (self.seed + at as u64).is_multiple_of(2) {
+            node.booted_at = now;
+        }
         node.life += 1;
         let key = members::of(at).key;
         let identity = Identity { key, boot: node.life.into(), can_enrol: true };
@@ -38,14 +42,16 @@ impl World {
         let seed = self.seed.wrapping_mul(31).wrapping_add(u64::from(node.life) << 32 | at as u64);
         node.tunnel = Tunnel::new(key, (at as u32) << 24 | (node.life * INDICES));
         node.tunnel.clock_ahead_s = node.clock_ahead_s;
-        let agent = Agent::new(node.config.clone(), identity, node.saved.clone(), cached, seed, now);
-        node.agent = Some(agent);
+        let (config, clock) = (node.config.clone(), node.clock(now));
+        node.agent = Some(Agent::new(config, identity, node.saved.clone(), cached, seed, clock));
         node.told.active.clear();
         (node.told.switches, node.told.messages, node.told.datagrams) = (0, 0, 0);
         (node.told.initiations, node.told.signals) = (0, 0);
         node.watch.steady_since = now;
         node.watch.launched_at = now;
         (node.watch.serving_since, node.watch.withdrawn_since) = (now, None);
+        node.watch.restored_at.clear();
+        node.watch.unserved_since.clear();
         // What was not written before the kill is seen anew.
         node.watch.version = MapVersion::default();
         let endpoint = node.endpoint();
@@ -80,12 +86,12 @@ impl World {
 
     /// One input, if the process runs and the machine is awake.
     pub(crate) fn input(&mut self, at: usize, step: impl FnOnce(&mut Agent, BootTime)) {
-        let now = self.now;
+        let clock = self.nodes[at].clock(self.now);
         if self.nodes[at].asleep {
             return;
         }
         if let Some(agent) = &mut self.nodes[at].agent {
-            step(agent, now);
+            step(agent, clock);
             self.drain(at);
         }
     }
@@ -108,25 +114,26 @@ impl World {
                 self.trace.note(self.now, || format!("agent {at}: {output:?}"));
                 self.perform(at, output);
             }
+            let clock = self.nodes[at].clock(self.now);
             let Some(agent) = &mut self.nodes[at].agent else { return };
             let deadline = agent.poll_timeout();
             match deadline {
-                Some(deadline) if deadline.at <= self.now => {
+                Some(deadline) if deadline.at <= clock => {
                     if was_late {
                         self.fail(&format!("agent {at}: {deadline:?} stays in the past"));
                     }
                     was_late = true;
-                    agent.handle_timeout(self.now);
+                    agent.handle_timeout(clock);
                     self.count_step(at);
                 }
-                Some(deadline) => return self.wake_at(at, deadline.at),
+                Some(deadline) => return self.wake_at(at, deadline.at.since(clock)),
                 None => return self.nodes[at].wake_at = None,
             }
         }
     }
 
-    fn wake_at(&mut self, at: usize, deadline: BootTime) {
-        let node = &mut self.nodes[at];
+    fn wake_at(&mut self, at: usize, after: Duration) {
+        let (deadline, node) = (self.now + after, &mut self.nodes[at]);
         if node.wake_at != Some(deadline) {
             node.wake_at = Some(deadline);
             self.queue.push(deadline, Event::Wake { agent: at, life: node.life });

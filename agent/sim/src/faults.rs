@@ -3,7 +3,7 @@
 use crate::{atlas::Change, members, network::Host, rules::Policy, world::World};
 use agent_core::{Agent, BootTime};
 use proto::time::UnixTime;
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
 /// One change of the world.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +55,9 @@ pub enum Fault {
     /// What a node serves is found wrong, or well again, by its own check.
     CheckFails(usize),
     CheckPasses(usize),
+    /// A node's machine cannot serve one of its claims, the one that has this address, or can again.
+    Unserved(usize, IpAddr),
+    ServedAgain(usize, IpAddr),
     /// The agent's machine gets another address.
     Move(usize),
     /// Its wall clock is set, seconds ahead of the truth.
@@ -117,6 +120,8 @@ impl World {
             Fault::Claim(_) => {}
             Fault::CheckFails(agent) => self.set_check(agent, true),
             Fault::CheckPasses(agent) => self.set_check(agent, false),
+            Fault::Unserved(agent, address) => self.set_unserved(agent, address, true),
+            Fault::ServedAgain(agent, address) => self.set_unserved(agent, address, false),
             Fault::Move(agent) => self.move_agent(agent),
             Fault::WallClock(agent, ahead_s) => self.set_wall_clock(agent, ahead_s),
             Fault::Rename(agent) => self.rename(agent),
@@ -269,6 +274,7 @@ impl World {
         for agent in 0..self.nodes.len() {
             self.apply(&Fault::Claim(agent));
             self.apply(&Fault::CheckPasses(agent));
+            self.serve_all(agent);
             if self.nodes[agent].backlog.is_some() {
                 self.apply(&Fault::Resume(agent));
             }

@@ -10,7 +10,7 @@ use agent_core::{Agent, BootTime, Config, ConnId, Saved};
 use ipnet::IpNet;
 use proto::{key::PublicKey, map::MapVersion, server_url::ServerUrl};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
 };
 
@@ -19,6 +19,8 @@ pub(crate) struct Node {
     pub(crate) at: usize,
     pub(crate) config: Config,
     pub(crate) agent: Option<Agent>,
+    /// When its machine started: then its clock did.
+    pub(crate) booted_at: BootTime,
     /// Counts its starts.
     pub(crate) life: u32,
     pub(crate) saved: Saved,
@@ -41,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) is_leaving: bool,
     /// What it serves is found wrong by its own check.
     pub(crate) is_failing: bool,
+    /// What its machine cannot serve.
+    pub(crate) unserved: BTreeSet<IpNet>,
     pub(crate) told: Told,
     pub(crate) watch: Watch,
 }
@@ -82,6 +86,9 @@ pub(crate) struct Watch {
     /// Since when it serves what it claims, and since when its agent knows that it must not.
     pub(crate) serving_since: BootTime,
     pub(crate) withdrawn_since: Option<BootTime>,
+    /// The same of single claims.
+    pub(crate) restored_at: BTreeMap<IpNet, BootTime>,
+    pub(crate) unserved_since: BTreeMap<IpNet, BootTime>,
     /// Per server: since when it would serve this agent.
     pub(crate) good_since: Vec<Option<BootTime>>,
     /// What it followed and held of what is claimed exclusively.
@@ -95,6 +102,7 @@ impl Node {
             at,
             config,
             agent: None,
+            booted_at: BootTime::default(),
             life: 0,
             saved: Saved::default(),
             cache: Vec::new(),
@@ -110,6 +118,7 @@ impl Node {
             is_refused: false,
             is_leaving: false,
             is_failing: false,
+            unserved: BTreeSet::new(),
             told: Told::default(),
             watch: Watch { good_since: vec![None; servers], ..Watch::default() },
         }
@@ -117,6 +126,11 @@ impl Node {
 
     pub(crate) fn endpoint(&self) -> SocketAddr {
         members::endpoint(self.at, self.moves)
+    }
+
+    /// What its clock shows.
+    pub(crate) fn clock(&self, now: BootTime) -> BootTime {
+        BootTime::from_duration(now.since(self.booted_at))
     }
 
     pub(crate) fn is_awake(&self) -> bool {

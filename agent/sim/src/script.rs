@@ -3,7 +3,10 @@
 use crate::{faults::Fault, network::Host, rules::Policy, world::World};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg32;
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 /// Faults and when they happen, from the start of the script.
 #[derive(Debug, Clone)]
@@ -12,6 +15,9 @@ pub struct Script {
     /// By then every fault has ended, except that links may lose and processes may be down: [`World::heal`] sets those right.
     pub span: Duration,
 }
+
+/// What agents from the third on claim, in the worlds that these are for; the second of them in some.
+const SHARED: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1)), IpAddr::V4(Ipv4Addr::new(10, 9, 7, 1))];
 
 struct Writer {
     rng: Pcg32,
@@ -47,6 +53,9 @@ impl Script {
         }
         if seed % 5 == 2 && agents > 4 {
             writer.claims();
+        }
+        if seed % 5 == 2 && seed / 10 % 2 == 1 && agents > 4 {
+            writer.unserved();
         }
         if seed % 10 == 4 && agents > 4 {
             writer.exclusive();
@@ -291,6 +300,19 @@ impl Writer {
             1 => self.between(Fault::Stop(claimer), Fault::Launch(claimer)),
             2 => self.between(Fault::Sleep(claimer), Fault::WakeUp(claimer)),
             _ => {}
+        }
+    }
+
+    /// One of two claims cannot be served for a while, by one or all of them.
+    fn unserved(&mut self) {
+        for _ in 0..self.rng.random_range(1..=4) {
+            let address = SHARED[self.rng.random_range(0..SHARED.len())];
+            let one = self.rng.random_range(2..self.agents);
+            let all = self.rng.random_bool(0.3);
+            for claimer in if all { 2..self.agents } else { one..one + 1 } {
+                let (fault, cure) = (Fault::Unserved(claimer, address), Fault::ServedAgain(claimer, address));
+                self.between(fault, cure);
+            }
         }
     }
 

@@ -7,6 +7,8 @@ use agent_sim::{Claimed, Script, Setup, World};
 use std::{panic::catch_unwind, time::Duration};
 
 const RUNS: u64 = 2000;
+/// In some worlds every claimer claims this, too.
+const SECOND: &str = "10.9.7.1/32";
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
@@ -64,6 +66,9 @@ fn claims(seed: u64) -> Vec<Claimed> {
         _ => {}
     }
     claims.push(Claimed { is_granted: false, ..Claimed::new(1, "10.9.0.1/32") });
+    if seed / 10 % 2 == 1 {
+        claims.extend((2..5).map(|agent| Claimed::new(agent, SECOND)));
+    }
     claims
 }
 
@@ -93,6 +98,9 @@ fn run(seed: u64, traced: bool) -> u64 {
     if !setup.claims.is_empty() {
         for client in [0, 1] {
             world.call(client, "10.9.0.1", Duration::from_millis(300));
+            if setup.claims.iter().any(|claimed| claimed.claim.prefix.to_string() == SECOND) {
+                world.call(client, SECOND.trim_end_matches("/32"), Duration::from_millis(500));
+            }
         }
     }
     let script = Script::random(setup.agents, setup.servers, seed);

@@ -1,5 +1,6 @@
 //! Shared addresses: two clients (agents 0 and 1) and those that claim (from 2 on), with and without servers.
 
+mod apart;
 mod choice;
 mod cost;
 mod faults;

@@ -86,3 +86,19 @@ fn a_secondary_serves_the_address_by_a_shorter_prefix_until_the_primary_is_back_
         assert_eq!(world.answered_by(neighbour), [3], "seed {seed}");
     }
 }
+
+#[test]
+fn a_client_whose_machine_started_after_the_nodes_agrees_with_one_that_was_there_before() {
+    for seed in 0..20 {
+        let (mut world, _) = in_use(&setup(2), seed, true);
+        for agent in [FIRST, 1] {
+            world.apply(&Fault::Stop(agent));
+            world.run_for(secs(30));
+            world.apply(&Fault::Launch(agent));
+            world.run_for(secs(30));
+        }
+        world.call(1, ADDRESS, ms(100));
+        world.run_for(secs(20));
+        assert_eq!([0, 1].map(|client| world.serving(client, PREFIX)), [Some(SECOND); 2], "seed {seed}");
+    }
+}
