@@ -148,6 +148,11 @@ impl Claims {
 
     /// These carried data since the last report.
     pub fn handle_data(&mut self, peers: &[PublicKey], now: BootTime) {
+        for peer in peers {
+            if let Some(claimant) = self.claimants.get_mut(peer) {
+                claimant.pulse.on_data(&self.config, now);
+            }
+        }
         let is_used = |choice: &Choice| choice.active.is_some_and(|active| peers.contains(&active));
         let used: Vec<IpNet> =
             self.choices.iter().filter(|(_, choice)| is_used(choice)).map(|(prefix, _)| *prefix).collect();

@@ -1,7 +1,7 @@
 //! Whether one peer is there, by round trips inside its tunnel.
 //!
 //! ```text
-//!            data unanswered, or a check missed            5 misses, and silent for dead-after (or 20 misses:
+//!            data unanswered, or a check missed            5 misses, and silent for dead-after (or 10 misses:
 //!   Calm ------------------------------------> Doubted ---- what we send does not arrive) ----> Dead
 //!    ^                  an answer                 |                                               |
 //!    +--------------------------------------------+                                               |
@@ -79,6 +79,8 @@ pub(super) struct Pulse {
     /// It answers ever since.
     healthy_since: Option<BootTime>,
     next_at: Option<BootTime>,
+    /// It carries data up to then, as far as is known.
+    busy_until: Option<BootTime>,
     /// Probes since it was asked for again.
     asked: u32,
 }
@@ -99,6 +101,7 @@ impl Default for Pulse {
             missed_at: None,
             healthy_since: None,
             next_at: None,
+            busy_until: None,
             asked: 0,
         }
     }
@@ -134,6 +137,14 @@ impl Pulse {
         self.sent.clear();
         (self.missed, self.silent_since, self.healthy_since) = (0, None, None);
         self.state = State::Calm;
+    }
+
+    /// It carries data, as is told about once a second.
+    pub(super) fn on_data(&mut self, config: &ClaimsConfig, now: BootTime) {
+        self.busy_until = Some(now + BUSY);
+        if let Some(interval) = self.interval(config) {
+            self.next_at = self.next_at.map(|at| at.min(now + interval));
+        }
     }
 
     /// Data went out at `since`, or waits since then for a tunnel, and nothing came back.
@@ -207,6 +218,9 @@ impl Pulse {
             (Need::Proof, _) | (Need::Active, State::Doubted(_) | State::Dead(_)) => {
                 Some(self.backed_off(config.probe_interval, config.return_interval))
             }
+            (Need::Active, State::Calm) if self.busy_until.is_some() => {
+                Some(config.check_interval.min(config.dead_after * 3 / 4))
+            }
             (Need::Sole, _) | (Need::Active, State::Calm) => Some(config.check_interval),
             (Need::Standby | Need::Return, State::Doubted(_)) => Some(config.return_interval),
             (Need::Standby, State::Calm) => Some(config.warm_interval),
@@ -223,6 +237,7 @@ impl Pulse {
 
     /// Lets time pass: counts misses, and judges.
     pub(super) fn handle_timeout(&mut self, config: &ClaimsConfig, now: BootTime) {
+        self.busy_until = self.busy_until.filter(|until| now < *until);
         if let Some(since) = self.silent_since.filter(|since| now >= *since + self.silence(config)) {
             self.doubt(since, now);
         }
@@ -325,12 +340,14 @@ impl Pulse {
     }
 }
 
+/// One that has carried data may be asked for something that takes so long to answer.
+const BUSY: Duration = Duration::from_secs(10);
 /// One after the other: two lost answers in ten are no death.
 const MISSES: u32 = 5;
 /// One that restarted is to be answered again within 300 ms, and 150 are over when it is silent. A path may take longer.
 const REPAIR_PATIENCE: Duration = Duration::from_millis(100);
 /// So many while it is heard: what we send does not arrive.
-const DEAF_MISSES: u32 = 20;
+const DEAF_MISSES: u32 = 10;
 
 #[cfg(test)]
 mod tests {

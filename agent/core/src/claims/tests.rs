@@ -516,12 +516,28 @@ fn a_prefix_in_use_costs_a_probe_in_25_s_beside_the_check_and_an_idle_one_nothin
     let mut world = pair();
     world.probes = 0;
     world.use_for_s(100);
+    assert!((265..=275).contains(&world.probes), "while it carries data: {}", world.probes);
+    world.run(Duration::from_secs(10), None);
+    world.probes = 0;
+    world.run(Duration::from_secs(100), None);
     assert!((52..=56).contains(&world.probes), "{}", world.probes);
     world.run(Duration::from_secs(301), None);
     world.probes = 0;
     world.run(Duration::from_secs(3600), None);
     assert_eq!((world.probes, world.claims.poll_timeout()), (0, None));
     assert!(world.kept.is_empty());
+}
+
+#[test]
+fn one_that_dies_while_it_owes_an_answer_is_left_within_a_second_though_nothing_is_unanswered() {
+    for after_ms in (5..2000).step_by(95) {
+        let mut world = pair();
+        world.run(Duration::from_millis(after_ms), None);
+        world.run(TICK, Some(prefix(ADDRESS)));
+        world.kill(1);
+        world.run(Duration::from_secs(1), None);
+        assert_eq!(world.serving(), 2, "after {after_ms} ms");
+    }
 }
 
 #[test]
