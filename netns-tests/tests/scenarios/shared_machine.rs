@@ -119,6 +119,9 @@ pub(crate) fn without_ipv6_serves_its_ipv4_claim(s: &mut Scenario) -> Result<()>
     answers(&mesh.agents[2], V6)?;
     ensure!(served(&mesh, CLAIM)? == victim, "the IPv4 address moved as well");
     ensure!(state(&mesh.agents[victim], CLAIM)? == "served", "the IPv4 address is not served");
+    // Nor are answers sent without the rule by which the tunnel's routes are found.
+    s.expect_warning("somebody removed our routing rule");
+    mesh.agents[victim].host.namespace.output("ip", &["-6", "rule", "del", "priority", "5200"])?;
     mesh.agents[victim].host.namespace.sysctl(switch, "0")?;
     let mended = Instant::now();
     mesh.agents[victim].wait(mended, MENDED, "serves IPv6 again", |status| {

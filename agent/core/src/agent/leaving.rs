@@ -84,12 +84,10 @@ impl Agent {
 
     /// Somebody said whether it uses what we serve.
     pub(super) fn on_users_counted(&mut self) {
-        let count = self.users.count(self.now);
-        if let Some(leaving) = &mut self.leaving {
-            match count {
-                0 => _ = leaving.quiet_at.get_or_insert(self.now + GRACE),
-                1.. => leaving.quiet_at = None,
-            }
+        let Some(leaving) = &mut self.leaving else { return };
+        match self.users.count(self.now) {
+            0 => _ = leaving.quiet_at.get_or_insert(self.now + GRACE),
+            1.. => leaving.quiet_at = None,
         }
     }
 

@@ -86,7 +86,7 @@ impl Agent {
     pub(super) fn on_map_told(&mut self, conn: ConnId, version: MapVersion) {
         if self.control.serving() == Some(conn) && self.fetching.is_none() {
             if self.netmap.on_level(version) {
-                self.on_holdings_changed();
+                self.on_map_level();
             }
             if version > MapVersion::default() {
                 self.on_confirmed();

@@ -278,7 +278,7 @@ impl Agent {
         self.leave_broken(conn, why);
     }
 
-    fn on_map_level(&mut self) {
+    pub(super) fn on_map_level(&mut self) {
         self.gossip.look_at_map();
         self.tell_rules();
         self.level_at = Some(self.now);

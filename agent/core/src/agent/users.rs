@@ -152,18 +152,22 @@ impl Agent {
                 user.said_at = now;
             }
             Some(user) => {
-                (user.said_at, user.uses, user.is_behind) = (now, uses, true);
-                self.on_use_changed(&peer);
+                let is_outdated = user.judged.state != state || user.judged.sources != sources;
+                (user.said_at, user.uses) = (now, uses);
+                self.on_use_changed(&peer, is_outdated);
             }
         }
         self.on_users_counted();
     }
 
-    fn on_use_changed(&mut self, peer: &PublicKey) {
+    /// It uses something else, or what it was judged by is outdated.
+    fn on_use_changed(&mut self, peer: &PublicKey, is_outdated: bool) {
         let claims = self.claims_used(peer);
         let Some(user) = self.users.users.get_mut(peer) else { return };
+        let counted = user.counts.len();
         user.counts.retain(|claim| claims.contains(claim));
-        user.is_behind = user.counts != claims;
+        let counts_less = user.counts.len() < counted;
+        user.is_behind = is_outdated || user.counts != claims;
         user.claims = claims;
         let again_at = user.judged.at + JUDGED_FOR;
         match (user.is_behind, self.now < again_at) {
@@ -171,20 +175,22 @@ impl Agent {
             (true, true) => self.users.look_no_later(again_at),
             (false, _) => {}
         }
-        self.tell_users();
+        if counts_less {
+            self.tell_users();
+        }
     }
 
     /// What a peer uses is of the longest served claim around it.
     fn claims_used(&self, peer: &PublicKey) -> Vec<IpNet> {
         let Some(user) = self.users.users.get(peer) else { return Vec::new() };
-        let served = self.served();
+        let served = &self.serving;
         let claim_of = |used: &IpNet| {
             served.iter().filter(|claim| claim.contains(used)).max_by_key(|claim| claim.prefix_len())
         };
         let mut used: Vec<IpNet> = match &user.uses {
             Uses::None => Vec::new(),
             Uses::These(these) => these.iter().filter_map(claim_of).copied().collect(),
-            Uses::Some => served,
+            Uses::Some => served.clone(),
         };
         used.sort_unstable();
         used.dedup();
@@ -223,8 +229,7 @@ impl Agent {
 
     /// Tells where the number of users is another than before. What is not served has none.
     pub(super) fn tell_users(&mut self) {
-        let served = self.served();
-        let counts = served.iter().map(|prefix| (*prefix, self.users.count_of(prefix)));
+        let counts = self.serving.iter().map(|prefix| (*prefix, self.users.count_of(prefix)));
         let counts: BTreeMap<IpNet, u64> = counts.filter(|(_, users)| *users > 0).collect();
         let before = std::mem::replace(&mut self.users.told, counts);
         let told = &self.users.told;

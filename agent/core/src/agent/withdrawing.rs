@@ -152,6 +152,7 @@ impl Agent {
     }
 
     fn tell_connected(&mut self) {
+        self.restore_all_where_crowded();
         let connected: Vec<PublicKey> =
             self.peers.iter().filter(|(_, peer)| peer.is_connected()).map(|(key, _)| *key).collect();
         for peer in connected {
@@ -161,20 +162,18 @@ impl Agent {
 
     /// How we stand, as every answer says.
     pub(super) fn reply(&self, id: u64) -> Body {
-        let Withdrawn { all, claims, taken_back, .. } = &self.withdrawn;
+        let Withdrawn { all, claims, restored, taken_back, .. } = &self.withdrawn;
         let own = &self.config.facts.claims;
         let is_gone = own.is_empty() && !taken_back.is_empty();
         let is_withdrawn = all.is_some() || is_gone || claims.len() > MAX_APART;
-        let mut uptime = self.now.since(self.serving_since);
+        let uptime = self.now.since(self.serving_since);
         let mut apart = Vec::new();
         if !is_withdrawn {
             apart.extend(claims.iter().map(|prefix| Apart { prefix: *prefix, uptime: None }));
-            match self.restored(MAX_APART - apart.len()) {
-                Ok(restored) => apart.extend(restored),
-                Err(newest) => uptime = newest,
-            }
+            let restored = restored.iter().map(|(prefix, since)| (*prefix, Some(self.now.since(*since))));
+            apart.extend(restored.map(|(prefix, uptime)| Apart { prefix, uptime }));
             let former = taken_back.iter().map(|prefix| Apart { prefix: *prefix, uptime: None });
-            apart.extend(former.take(MAX_APART - apart.len()));
+            apart.extend(former.take(MAX_APART.saturating_sub(apart.len())));
         }
         // A process that knows of no former claims, and a client whose map does, are told so.
         let is_listed = ProbeReply::can_list(own.len(), apart.len());
@@ -182,25 +181,19 @@ impl Agent {
         Body::ProbeReply(ProbeReply { id, uptime, is_leaving: self.draining, is_withdrawn, apart, claims })
     }
 
-    /// What is served again, the newest first, as far as there is room; or how long the newest is, where there is none for those that clients would not return to yet.
-    fn restored(&self, room: usize) -> Result<Vec<Apart>, Duration> {
-        let restored = self.withdrawn.restored.iter();
-        let mut since: Vec<(Duration, IpNet)> =
-            restored.map(|(prefix, since)| (self.now.since(*since), *prefix)).collect();
-        since.sort_unstable();
-        let hold = self.config.claims.return_hold;
-        match since.get(room).filter(|(uptime, _)| *uptime < hold).and(since.first()) {
-            Some((newest, _)) => Err(*newest),
-            None => {
-                let named = since.into_iter().take(room);
-                Ok(named.map(|(uptime, prefix)| Apart { prefix, uptime: Some(uptime) }).collect())
-            }
+    /// Where answers have no room for all that was restored apart, the whole node counts as new as the newest, from then on and for every client.
+    fn restore_all_where_crowded(&mut self) {
+        let Withdrawn { claims, restored, .. } = &mut self.withdrawn;
+        if claims.len() <= MAX_APART && claims.len() + restored.len() > MAX_APART {
+            let newest = restored.values().max().copied();
+            restored.clear();
+            self.serving_since = self.serving_since.max(newest.unwrap_or_default());
         }
     }
 
     /// A peer with a new tunnel hears how one that serves stands: it may know us as gone, or not yet as going.
     pub(super) fn tell_standing(&mut self, peer: PublicKey) {
-        if !self.served().is_empty() || !self.withdrawn.taken_back.is_empty() {
+        if !self.serving.is_empty() || !self.withdrawn.taken_back.is_empty() {
             // As the answer to no question.
             self.send_to_peer(peer, self.reply(0), None);
             self.tell_held(peer);

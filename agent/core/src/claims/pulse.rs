@@ -275,7 +275,9 @@ impl Pulse {
     fn is_gone(&self, config: &ClaimsConfig, now: BootTime) -> bool {
         let is_silent = self.silent_since.is_some_and(|since| now >= since + config.dead_after);
         let is_used = self.need == Need::Active;
-        self.missed >= MISSES && (is_silent || !is_used || self.missed >= DEAF_MISSES)
+        let is_deaf = self.missed >= DEAF_MISSES
+            && self.doubted_since().is_some_and(|since| now >= since + config.dead_after);
+        self.missed >= MISSES && (is_silent || !is_used || is_deaf)
     }
 
     /// For how long an answer is waited for.

@@ -541,6 +541,22 @@ fn one_that_dies_while_it_owes_an_answer_is_left_within_a_second_though_nothing_
 }
 
 #[test]
+fn silence_for_less_than_a_long_dead_after_moves_nobody() {
+    let mut world = pair();
+    world.claims.set_config(ClaimsConfig { dead_after: Duration::from_secs(5), ..ClaimsConfig::default() });
+    for _ in 0..3 {
+        (world.node(1).hears, world.node(1).is_heard) = (false, false);
+        world.use_for_s(4);
+        (world.node(1).hears, world.node(1).is_heard) = (true, true);
+        world.use_for_s(10);
+        assert_eq!((world.serving(), world.moves.len()), (1, 1));
+    }
+    world.kill(1);
+    world.use_for_s(7);
+    assert_eq!(world.serving(), 2);
+}
+
+#[test]
 fn a_slow_path_is_given_its_round_trips() {
     let mut world = World::new(&[claim(ADDRESS), claim(ADDRESS)]);
     for number in [1, 2] {

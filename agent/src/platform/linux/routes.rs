@@ -135,9 +135,27 @@ impl Routes {
         for own in self.addresses.clone() {
             let is_of = |prefix: &&IpNet| source_for(prefix, &self.addresses) == Some(own);
             let prefixes: Vec<IpNet> = self.wanted.iter().filter(is_of).copied().collect();
-            outcomes.push((own, self.add_all(own, &prefixes, Existing::Kept).await));
+            let outcome = match self.keep_rules(own).await {
+                Ok(()) => self.add_all(own, &prefixes, Existing::Kept).await,
+                Err(error) => Err(error),
+            };
+            outcomes.push((own, outcome));
         }
         outcomes
+    }
+
+    /// The rule of this address's family, which somebody may have flushed.
+    async fn keep_rules(&self, own: IpAddr) -> Result<(), RouteError> {
+        for rule in self.rules.iter().filter(|rule| rule.header.family == family(own)) {
+            let mut request = self.handle.rule().add().v4();
+            request.message_mut().clone_from(rule);
+            match request.execute().await {
+                Ok(()) => tracing::warn!(%own, "somebody removed our routing rule; it is there again"),
+                Err(error) if errno(&error) == Some(-libc::EEXIST) => {}
+                Err(error) => return Err(RouteError::Rule(error)),
+            }
+        }
+        Ok(())
     }
 
     /// All that can be, after the address that they are sent to from; the last error.

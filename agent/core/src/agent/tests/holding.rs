@@ -225,14 +225,18 @@ fn a_map_of_which_only_the_end_was_lost_is_whole_once_a_server_says_that_it_is_i
     let mut bench = rival();
     bench.tell(3, vec![holdings(1, 5)], Vec::new());
     bench.hear(2, Body::Holdings(vec![held(2, 6)]));
-    let whole = bench.step(4, vec![claimer(2, shared)], Vec::new());
+    let opened = proto::rule::Rule { destinations: vec![vip()], ..proto::rule::Rule::all() };
+    let opened = Object::new(&Content::Rule(opened), vec![9]).unwrap();
+    let whole = bench.step(4, vec![claimer(2, shared), opened], Vec::new());
     bench.say(ConnId(0), ServerMessage::Map(Delta { last: false, ..whole }));
     bench.told = version(3);
     bench.heartbeat(version(4), NOW_S);
     assert!(!serves(&bench), "the rest is under way");
     bench.told = version(4);
-    bench.heartbeat(version(4), NOW_S);
+    let outputs = bench.heartbeat(version(4), NOW_S);
     assert!(serves(&bench));
+    let is_rules = |output: &Output| matches!(output, Output::Tunnel(TunnelCommand::SetRules(rules)) if !rules.is_empty());
+    assert!(outputs.iter().any(is_rules), "its rules count, too: {outputs:?}");
 }
 
 #[test]

@@ -460,6 +460,18 @@ fn who_may_open_nothing_at_a_claim_is_no_user_of_it_whatever_it_says() {
 }
 
 #[test]
+fn who_counted_for_all_that_it_uses_counts_no_more_with_its_next_word_after_the_rules_changed() {
+    let mut bench = serving();
+    let word = || Body::Probe(Probe { id: 1, uses: Uses::These(vec![net("10.9.0.1/32")]) });
+    bench.hear(2, word());
+    assert_eq!(bench.agent.status(bench.now).own.users, 1);
+    bench.tell(11, vec![rule(1, &["100.64.0.3/32"], &[])], Vec::new());
+    bench.at(Duration::from_secs(2));
+    bench.hear(2, word());
+    assert_eq!(bench.agent.status(bench.now).own.users, 0);
+}
+
+#[test]
 fn however_often_a_peer_says_something_else_it_is_judged_once_a_second() {
     let mut bench = serving();
     bench.agent.set_claims(vec![claim("10.9.0.1/32"), claim("10.9.0.2/32")], bench.now);
