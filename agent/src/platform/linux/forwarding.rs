@@ -271,8 +271,8 @@ mod tests {
         let machine = Machine::new(false);
         let (mut agent, other) = (machine.agent(), machine.agent().open().unwrap());
         other.try_lock().unwrap();
+        // They take turns: it has met the lock when this lets go.
         let (held, ()) = tokio::join!(agent.hold(), async {
-            tokio::time::sleep(3 * LOCK_TRY_INTERVAL).await;
             fs::remove_file(&machine.agent().note).unwrap();
             drop(other);
         });
