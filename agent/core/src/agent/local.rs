@@ -105,6 +105,8 @@ impl Agent {
         self.netmap = crate::netmap::NetMap::new(self.identity.key, None);
         self.rules = Told::default();
         self.online.clear();
+        self.serving.clear();
+        self.tell_users();
         self.outputs.push_back(Output::Configure {
             addresses: Vec::new(),
             overlay: Vec::new(),
